@@ -1,0 +1,1 @@
+"""Nightscore: nightly batch scoring of images."""

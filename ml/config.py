@@ -1,0 +1,252 @@
+"""`nightscore.yaml`: the streams and the models, checked once when it is read.
+
+The file holds no secrets and no addresses of services; those come from the environment
+(`ml.settings`). DAG files read it when they are parsed, so this module imports nothing heavy.
+"""
+
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from croniter import croniter
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from ml.errors import ConfigurationError
+
+NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+S3_URI = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/]+)*$"
+
+
+class Strict(BaseModel):
+    """A part of the file: unknown keys are errors, values do not change after the check."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _cron(expression: str) -> str:
+    if not croniter.is_valid(expression):
+        raise ValueError(
+            f"{expression!r} is not a cron expression of five fields, such as '0 2 * * *'"
+        )
+    return expression
+
+
+Name = Annotated[str, Field(pattern=NAME)]
+Prefix = Annotated[str, Field(pattern=S3_URI)]
+Cron = Annotated[str, AfterValidator(_cron)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Limits(Strict):
+    """What an image may measure before it is rejected instead of decoded."""
+
+    max_pixels: int = Field(64_000_000, gt=0, description="width x height, pixels")
+    max_bytes: int = Field(64 * 1024 * 1024, gt=0, description="size of the object, bytes")
+
+
+class Stream(Strict):
+    """A source of images under one S3 prefix, and how its nights are scored."""
+
+    prefix: Prefix
+    schedule: Cron | None = None
+    models: Annotated[list[Name], Field(min_length=1)]
+    lookback_nights: int = Field(3, ge=0, le=366)
+    shard_size: int = Field(4096, ge=1, le=1_000_000)
+    max_rejected_share: Share = 0.5
+    rescore_nights: int = Field(0, ge=0, le=366)
+    limits: Limits = Limits()
+
+    @property
+    def lookback(self) -> timedelta:
+        return timedelta(days=self.lookback_nights)
+
+
+class Training(Strict):
+    """Training parameters for one class of device."""
+
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+
+
+class Gate(Strict):
+    """What a challenger must reach on the held-out images to become champion."""
+
+    metric: str = ""
+    minimum: float = Field(0.0, description="floor of the metric")
+    max_drop: float = Field(0.01, ge=0, description="how far below the champion it may be")
+
+
+class Threshold(Strict):
+    """How an anomaly model's threshold is chosen from its held-out images.
+
+    `midpoint`: halfway between a high quantile of the normal and a low quantile of the anomalous
+    scores; needs calibration anomalies. `target_fpr`: the quantile of the normal scores at a
+    wished false-alarm rate.
+    """
+
+    policy: Literal["midpoint", "target_fpr"] = "midpoint"
+    target_fpr: float = Field(0.01, gt=0, lt=1)
+    normal_quantile: float = Field(0.99, gt=0, lt=1)
+    anomalous_quantile: float = Field(0.05, gt=0, lt=1)
+
+
+class Model(Strict):
+    """A registered model: what it learns from, how, and when a new version may take over."""
+
+    task: Literal["classification", "anomaly"]
+    dataset: Name
+    architecture: Name
+    input_size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] = Field(
+        description="height, width in pixels"
+    )
+    schedule: Cron | None = None
+    seed: int = 0
+    holdout_share: float = Field(0.1, gt=0, lt=0.5)
+    options: dict[str, Any] = Field(default_factory=dict)
+    training: dict[Literal["cpu", "gpu"], Training]
+    gate: Gate = Gate()
+    threshold: Threshold = Threshold()
+
+    @model_validator(mode="after")
+    def _devices_are_named(self) -> "Model":
+        if "cpu" not in self.training:
+            raise ValueError("training must name the parameters for 'cpu'; 'gpu' is optional")
+        return self
+
+
+class Configuration(Strict):
+    """The whole file."""
+
+    storage: Prefix = Field(description="where datasets, snapshots, heat maps and reports lie")
+    streams: dict[Name, Stream]
+    models: dict[Name, Model]
+
+    @model_validator(mode="after")
+    def _models_of_streams_exist(self) -> "Configuration":
+        for name, stream in self.streams.items():
+            for model in stream.models:
+                if model not in self.models:
+                    raise ValueError(
+                        f"streams.{name}.models names {model!r}, which is not under models; "
+                        f"allowed: {', '.join(sorted(self.models)) or 'none'}"
+                    )
+        return self
+
+    def stream(self, name: str) -> Stream:
+        """The stream of that name; raises ConfigurationError with the names there are."""
+        return _named(self.streams, "stream", name)
+
+    def model(self, name: str) -> Model:
+        """The model of that name; raises ConfigurationError with the names there are."""
+        return _named(self.models, "model", name)
+
+
+def _named(items: dict[str, Any], kind: str, name: str) -> Any:
+    if name not in items:
+        raise ConfigurationError(
+            f"There is no {kind} {name!r} in the configuration.",
+            f"Known: {', '.join(sorted(items)) or 'none'}.",
+        )
+    return items[name]
+
+
+def load(path: Path) -> Configuration:
+    """Read and check a configuration file.
+
+    Raises
+    ------
+    ConfigurationError: the file is missing, is not YAML, or a value is not allowed; the message
+        names file, line, path within the file and what is allowed.
+    """
+    try:
+        document = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"{path} does not exist.",
+            "Run from the folder that holds nightscore.yaml, or set NIGHTSCORE_CONFIG.",
+        ) from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise ConfigurationError(f"{path} holds no settings: expected storage, streams and models.")
+    try:
+        return Configuration.model_validate(_plain(document))
+    except ValidationError as error:
+        problems = [_explain(path, document, problem) for problem in error.errors()]
+        raise ConfigurationError("\n".join(problems)) from None
+
+
+def _plain(node: Any) -> Any:
+    """The document without ruamel's position-keeping types."""
+    if isinstance(node, dict):
+        return {key: _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    return node
+
+
+def _explain(path: Path, document: Any, problem: Any) -> str:
+    location = [part for part in problem["loc"] if part != "[key]"]
+    where = ".".join(str(part) for part in location)
+    line = _line_of(document, location)
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        message = f"unknown key; allowed: {', '.join(_allowed_keys(location))}"
+    elif problem["type"] == "missing":
+        message = "is required"
+    elif problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"] == S3_URI:
+        message = f"{problem['input']!r} is not of the form s3://BUCKET/PREFIX without a final slash"
+    elif problem["type"] == "string_pattern_mismatch":
+        message = f"{problem['input']!r} may hold lower-case letters, digits, '-' and '_' only"
+    else:
+        message = f"{message} (it is {problem['input']!r})" if location else message
+    return f"{path}:{line}: {where + ': ' if where else ''}{message}"
+
+
+def _line_of(document: Any, location: list[Any]) -> int:
+    """The line, counted from 1, of the innermost part of `location` that the file has."""
+    line, node = 1, document
+    for part in location:
+        try:
+            position = node.lc.key(part) if isinstance(node, dict) else node.lc.item(part)
+            line, node = position[0] + 1, node[part]
+        except (AttributeError, KeyError, IndexError, TypeError):
+            break
+    return line
+
+
+def _allowed_keys(location: list[Any]) -> list[str]:
+    """The keys that may stand beside the unknown one at the end of `location`."""
+    sections: dict[str, dict[str, type[Strict]]] = {
+        "streams": {"": Stream, "limits": Limits},
+        "models": {"": Model, "training": Training, "gate": Gate, "threshold": Threshold},
+    }
+    if len(location) < 3 or location[0] not in sections:
+        return sorted(Configuration.model_fields)
+    section = str(location[2]) if len(location) > 3 else ""
+    return sorted(sections[location[0]].get(section, Configuration).model_fields)
+
+
+@lru_cache(maxsize=8)
+def _cached(path: Path, modified_ns: int) -> Configuration:
+    return load(path)
+
+
+def configuration(path: Path | None = None) -> Configuration:
+    """The configuration of this process: `path`, else `NIGHTSCORE_CONFIG`, else ./nightscore.yaml."""
+    from ml.settings import settings
+
+    path = (path or settings().config_path).absolute()
+    return _cached(path, path.stat().st_mtime_ns if path.exists() else 0)

@@ -1,0 +1,61 @@
+"""The architectures. One file here is one architecture; `nightscore.yaml` names it by file name.
+
+A file offers one function::
+
+    def build(size: tuple[int, int], classes: tuple[str, ...], options: dict) -> Network
+
+and its network does two things: `loss` for training and `forward` for scoring. The training loop
+(`ml.training.loop`), the export (`ml.program`) and everything behind them are the same for all.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ml.errors import ConfigurationError
+
+NORMAL, ANOMALOUS = "normal", "anomalous"
+
+
+class Network(nn.Module):
+    """What an architecture's `build` returns: a network that takes uint8 pixels.
+
+    Normalisation belongs to the network, so that the exported program needs nothing around it.
+    """
+
+    def loss(self, pixels: Tensor, labels: Tensor) -> Tensor:
+        """The training loss of a batch, a scalar; augmentation happens in here, on the device.
+
+        Parameters
+        ----------
+        pixels: uint8 (B, 3, H, W), RGB.
+        labels: int64 (B,), indices into `classes`. For the task `anomaly` the classes are
+            ("normal", "anomalous") and a data set may hold no anomalous image at all.
+        """
+        raise NotImplementedError
+
+    def forward(self, pixels: Tensor) -> Any:
+        """The outputs that are stored.
+
+        classification: float32 (B, classes), probabilities that sum to 1.
+        anomaly: a pair of float32 (B,), the score in [0, 1], larger is more anomalous, and
+        float32 (B, H, W), the heat map in [0, 1].
+        """
+        raise NotImplementedError
+
+
+def build(name: str, size: tuple[int, int], classes: tuple[str, ...], options: dict[str, Any]) -> Network:
+    """The network of the architecture `name`, with fresh weights.
+
+    Raises ConfigurationError when there is no such file, or its options are not accepted.
+    """
+    known = sorted(file.stem for file in Path(__file__).parent.glob("*.py") if file.stem != "__init__")
+    if name not in known:
+        raise ConfigurationError(f"There is no architecture {name!r}.", f"Known: {', '.join(known)}.")
+    try:
+        network: Network = import_module(f"ml.models.{name}").build(size, classes, options)
+    except TypeError as error:
+        raise ConfigurationError(f"Architecture {name!r} refused its options: {error}") from error
+    return network

@@ -1,0 +1,91 @@
+"""Connections and secrets, read from the environment.
+
+A variable of the process environment wins. What it does not name is read from `stack.env` in the
+state folder, which `nightscore up` writes for the local stack, so that every command works from
+the checkout without an `export`.
+"""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ml.errors import ConfigurationError
+
+STACK_ENV = "stack.env"
+
+
+def state_folder() -> Path:
+    """The folder of everything the local stack keeps: `NIGHTSCORE_HOME`, else `.nightscore`."""
+    return Path(os.environ.get("NIGHTSCORE_HOME", ".nightscore")).absolute()
+
+
+class Settings(BaseSettings):
+    """Where the services are and how to log in to them.
+
+    The names of the environment variables are those the services' own clients use, so that one
+    setting serves Nightscore, boto3 and MLflow alike.
+    """
+
+    model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True)
+
+    config_path: Path = Field(Path("nightscore.yaml"), validation_alias="NIGHTSCORE_CONFIG")
+    database_url: SecretStr = Field(SecretStr(""), validation_alias="NIGHTSCORE_DATABASE_URL")
+    owner_url: SecretStr = Field(SecretStr(""), validation_alias="NIGHTSCORE_OWNER_URL")
+    analyst_url: SecretStr = Field(SecretStr(""), validation_alias="NIGHTSCORE_ANALYST_URL")
+
+    s3_endpoint: str = Field(
+        "", validation_alias=AliasChoices("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+    )
+    s3_access_key: str = Field("", validation_alias="AWS_ACCESS_KEY_ID")
+    s3_secret_key: SecretStr = Field(SecretStr(""), validation_alias="AWS_SECRET_ACCESS_KEY")
+    s3_session_token: SecretStr = Field(SecretStr(""), validation_alias="AWS_SESSION_TOKEN")
+    s3_region: str = Field(
+        "us-east-1", validation_alias=AliasChoices("AWS_REGION", "AWS_DEFAULT_REGION")
+    )
+
+    mlflow_uri: str = Field("", validation_alias="MLFLOW_TRACKING_URI")
+    mlflow_username: str = Field("", validation_alias="MLFLOW_TRACKING_USERNAME")
+    mlflow_password: SecretStr = Field(SecretStr(""), validation_alias="MLFLOW_TRACKING_PASSWORD")
+
+    airflow_url: str = Field("", validation_alias="NIGHTSCORE_AIRFLOW_URL")
+    airflow_username: str = Field("", validation_alias="NIGHTSCORE_AIRFLOW_USERNAME")
+    airflow_password: SecretStr = Field(
+        SecretStr(""), validation_alias="NIGHTSCORE_AIRFLOW_PASSWORD"
+    )
+
+    def require_database_url(self) -> str:
+        """URL of the writer's connection; raises ConfigurationError when it is not set."""
+        return _required(self.database_url, "NIGHTSCORE_DATABASE_URL")
+
+    def require_owner_url(self) -> str:
+        """URL of the role that owns the tables and runs migrations (default: the writer's)."""
+        return self.owner_url.get_secret_value() or self.require_database_url()
+
+    def require_analyst_url(self) -> str:
+        """URL of the read-only analyst; raises ConfigurationError when it is not set."""
+        return _required(self.analyst_url, "NIGHTSCORE_ANALYST_URL")
+
+    def require_mlflow_uri(self) -> str:
+        """MLflow's address; raises ConfigurationError when it is not set."""
+        return _required(SecretStr(self.mlflow_uri), "MLFLOW_TRACKING_URI")
+
+
+def _required(value: SecretStr, name: str) -> str:
+    if not value.get_secret_value():
+        raise ConfigurationError(
+            f"{name} is not set.",
+            "Run `nightscore up` for the local stack, or set it in the environment.",
+        )
+    return value.get_secret_value()
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings of this process, read once.
+
+    Tests that change the environment call `settings.cache_clear()`.
+    """
+    return Settings(_env_file=state_folder() / STACK_ENV)  # type: ignore[call-arg]

@@ -1,0 +1,169 @@
+"""The object store: everything Nightscore reads from and writes to S3 goes through here.
+
+Objects are addressed by URI, `s3://BUCKET/KEY`. Reading and writing use obstore (a Rust client:
+about a tenth of boto3's CPU cost an object, see docs/decisions/0003-s3-client.md); boto3 makes
+buckets and explains refused credentials.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cached_property, lru_cache
+from typing import Any
+
+import obstore
+from obstore.exceptions import BaseError as ObstoreError
+from obstore.store import S3Store
+
+from ml.errors import DataError, ServiceError
+from ml.settings import Settings, settings
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a listing says of an object: `etag` without quotes, `size` in bytes."""
+
+    uri: str
+    etag: str
+    size: int
+    modified: datetime
+
+
+def split(uri: str) -> tuple[str, str]:
+    """Bucket and key of `s3://BUCKET/KEY`; raises DataError for anything else."""
+    scheme, _, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme != "s3" or not bucket:
+        raise DataError(f"{uri!r} is not of the form s3://BUCKET/KEY.")
+    return bucket, key
+
+
+class ObjectStore:
+    """S3 with the credentials of `settings`; safe to share between threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._buckets: dict[str, S3Store] = {}
+
+    def bucket(self, name: str) -> S3Store:
+        """The obstore handle of a bucket, made once."""
+        if name not in self._buckets:
+            self._buckets[name] = S3Store(name, **self._options())
+        return self._buckets[name]
+
+    def _options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {
+            "region": self.settings.s3_region,
+            "client_options": {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=10)},
+            "retry_config": {"max_retries": 6, "retry_timeout": timedelta(seconds=60)},
+        }
+        if self.settings.s3_endpoint:
+            options["endpoint"] = self.settings.s3_endpoint
+            options["virtual_hosted_style_request"] = False
+            options["client_options"]["allow_http"] = self.settings.s3_endpoint.startswith("http:")
+        if self.settings.s3_access_key:
+            options["access_key_id"] = self.settings.s3_access_key
+            options["secret_access_key"] = self.settings.s3_secret_key.get_secret_value()
+        if token := self.settings.s3_session_token.get_secret_value():
+            options["session_token"] = token
+        return options
+
+    @cached_property
+    def boto(self) -> Any:
+        """A boto3 client with the same credentials."""
+        import boto3
+        from botocore.config import Config
+
+        secret = self.settings.s3_secret_key.get_secret_value()
+        token = self.settings.s3_session_token.get_secret_value()
+        return boto3.client(
+            "s3",
+            endpoint_url=self.settings.s3_endpoint or None,
+            aws_access_key_id=self.settings.s3_access_key or None,
+            aws_secret_access_key=secret or None,
+            aws_session_token=token or None,
+            region_name=self.settings.s3_region,
+            config=Config(connect_timeout=5, read_timeout=20, retries={"max_attempts": 2}),
+        )
+
+    def ensure_bucket(self, name: str) -> None:
+        """Make the bucket unless it exists."""
+        if name not in {bucket["Name"] for bucket in self.boto.list_buckets()["Buckets"]}:
+            self.boto.create_bucket(Bucket=name)
+
+    def list(self, prefix: str) -> Iterator[list[ObjectInfo]]:
+        """Pages of the objects below `prefix` (taken as a folder), in the order of their keys."""
+        bucket, key = split(prefix)
+        with _translated(prefix):
+            for page in obstore.list(self.bucket(bucket), key.rstrip("/") + "/", chunk_size=1000):
+                yield [
+                    ObjectInfo(
+                        f"s3://{bucket}/{meta['path']}",
+                        (meta["e_tag"] or "").strip('"'),
+                        meta["size"],
+                        meta["last_modified"],
+                    )
+                    for meta in page
+                ]
+
+    def get(self, uri: str) -> tuple[bytes, str]:
+        """The object's bytes and its ETag, without quotes.
+
+        Raises FileNotFoundError when it is gone, ServiceError when the store cannot be reached.
+        """
+        bucket, key = split(uri)
+        with _translated(uri):
+            result = obstore.get(self.bucket(bucket), key)
+            return bytes(result.bytes()), (result.meta["e_tag"] or "").strip('"')
+
+    def put(self, uri: str, content: bytes, content_type: str = "") -> str:
+        """Write an object whole; returns its ETag without quotes."""
+        bucket, key = split(uri)
+        attributes = {"Content-Type": content_type} if content_type else None
+        with _translated(uri):
+            result = obstore.put(self.bucket(bucket), key, content, attributes=attributes)
+            return (result["e_tag"] or "").strip('"')
+
+    def exists(self, uri: str) -> bool:
+        """Whether there is an object at `uri`."""
+        bucket, key = split(uri)
+        try:
+            with _translated(uri):
+                obstore.head(self.bucket(bucket), key)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def delete(self, uris: Iterable[str]) -> None:
+        """Delete objects; one that is already gone is no error."""
+        for uri in uris:
+            bucket, key = split(uri)
+            with _translated(uri):
+                try:
+                    obstore.delete(self.bucket(bucket), key)
+                except FileNotFoundError:
+                    continue
+
+
+class _translated:
+    """Turns obstore's errors into ours; `FileNotFoundError` passes through."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, ObstoreError) and not isinstance(error, FileNotFoundError):
+            reason = str(error).split("\n", 1)[0]
+            raise ServiceError(
+                f"The object store failed at {self.uri}: {reason}",
+                "Run `nightscore doctor` to see whether the store or its credentials are at fault.",
+            ) from error
+
+
+@lru_cache(maxsize=1)
+def object_store() -> ObjectStore:
+    """The object store of this process."""
+    return ObjectStore(settings())
