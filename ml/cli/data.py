@@ -1,0 +1,5 @@
+"""Commands: data."""
+
+import typer
+
+app = typer.Typer()

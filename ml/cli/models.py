@@ -1,0 +1,5 @@
+"""Commands: models."""
+
+import typer
+
+app = typer.Typer()

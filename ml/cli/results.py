@@ -1,0 +1,5 @@
+"""Commands: results."""
+
+import typer
+
+app = typer.Typer()

@@ -1,0 +1,5 @@
+"""Commands: scoring."""
+
+import typer
+
+app = typer.Typer()

@@ -1,0 +1,5 @@
+"""Commands: stack."""
+
+import typer
+
+app = typer.Typer()

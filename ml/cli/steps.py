@@ -1,0 +1,5 @@
+"""Commands: steps."""
+
+import typer
+
+app = typer.Typer()
