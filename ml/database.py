@@ -1,0 +1,145 @@
+"""Postgres: connections, migrations, and statements read from `.sql` files."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import date, datetime
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from ml.settings import settings
+
+ADVISORY = {"migrate": 7_310_001}
+
+
+@lru_cache(maxsize=4)
+def _engine(url: str) -> sa.Engine:
+    return sa.create_engine(
+        url,
+        pool_size=2,
+        max_overflow=4,
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": 10, "application_name": "nightscore"},
+    )
+
+
+def engine() -> sa.Engine:
+    """The writer's engine of this process."""
+    return _engine(settings().require_database_url())
+
+
+@contextmanager
+def session() -> Iterator[Session]:
+    """A transaction as the writer: committed at the end, rolled back on an error."""
+    with Session(engine()) as current, current.begin():
+        yield current
+
+
+@lru_cache(maxsize=64)
+def statement(name: str) -> sa.TextClause:
+    """The SQL statement in `ml/sql/NAME.sql`, with `:parameters`."""
+    path = resources.files("ml") / "sql" / f"{name}.sql"
+    return sa.text(path.read_text(encoding="utf-8"))
+
+
+def rows(current: Session | sa.Connection, name: str, **parameters: Any) -> list[Mapping[str, Any]]:
+    """The rows of the statement `NAME.sql`, as mappings."""
+    return [dict(row) for row in current.execute(statement(name), parameters).mappings()]
+
+
+def copy(
+    current: Session | sa.Connection,
+    table: str,
+    columns: Iterable[str],
+    values: Iterable[tuple[Any, ...]],
+) -> None:
+    """COPY rows into a table within the current transaction, streaming.
+
+    `table` and `columns` are names of our own, never user input.
+    """
+    connection = current.connection() if isinstance(current, Session) else current
+    with connection.connection.cursor() as cursor:
+        cursor.copy_expert(
+            f"COPY {table} ({', '.join(columns)}) FROM STDIN", _Lines(map(_copy_line, values))
+        )
+
+
+class _Lines:
+    """A file to read from, made of lines; psycopg2 asks for blocks of bytes."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self.lines = lines
+        self.rest = b""
+
+    def read(self, size: int = 65536) -> bytes:
+        parts, length = [self.rest], len(self.rest)
+        while length < size:
+            line = next(self.lines, None)
+            if line is None:
+                break
+            parts.append(line.encode())
+            length += len(parts[-1])
+        block = b"".join(parts)
+        self.rest = block[size:]
+        return block[:size]
+
+
+# https://www.postgresql.org/docs/18/sql-copy.html, "Text Format"
+_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\x00": "\ufffd"})
+
+
+def _copy_line(row: tuple[Any, ...]) -> str:
+    return "\t".join(map(_copy_field, row)) + "\n"
+
+
+def _copy_field(value: Any) -> str:
+    if value is None:
+        return "\\N"
+    if isinstance(value, str):
+        return value.translate(_ESCAPES)
+    if isinstance(value, bool):
+        return "t" if value else "f"
+    if isinstance(value, date | datetime):
+        return value.isoformat()
+    return str(value)
+
+
+def migrate() -> None:
+    """Bring the tables, the views and the grants up to date, as the owner; safe to repeat.
+
+    Two migrations at once wait for each other.
+    """
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(resources.files("ml") / "migrations"))
+    with _engine(settings().require_owner_url()).begin() as connection:
+        connection.execute(
+            sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY["migrate"]}
+        )
+        connection.exec_driver_sql("CREATE SCHEMA IF NOT EXISTS nightscore")
+        connection.exec_driver_sql("CREATE SCHEMA IF NOT EXISTS reporting")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        for path in sorted((resources.files("ml") / "sql" / "reporting").iterdir(), key=str):
+            connection.exec_driver_sql(path.read_text(encoding="utf-8").replace("%", "%%"))
+        grants = resources.files("ml") / "sql" / "grants.sql"
+        connection.exec_driver_sql(grants.read_text(encoding="utf-8").replace("%", "%%"))
+
+
+def is_migrated() -> bool:
+    """Whether the tables are there at the newest revision, as far as the writer can see."""
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(resources.files("ml") / "migrations"))
+    head = ScriptDirectory.from_config(config).get_current_head()
+    with engine().connect() as connection:
+        if not connection.scalar(sa.text("SELECT to_regclass('nightscore.alembic_version')")):
+            return False
+        return connection.scalar(sa.text("SELECT version_num FROM nightscore.alembic_version")) == head
