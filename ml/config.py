@@ -178,7 +178,9 @@ def load(path: Path) -> Configuration:
             "Run from the folder that holds nightscore.yaml, or set NIGHTSCORE_CONFIG.",
         ) from None
     except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigurationError(
+            f"{path} is not valid YAML: {' '.join(str(error).split())}"
+        ) from None
     if not isinstance(document, dict):
         raise ConfigurationError(f"{path} holds no settings: expected storage, streams and models.")
     try:
@@ -207,7 +209,9 @@ def _explain(path: Path, document: Any, problem: Any) -> str:
     elif problem["type"] == "missing":
         message = "is required"
     elif problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"] == S3_URI:
-        message = f"{problem['input']!r} is not of the form s3://BUCKET/PREFIX without a final slash"
+        message = (
+            f"{problem['input']!r} is not of the form s3://BUCKET/PREFIX without a final slash"
+        )
     elif problem["type"] == "string_pattern_mismatch":
         message = f"{problem['input']!r} may hold lower-case letters, digits, '-' and '_' only"
     else:
@@ -217,7 +221,8 @@ def _explain(path: Path, document: Any, problem: Any) -> str:
 
 def _line_of(document: Any, location: list[Any]) -> int:
     """The line, counted from 1, of the innermost part of `location` that the file has."""
-    line, node = 1, document
+    line = 1
+    node: Any = document
     for part in location:
         try:
             position = node.lc.key(part) if isinstance(node, dict) else node.lc.item(part)
@@ -245,7 +250,7 @@ def _cached(path: Path, modified_ns: int) -> Configuration:
 
 
 def configuration(path: Path | None = None) -> Configuration:
-    """The configuration of this process: `path`, else `NIGHTSCORE_CONFIG`, else ./nightscore.yaml."""
+    """The configuration at `path`, else at `NIGHTSCORE_CONFIG`, else ./nightscore.yaml."""
     from ml.settings import settings
 
     path = (path or settings().config_path).absolute()

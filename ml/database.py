@@ -7,9 +7,11 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
+import psycopg2
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from ml.errors import ServiceError
 from ml.settings import settings
 
 ADVISORY = {"migrate": 7_310_001}
@@ -17,18 +19,38 @@ ADVISORY = {"migrate": 7_310_001}
 
 @lru_cache(maxsize=4)
 def _engine(url: str) -> sa.Engine:
-    return sa.create_engine(
+    made = sa.create_engine(
         url,
         pool_size=2,
         max_overflow=4,
         pool_pre_ping=True,
         connect_args={"connect_timeout": 10, "application_name": "nightscore"},
     )
+    sa.event.listen(made, "handle_error", _explain_connection_error)
+    return made
+
+
+def _explain_connection_error(context: sa.engine.ExceptionContext) -> ServiceError | None:
+    """Turn a lost or refused connection into a line that says where and what to do."""
+    lost = isinstance(context.original_exception, psycopg2.OperationalError)
+    if not lost or context.is_pre_ping or context.engine is None:
+        return None
+    url = context.engine.url
+    reason = " ".join(str(context.original_exception).split())
+    return ServiceError(
+        f"Postgres failed at {url.host}:{url.port}/{url.database} as {url.username}: {reason}",
+        "Run `nightscore up` for the local stack, or `nightscore doctor` to see what is wrong.",
+    )
 
 
 def engine() -> sa.Engine:
     """The writer's engine of this process."""
     return _engine(settings().require_database_url())
+
+
+def analyst_engine() -> sa.Engine:
+    """The read-only analyst's engine of this process."""
+    return _engine(settings().require_analyst_url())
 
 
 @contextmanager
@@ -142,4 +164,6 @@ def is_migrated() -> bool:
     with engine().connect() as connection:
         if not connection.scalar(sa.text("SELECT to_regclass('nightscore.alembic_version')")):
             return False
-        return connection.scalar(sa.text("SELECT version_num FROM nightscore.alembic_version")) == head
+        return (
+            connection.scalar(sa.text("SELECT version_num FROM nightscore.alembic_version")) == head
+        )

@@ -44,7 +44,9 @@ class Rejected(Exception):
         self.detail = detail
 
 
-def decode(content: bytes, *, max_pixels: int, at_least: tuple[int, int] | None = None) -> Image.Image:
+def decode(
+    content: bytes, *, max_pixels: int, at_least: tuple[int, int] | None = None
+) -> Image.Image:
     """Decode a JPEG, PNG, BMP, WebP, TIFF or GIF (its first frame) to an upright RGB image.
 
     Parameters

@@ -32,3 +32,10 @@ def map_ahead(
         finally:
             for future in pending:
                 future.cancel()
+
+
+def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items, the last one shorter (`itertools.batched` of Python 3.12)."""
+    source = iter(items)
+    while batch := list(islice(source, size)):
+        yield batch

@@ -54,7 +54,10 @@ class ObjectStore:
     def _options(self) -> dict[str, Any]:
         options: dict[str, Any] = {
             "region": self.settings.s3_region,
-            "client_options": {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=10)},
+            "client_options": {
+                "timeout": timedelta(seconds=60),
+                "connect_timeout": timedelta(seconds=10),
+            },
             "retry_config": {"max_retries": 6, "retry_timeout": timedelta(seconds=60)},
         }
         if self.settings.s3_endpoint:

@@ -9,7 +9,7 @@ from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Double, ForeignKey, Identity, MetaData, Real, Text, func
+from sqlalchemy import REAL, BigInteger, Double, ForeignKey, Identity, MetaData, Text, func
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -37,7 +37,7 @@ class ScoringRun(Base):
     night: Mapped[date]
     status: Mapped[str]
     lookback_from: Mapped[date]
-    max_rejected_share: Mapped[float] = mapped_column(Real)
+    max_rejected_share: Mapped[float] = mapped_column(REAL)
     shard_size: Mapped[int]
     opened_at: Mapped[datetime] = mapped_column(server_default=func.now())
     finished_at: Mapped[datetime | None]
@@ -112,9 +112,9 @@ class Prediction(Base):
     version: Mapped[int] = mapped_column(primary_key=True)
     run_id: Mapped[UUID]
     predicted_class: Mapped[str]
-    confidence: Mapped[float | None] = mapped_column(Real)
-    score: Mapped[float | None] = mapped_column(Real)
-    threshold: Mapped[float | None] = mapped_column(Real)
+    confidence: Mapped[float | None] = mapped_column(REAL)
+    score: Mapped[float | None] = mapped_column(REAL)
+    threshold: Mapped[float | None] = mapped_column(REAL)
     flagged: Mapped[bool] = mapped_column(server_default="false")
     heatmap_uri: Mapped[str | None]
     scored_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -40,7 +40,7 @@ def _options(
 def _add_commands() -> None:
     from importlib import import_module
 
-    for concern in ("stack", "data", "models", "scoring", "results", "steps"):
+    for concern in ("job", "stack", "data", "models", "scoring", "database", "steps"):
         app.add_typer(import_module(f"ml.cli.{concern}").app)
 
 

@@ -1,5 +1,62 @@
-"""Commands: scoring."""
+"""Commands on nights: `score` and `report`."""
+
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
+from ml.cli.console import Json, err, out, parse_date, print_json, progress
+
 app = typer.Typer()
+
+Stream = Annotated[str, typer.Argument(help="A stream of nightscore.yaml.")]
+Night = Annotated[
+    str, typer.Option("--date", help="The night: YYYY-MM-DD, today or yesterday (UTC).")
+]
+
+
+@app.command()
+def score(stream: Stream, date: Night = "today", json: Json = False) -> None:
+    """Score the new images of a night: the steps of the DAG score_STREAM, in this process."""
+    from ml.scoring import flow
+
+    night = parse_date(date).isoformat()
+    with progress() as bar:
+        task = bar.add_task("shards", total=None)
+        counts = flow.score_night(
+            stream, night, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    if json:
+        print_json(counts)
+        return
+    out.print(
+        f"{stream}, night of {night}: {counts['discovered']} new images, "
+        f"{counts['scored']} scored, {counts['rejected']} rejected, {counts['anomalies']} anomalies"
+    )
+    out.print(f"report: {counts['report_uri']}")
+
+
+@app.command()
+def report(
+    stream: Stream,
+    date: Night = "today",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write the page to this file.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write the report of a night's newest scoring run again and print its URI."""
+    from ml.report import page
+    from ml.scoring import run
+
+    run_id = run.newest(stream, parse_date(date))
+    uri = page.write(run_id)
+    result: dict[str, Any] = {"run_id": str(run_id), "report_uri": uri}
+    if output is not None:
+        output.write_text(page.read(run_id), encoding="utf-8")
+        err.print(f"written to {output}")
+        result["file"] = str(output)
+    if json:
+        print_json(result)
+    else:
+        out.print(uri)

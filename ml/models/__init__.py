@@ -46,14 +46,20 @@ class Network(nn.Module):
         raise NotImplementedError
 
 
-def build(name: str, size: tuple[int, int], classes: tuple[str, ...], options: dict[str, Any]) -> Network:
+def build(
+    name: str, size: tuple[int, int], classes: tuple[str, ...], options: dict[str, Any]
+) -> Network:
     """The network of the architecture `name`, with fresh weights.
 
     Raises ConfigurationError when there is no such file, or its options are not accepted.
     """
-    known = sorted(file.stem for file in Path(__file__).parent.glob("*.py") if file.stem != "__init__")
+    known = sorted(
+        file.stem for file in Path(__file__).parent.glob("*.py") if file.stem != "__init__"
+    )
     if name not in known:
-        raise ConfigurationError(f"There is no architecture {name!r}.", f"Known: {', '.join(known)}.")
+        raise ConfigurationError(
+            f"There is no architecture {name!r}.", f"Known: {', '.join(known)}."
+        )
     try:
         network: Network = import_module(f"ml.models.{name}").build(size, classes, options)
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""Commands: results."""
+"""x"""
 
 import typer
 

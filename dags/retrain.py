@@ -1,0 +1,83 @@
+"""A DAG `retrain_<model>` for each model of nightscore.yaml.
+
+snapshot → train → evaluate → gate → register → promote
+"""
+
+from typing import Any
+
+from airflow.sdk import Asset, dag, task
+from airflow.sdk.exceptions import AirflowSkipException
+from nightscore_links import VersionLink
+from nightscore_wiring import RETRIES, START, connect, nightly
+
+from ml.config import Model, configuration
+
+
+def retrain_dag(name: str, model: Model) -> Any:
+    @dag(
+        dag_id=f"retrain_{name}",
+        description=f"Train {name} ({model.task}) on {model.dataset}; promote it if it passes",
+        schedule=nightly(model.schedule),
+        start_date=START,
+        catchup=False,
+        max_active_runs=1,
+        default_args=RETRIES,
+        tags=["nightscore", "retrain", model.task],
+        doc_md=__doc__,
+    )
+    def retrain() -> None:
+        @task
+        def snapshot() -> dict[str, Any]:
+            connect()
+            from ml import retrain
+
+            return retrain.snapshot(name)
+
+        @task(pool="gpu")
+        def train(taken: dict[str, Any], run_id: str | None = None) -> dict[str, Any]:
+            connect()
+            from ml import retrain
+
+            return retrain.train(taken, attempt_key=run_id)
+
+        @task(pool="gpu")
+        def evaluate(trained: dict[str, Any]) -> dict[str, Any]:
+            connect()
+            from ml import retrain
+
+            return retrain.evaluate(trained)
+
+        @task
+        def gate(evaluated: dict[str, Any]) -> dict[str, Any]:
+            connect()
+            from ml import retrain
+
+            return retrain.gate(evaluated)
+
+        @task
+        def register(decided: dict[str, Any]) -> dict[str, Any]:
+            connect()
+            from ml import retrain
+
+            return retrain.register(decided)
+
+        @task(outlets=[Asset(f"nightscore://models/{name}", name=f"champion of {name}")])
+        def promote(registered: dict[str, Any]) -> dict[str, Any]:
+            connect()
+            from ml import retrain
+
+            if not registered["passed"]:
+                raise AirflowSkipException(
+                    f"Version {registered['version']} did not pass the gate and stays challenger."
+                )
+            return retrain.promote(registered)
+
+        registered = register(gate(evaluate(train(snapshot()))))
+        registered.operator.operator_extra_links = (VersionLink(),)
+        promote(registered)
+
+    return retrain()
+
+
+for _name, _model in configuration().models.items():
+    retrain_dag(_name, _model)

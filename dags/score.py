@@ -1,0 +1,143 @@
+"""A DAG `score_<stream>` for each stream of nightscore.yaml.
+
+open run (pin versions) → discover → plan shards → score shards (mapped) → reconcile → report
+
+A stream with `rescore_nights` also has a DAG `rescore_<stream>`: a promotion of one of its models
+starts the scoring of that many nights again.
+"""
+
+from datetime import date, timedelta
+from typing import Any
+
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.sdk import Asset, Param, TriggerRule, dag, task
+from nightscore_links import ReportLink
+from nightscore_wiring import RETRIES, START, connect, nightly
+
+from ml.config import Stream, configuration
+
+
+def score_dag(name: str, stream: Stream) -> Any:
+    @dag(
+        dag_id=f"score_{name}",
+        description=f"Score the new images of {stream.prefix} with {', '.join(stream.models)}",
+        schedule=nightly(stream.schedule),
+        start_date=START,
+        catchup=False,
+        max_active_runs=1,
+        default_args=RETRIES,
+        tags=["nightscore", "score"],
+        doc_md=__doc__,
+        params={
+            "night": Param(
+                None,
+                type=["null", "string"],
+                format="date",
+                description="The night to score, YYYY-MM-DD; left empty, the run's logical date.",
+            )
+        },
+    )
+    def score() -> None:
+        @task
+        def open_run(params: dict[str, Any] | None = None, **context: Any) -> str:
+            connect()
+            from ml.scoring import flow
+
+            night = (params or {}).get("night") or _night_of(context["dag_run"])
+            # One run a DAG run, so that a cleared task finds the versions pinned before.
+            return flow.open_run(
+                name, night, trigger=f"{context['dag'].dag_id}/{context['run_id']}"
+            )
+
+        @task
+        def discover(run_id: str) -> int:
+            connect()
+            from ml.scoring import flow
+
+            return flow.discover(run_id)
+
+        @task
+        def plan_shards(run_id: str) -> list[int]:
+            connect()
+            from ml.scoring import flow
+
+            return flow.plan_shards(run_id)
+
+        @task(pool="gpu", map_index_template="shard {{ shard }}")
+        def score_shard(run_id: str, shard: int) -> dict[str, int]:
+            connect()
+            from ml.scoring import flow
+
+            return flow.score_shard(run_id, shard)
+
+        # Also after a failed shard: what the others stored is counted, and the run is marked.
+        @task(trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS)
+        def reconcile(run_id: str) -> dict[str, int]:
+            connect()
+            from ml.scoring import flow
+
+            return flow.reconcile(run_id)
+
+        # Also after a failed run, whose page says why. As the last task it then fails too, because
+        # the last task decides whether the DAG run is red.
+        @task(trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS)
+        def report(run_id: str) -> str:
+            connect()
+            from ml.scoring import flow
+
+            uri = flow.report(run_id)
+            flow.require_finished(run_id)
+            return uri
+
+        run_id = open_run()
+        listed = discover(run_id)
+        shards = plan_shards(run_id)
+        scored = score_shard.partial(run_id=run_id).expand(shard=shards)
+        counted = reconcile(run_id)
+        page = report(run_id)
+        page.operator.operator_extra_links = (ReportLink(),)
+        listed >> shards
+        scored >> counted >> page
+
+    return score()
+
+
+def _night_of(dag_run: Any) -> str:
+    """The logical date's day; a run triggered without one is for the current day (UTC)."""
+    return (dag_run.logical_date or dag_run.run_after).date().isoformat()
+
+
+def rescore_dag(name: str, stream: Stream) -> Any:
+    @dag(
+        dag_id=f"rescore_{name}",
+        description=f"After a promotion, score the last {stream.rescore_nights} nights again",
+        schedule=[
+            Asset(f"nightscore://models/{model}", name=f"champion of {model}")
+            for model in stream.models
+        ],
+        start_date=START,
+        catchup=False,
+        max_active_runs=1,
+        default_args=RETRIES,
+        tags=["nightscore", "score"],
+    )
+    def rescore() -> None:
+        @task
+        def nights(**context: Any) -> list[dict[str, str]]:
+            last: date = context["dag_run"].run_after.date()
+            return [
+                {"night": (last - timedelta(days=back)).isoformat()}
+                for back in range(stream.rescore_nights)
+            ]
+
+        TriggerDagRunOperator.partial(
+            task_id="score", trigger_dag_id=f"score_{name}", wait_for_completion=True
+        ).expand(conf=nights())
+
+    return rescore()
+
+
+for _name, _stream in configuration().streams.items():
+    score_dag(_name, _stream)
+    if _stream.rescore_nights:
+        rescore_dag(_name, _stream)

@@ -1,0 +1,162 @@
+"""Airflow's REST API, as far as the command line needs it: start a DAG and follow its run.
+
+`ml` does not import airflow; this talks to its server.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from ml.errors import ServiceError
+from ml.settings import Settings, settings
+
+POLL_S = 1.5
+_DONE = ("success", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class DagRun:
+    """A run of a DAG, by its ids."""
+
+    dag_id: str
+    run_id: str
+
+
+class AirflowApi:
+    """A client that is logged in; use as a context manager."""
+
+    def __init__(self, current: Settings | None = None) -> None:
+        self.settings = current or settings()
+        if not self.settings.airflow_url:
+            raise ServiceError("NIGHTSCORE_AIRFLOW_URL is not set.", "Run `nightscore up`.")
+        self._client = httpx.Client(
+            base_url=self.settings.airflow_url.rstrip("/"),
+            timeout=30,
+            transport=httpx.HTTPTransport(retries=3),
+        )
+
+    def __enter__(self) -> "AirflowApi":
+        answer = self._call(
+            "POST",
+            "/auth/token",
+            json={
+                "username": self.settings.airflow_username,
+                "password": self.settings.airflow_password.get_secret_value(),
+            },
+        )
+        self._client.headers["Authorization"] = f"Bearer {answer['access_token']}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def unpause(self, dag_id: str, timeout_s: float = 120) -> None:
+        """Let a DAG run; waits for Airflow to have read its file.
+
+        Raises ServiceError when it has not appeared in time, with the import errors there are.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not self._is_known(dag_id):
+            if time.monotonic() > deadline:
+                raise ServiceError(
+                    f"Airflow does not know the DAG {dag_id}. {self._import_errors()}",
+                    "See the dag-processor's log: `nightscore status`.",
+                )
+            time.sleep(POLL_S)
+        self._call("PATCH", f"/api/v2/dags/{dag_id}", json={"is_paused": False})
+
+    def trigger(self, dag_id: str, conf: dict[str, Any] | None = None) -> DagRun:
+        """Start a run of a DAG now."""
+        answer = self._call(
+            "POST",
+            f"/api/v2/dags/{dag_id}/dagRuns",
+            json={"logical_date": None, "conf": conf or {}},
+        )
+        return DagRun(dag_id, answer["dag_run_id"])
+
+    def wait(
+        self,
+        runs: list[DagRun],
+        on_task: Callable[[DagRun, str, str], None] = lambda run, task, state: None,
+        timeout_s: float = 3600,
+    ) -> dict[DagRun, str]:
+        """Follow runs to their end; returns the final state of each, `success` or `failed`.
+
+        `on_task` hears of every change: run, task (with its index where it is mapped), state.
+        """
+        deadline = time.monotonic() + timeout_s
+        seen: dict[tuple[DagRun, str], str] = {}
+        states: dict[DagRun, str] = {}
+        while len(states) < len(runs):
+            for run in (run for run in runs if run not in states):
+                state = self._call("GET", _path(run))["state"]
+                for task, task_state in self._tasks(run):
+                    if seen.get((run, task)) != task_state:
+                        seen[run, task] = task_state
+                        on_task(run, task, task_state)
+                if state in _DONE:
+                    states[run] = state
+            if time.monotonic() > deadline:
+                raise ServiceError(f"{[run.dag_id for run in runs]} did not end in {timeout_s} s.")
+            time.sleep(POLL_S if len(states) < len(runs) else 0)
+        return states
+
+    def failure(self, run: DagRun, lines: int = 15) -> str:
+        """The first failed task of a run and the end of its log."""
+        for found in self._task_instances(run):
+            if found["state"] == "failed":
+                return f"task {found['task_id']}:\n{self._log(run, found, lines)}"
+        return "no task has failed; see the scheduler's log"
+
+    def _tasks(self, run: DagRun) -> Iterator[tuple[str, str]]:
+        for found in self._task_instances(run):
+            index = f"[{found['map_index']}]" if found["map_index"] >= 0 else ""
+            if found["state"] is not None:
+                yield f"{found['task_id']}{index}", found["state"]
+
+    def _task_instances(self, run: DagRun) -> list[dict[str, Any]]:
+        answer = self._call("GET", f"{_path(run)}/taskInstances", params={"limit": 1000})
+        instances: list[dict[str, Any]] = answer["task_instances"]
+        return sorted(instances, key=lambda found: found["start_date"] or "9")
+
+    def _log(self, run: DagRun, instance: dict[str, Any], lines: int) -> str:
+        answer = self._call(
+            "GET",
+            f"{_path(run)}/taskInstances/{instance['task_id']}/logs/{instance['try_number']}",
+            params={"map_index": instance["map_index"], "full_content": True},
+            headers={"Accept": "application/json"},
+        )
+        events = [
+            event if isinstance(event, str) else f"{event.get('level', '')} {event['event']}"
+            for event in answer.get("content", [])
+        ]
+        return "\n".join(events[-lines:])
+
+    def _is_known(self, dag_id: str) -> bool:
+        answer = self._client.get(f"/api/v2/dags/{dag_id}")
+        return answer.status_code == httpx.codes.OK
+
+    def _import_errors(self) -> str:
+        found = self._call("GET", "/api/v2/importErrors")["import_errors"]
+        return " ".join(f"{error['filename']}: {error['stack_trace']}" for error in found)
+
+    def _call(self, method: str, path: str, **options: Any) -> Any:
+        try:
+            answer = self._client.request(method, path, **options)
+            answer.raise_for_status()
+        except httpx.HTTPStatusError as error:
+            detail = error.response.text[:300]
+            raise ServiceError(f"Airflow refused {method} {path}: {detail}") from None
+        except httpx.HTTPError as error:
+            raise ServiceError(
+                f"Airflow cannot be reached at {self.settings.airflow_url}: {error}",
+                "Run `nightscore up`, or `nightscore doctor` to see what is wrong.",
+            ) from None
+        return answer.json()
+
+
+def _path(run: DagRun) -> str:
+    return f"/api/v2/dags/{run.dag_id}/dagRuns/{run.run_id}"

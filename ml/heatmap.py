@@ -1,0 +1,37 @@
+"""An anomaly's heat map as a picture."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+_RED = np.array([255.0, 32.0, 0.0], dtype=np.float32)
+_SHORTEST_SIDE = 160
+
+
+def overlay(pixels: np.ndarray, heat: np.ndarray) -> Image.Image:
+    """The image with the heat map laid over it in red, enlarged so that small crops can be seen.
+
+    Parameters
+    ----------
+    pixels: uint8 (3, H, W), RGB, as the model saw them.
+    heat: float (H, W) in [0, 1]; 1 is painted nearly opaque.
+    """
+    factor = max(1, round(_SHORTEST_SIDE / min(heat.shape)))
+    size = (heat.shape[1] * factor, heat.shape[0] * factor)
+    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).resize(
+        size, Image.Resampling.BICUBIC
+    )
+    smooth = Image.fromarray(np.nan_to_num(heat).astype(np.float32)).resize(
+        size, Image.Resampling.BILINEAR
+    )
+    opacity = 0.75 * np.clip(np.asarray(smooth), 0, 1)[..., None]
+    blended = np.asarray(image, dtype=np.float32) * (1 - opacity) + _RED * opacity
+    return Image.fromarray(blended.astype(np.uint8))
+
+
+def png(pixels: np.ndarray, heat: np.ndarray) -> bytes:
+    """`overlay` as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    overlay(pixels, heat).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""The nightly report: a self-contained HTML page for each scoring run."""

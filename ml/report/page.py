@@ -1,0 +1,118 @@
+"""The page of one scoring run: what was found, what was flagged, what could not be scored.
+
+The page is one HTML file without scripts or outside references; pictures are embedded.
+"""
+
+import base64
+import io
+from datetime import date
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from ml import images
+from ml.config import configuration
+from ml.database import rows, session
+from ml.errors import DataError, NightscoreError
+from ml.parallel import map_ahead
+from ml.report.template import render as render_template
+from ml.store import object_store
+from ml.tables import ScoringRun
+
+MOST_ANOMALIES = 48
+MOST_UNCERTAIN = 24
+MOST_REJECTIONS = 100
+_THUMBNAIL_PX = 160
+_MAX_PIXELS = 64_000_000
+
+
+def write(run_id: UUID) -> str:
+    """Render the page of a run as the tables have it now and put it into S3; returns its URI."""
+    content = render(run_id)
+    with session() as current:
+        run = _summary(run_id)
+        uri = _uri(run["stream"], run["night"], run_id)
+        object_store().put(uri, content.encode(), "text/html; charset=utf-8")
+        current.execute(
+            sa.update(ScoringRun).where(ScoringRun.run_id == run_id).values(report_uri=uri)
+        )
+    return uri
+
+
+def read(run_id: UUID) -> str:
+    """The stored page of a run; raises FileNotFoundError when it has none."""
+    with session() as current:
+        uri = current.scalar(sa.select(ScoringRun.report_uri).where(ScoringRun.run_id == run_id))
+    if uri is None:
+        raise FileNotFoundError(f"The scoring run {run_id} has no report.")
+    return object_store().get(uri)[0].decode()
+
+
+def render(run_id: UUID) -> str:
+    """The page of a run as HTML."""
+    summary = _summary(run_id)
+    with session() as current:
+        found = {
+            "versions": rows(current, "report_versions", run_id=run_id),
+            "anomalies": rows(current, "report_anomalies", run_id=run_id, most=MOST_ANOMALIES),
+            "uncertain": rows(current, "report_uncertain", run_id=run_id, most=MOST_UNCERTAIN),
+            "classes": rows(current, "report_classes", run_id=run_id),
+            "reasons": rows(current, "report_reasons", run_id=run_id),
+            "rejections": rows(current, "report_rejections", run_id=run_id, most=MOST_REJECTIONS),
+            "drift": rows(
+                current,
+                "report_drift",
+                run_id=run_id,
+                stream=summary["stream"],
+                night=summary["night"],
+            ),
+        }
+    for gallery in ("anomalies", "uncertain"):
+        found[gallery] = list(map_ahead(_with_pictures, found[gallery], threads=8, ahead=16))
+    return render_template("run.html", run=summary, **found)
+
+
+def _summary(run_id: UUID) -> dict[str, Any]:
+    with session() as current:
+        found = rows(current, "report_summary", run_id=run_id)
+    if not found:
+        raise DataError(f"There is no scoring run {run_id}.")
+    return dict(found[0])
+
+
+def _uri(stream: str, night: date, run_id: UUID) -> str:
+    return f"{configuration().storage}/reports/{stream}/dt={night}/{run_id}.html"
+
+
+def _with_pictures(row: Any) -> dict[str, Any]:
+    return {
+        **row,
+        "picture": _thumbnail(row["uri"]),
+        "heatmap": _embedded(row["heatmap_uri"]) if row.get("heatmap_uri") else None,
+    }
+
+
+def _thumbnail(uri: str) -> str | None:
+    """The image as a data URI, small crops enlarged; None when it is gone or unreadable."""
+    try:
+        content, _ = object_store().get(uri)
+        image = images.decode(content, max_pixels=_MAX_PIXELS, at_least=(_THUMBNAIL_PX,) * 2)
+    except (FileNotFoundError, NightscoreError, images.Rejected):
+        return None
+    scale = _THUMBNAIL_PX / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    buffer = io.BytesIO()
+    image.resize(size).save(buffer, "JPEG", quality=85)
+    return _data_uri(buffer.getvalue(), "image/jpeg")
+
+
+def _embedded(uri: str) -> str | None:
+    try:
+        return _data_uri(object_store().get(uri)[0], "image/png")
+    except (FileNotFoundError, NightscoreError):
+        return None
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,45 @@
+"""The HTML templates of the reports; everything put into them is escaped."""
+
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("ml.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["count"] = _count
+    environment.filters["percent"] = _percent
+    environment.filters["time"] = _time
+    environment.filters["figure"] = _figure
+    environment.filters["name"] = lambda uri: uri.rsplit("/", 1)[-1]
+    return environment
+
+
+def render(template: str, **values: Any) -> str:
+    """The template `ml/report/templates/TEMPLATE` filled with `values`."""
+    return _environment().get_template(template).render(**values)
+
+
+def _count(number: float | None) -> str:
+    return "–" if number is None else f"{number:,.0f}"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"
+
+
+def _figure(number: float | None) -> str:
+    return "–" if number is None else f"{number:.4g}"
+
+
+def _time(moment: datetime | None) -> str:
+    return "–" if moment is None else moment.strftime("%Y-%m-%d %H:%M:%S %Z")

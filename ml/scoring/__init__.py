@@ -1,0 +1,1 @@
+"""Scoring a night: open run, discover, plan shards, score shards, reconcile, report."""

@@ -1,0 +1,91 @@
+"""Which images of a night are new: the listing of S3 less what the tables already hold."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from datetime import date
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from ml import night as nights
+from ml.config import Stream, configuration
+from ml.database import copy, session, statement
+from ml.images import SUFFIXES, TRANSIENT
+from ml.scoring import run as runs
+from ml.store import ObjectInfo, object_store
+from ml.tables import Manifest
+
+log = logging.getLogger(__name__)
+
+# Above about a thousand mapped tasks Airflow's scheduler slows down; shards grow instead.
+MAX_SHARDS = 500
+
+_LISTING = """
+CREATE TEMPORARY TABLE listing (
+    night date, uri text, etag text, bytes bigint, modified timestamptz
+) ON COMMIT DROP
+"""
+_COLUMNS = ("night", "uri", "etag", "bytes", "modified")
+
+
+def discover(run_id: UUID) -> int:
+    """Write the run's manifest: the images it has to score, cut into shards.
+
+    Lists the run's night and the nights it looks back on. Run again, it adds what is new since;
+    nothing that is in the manifest leaves it.
+
+    Returns
+    -------
+    The number of images in the manifest.
+    """
+    with session() as current:
+        run = runs.get(current, run_id)
+        stream = configuration().stream(run.stream)
+        current.execute(sa.text(_LISTING))
+        copy(current, "listing", _COLUMNS, _listed(stream, run.night))
+        # Without statistics the planner takes a million rows for a few.
+        current.execute(sa.text("ANALYZE listing"))
+        _ensure_nights(current)
+        current.execute(statement("discover_images"), {"stream": run.stream})
+        current.execute(
+            statement("discover_manifest"),
+            {
+                "run_id": run_id,
+                "stream": run.stream,
+                "night": run.night,
+                "transient": list(TRANSIENT),
+                "shard_size": run.shard_size,
+                "max_shards": MAX_SHARDS,
+            },
+        )
+        run.discovered = current.scalar(
+            sa.select(sa.func.count()).select_from(Manifest).where(Manifest.run_id == run_id)
+        )
+        log.info("%s new images in the night %s of %s", run.discovered, run.night, run.stream)
+        return run.discovered or 0
+
+
+def plan_shards(run_id: UUID) -> list[int]:
+    """The numbers of the shards that are still to score, in order."""
+    with session() as current:
+        current.execute(statement("plan_shards"), {"run_id": run_id})
+        return list(current.scalars(statement("unfinished_shards"), {"run_id": run_id}))
+
+
+def _listed(stream: Stream, night: date) -> Iterator[tuple[Any, ...]]:
+    for one in nights.back_from(night, stream.lookback_nights):
+        for page in object_store().list(nights.folder(stream.prefix, one)):
+            yield from _image_rows(one, page)
+
+
+def _image_rows(night: date, page: Iterable[ObjectInfo]) -> Iterator[tuple[Any, ...]]:
+    for found in page:
+        if found.uri.lower().endswith(SUFFIXES):
+            yield night, found.uri, found.etag, found.size, found.modified
+
+
+def _ensure_nights(current: Session) -> None:
+    for night in current.scalars(sa.text("SELECT DISTINCT night FROM listing ORDER BY night")):
+        current.execute(sa.select(sa.func.nightscore.ensure_night(night)))

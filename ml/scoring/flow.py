@@ -1,0 +1,91 @@
+"""The steps of a scoring DAG, in order; each can run alone and be repeated.
+
+Values between the steps are small and have a JSON form: a run id, shard numbers, a URI.
+"""
+
+import logging
+from collections.abc import Callable
+from datetime import date
+from typing import Any
+from uuid import UUID
+
+from ml.errors import RunFailed
+
+log = logging.getLogger(__name__)
+
+
+def open_run(stream: str, night: str, trigger: str | None = None) -> str:
+    """Open a run and pin its versions; returns the run id. See `ml.scoring.run.open_run`."""
+    from ml.scoring import run
+
+    return str(run.open_run(stream, date.fromisoformat(night), trigger))
+
+
+def discover(run_id: str) -> int:
+    """Write the run's manifest; returns the number of new images."""
+    from ml.scoring import discovery
+
+    return discovery.discover(UUID(run_id))
+
+
+def plan_shards(run_id: str) -> list[int]:
+    """The numbers of the shards to score."""
+    from ml.scoring import discovery
+
+    return discovery.plan_shards(UUID(run_id))
+
+
+def score_shard(run_id: str, shard: int) -> dict[str, int]:
+    """Score one shard; returns counts of results. See `ml.scoring.shard.score_shard`."""
+    from ml.scoring import shard as shards
+
+    return shards.score_shard(UUID(run_id), shard)
+
+
+def reconcile(run_id: str) -> dict[str, int]:
+    """Count and set the status; raises RunFailed. See `ml.scoring.reconcile.reconcile`."""
+    from ml.scoring import reconcile as reconciliation
+
+    return reconciliation.reconcile(UUID(run_id))
+
+
+def report(run_id: str) -> str:
+    """Write the run's report; returns its URI. See `ml.report.page.write`."""
+    from ml.report import page
+
+    return page.write(UUID(run_id))
+
+
+def require_finished(run_id: str) -> None:
+    """Raise RunFailed unless the run ended well."""
+    from ml.scoring import reconcile as reconciliation
+
+    reconciliation.require_finished(UUID(run_id))
+
+
+def score_night(
+    stream: str, night: str, on_shard: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
+    """All the steps in this process: what the DAG does, without Airflow.
+
+    Returns
+    -------
+    run_id, discovered, scored, rejected, anomalies, report_uri.
+
+    Raises
+    ------
+    RunFailed: after the report was written.
+    """
+    run_id = open_run(stream, night)
+    discover(run_id)
+    shards = plan_shards(run_id)
+    on_shard(0, len(shards))
+    for done, shard in enumerate(shards, start=1):
+        score_shard(run_id, shard)
+        on_shard(done, len(shards))
+    try:
+        counts = reconcile(run_id)
+    except RunFailed:
+        report(run_id)
+        raise
+    return {"run_id": run_id, **counts, "report_uri": report(run_id)}

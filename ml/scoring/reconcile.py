@@ -1,0 +1,83 @@
+"""The end of a run: is every image it found scored or rejected?"""
+
+import logging
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from ml.database import rows, session
+from ml.errors import RunFailed
+from ml.scoring import run as runs
+from ml.tables import FAILED, FINISHED, ModelVersion, ScoringRun
+
+log = logging.getLogger(__name__)
+
+
+def reconcile(run_id: UUID) -> dict[str, int]:
+    """Count what became of the run's images and set its status.
+
+    A run is `finished` when discovered = scored + rejected and the share of rejections is within
+    the stream's limit; else it is `failed`, with the reason in its row. Either way everything
+    that was stored stays.
+
+    Returns
+    -------
+    `discovered`, `scored`, `rejected`, `anomalies`: numbers of images.
+
+    Raises
+    ------
+    RunFailed: the run failed; the message says why.
+    """
+    with session() as current:
+        run = runs.get(current, run_id)
+        listed = run.discovered is not None
+        counts = dict(rows(current, "reconcile", run_id=run_id)[0])
+        error = _fault(run, counts) if listed else "the images of the night were not listed"
+        run.discovered = counts["discovered"] if listed else None
+        run.scored, run.rejected = counts["scored"], counts["rejected"]
+        run.anomalies = counts["anomalies"]
+        run.synthetic = counts["synthetic"] or _models_are_synthetic(run_id)
+        run.status, run.error = (FAILED, error) if error else (FINISHED, None)
+        run.finished_at = current.scalar(sa.select(sa.func.clock_timestamp()))
+        name = f"run {run_id} of {run.stream} for {run.night}"
+    if error:
+        raise RunFailed(f"The scoring {name} failed: {error}.", "What was stored stays stored.")
+    log.info("The scoring %s is finished: %s", name, counts)
+    return {key: counts[key] for key in ("discovered", "scored", "rejected", "anomalies")}
+
+
+def require_finished(run_id: UUID) -> None:
+    """Raise RunFailed, with the run's error, unless its status is `finished`."""
+    with session() as current:
+        run = runs.get(current, run_id)
+        if run.status != FINISHED:
+            raise RunFailed(
+                f"The scoring run {run_id} is {run.status}: {run.error or 'see its log'}."
+            )
+
+
+def _fault(run: ScoringRun, counts: dict[str, Any]) -> str | None:
+    if counts["missing"]:
+        shards = ", ".join(map(str, counts["missing_shards"][:20]))
+        return (
+            f"{counts['missing']} of {counts['discovered']} images are neither scored nor "
+            f"rejected, in shard {shards}"
+        )
+    share = counts["rejected"] / max(counts["discovered"], 1)
+    if share > run.max_rejected_share:
+        return (
+            f"{counts['rejected']} of {counts['discovered']} images were rejected "
+            f"({share:.1%}; the stream allows {run.max_rejected_share:.1%})"
+        )
+    return None
+
+
+def _models_are_synthetic(run_id: UUID) -> bool:
+    with session() as current:
+        pinned = runs.pinned(current, run_id)
+        return any(
+            version.synthetic
+            for model, number in pinned.items()
+            if (version := current.get(ModelVersion, (model, number))) is not None
+        )

@@ -1,0 +1,106 @@
+"""A scoring run: one attempt at a night, with its model versions pinned when it opens."""
+
+import logging
+from datetime import date, timedelta
+from uuid import UUID, uuid4
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from ml import registry
+from ml.config import configuration
+from ml.database import session
+from ml.errors import DataError
+from ml.tables import CHAMPION, OPEN, ScoringRun, ScoringRunModel
+
+log = logging.getLogger(__name__)
+
+
+def open_run(stream_name: str, night: date, trigger: str | None = None) -> UUID:
+    """Open a run for a night and pin the champion of each model of the stream.
+
+    Parameters
+    ----------
+    trigger: who asked, for instance Airflow's run id. Opening again for the same trigger returns
+        the same run with the versions it was opened with, so a retried or cleared task cannot mix
+        versions.
+
+    Raises
+    ------
+    DataError: a model of the stream has no champion yet.
+    ServiceError: MLflow cannot be reached.
+    """
+    stream = configuration().stream(stream_name)
+    trigger = trigger or f"manual-{uuid4()}"
+    with session() as current:
+        run = current.scalar(sa.select(ScoringRun).where(ScoringRun.trigger == trigger))
+        if run is not None:
+            log.info("Run %s was opened before; its versions stay pinned", run.run_id)
+            run.status, run.error, run.finished_at = OPEN, None, None
+            return run.run_id
+    versions = {model: _champion(model) for model in stream.models}
+    with session() as current:
+        run_id: UUID = current.execute(
+            insert(ScoringRun)
+            .values(
+                run_id=uuid4(),
+                trigger=trigger,
+                stream=stream_name,
+                night=night,
+                status=OPEN,
+                lookback_from=night - timedelta(days=stream.lookback_nights),
+                max_rejected_share=stream.max_rejected_share,
+                shard_size=stream.shard_size,
+            )
+            .on_conflict_do_update(index_elements=["trigger"], set_={"status": OPEN})
+            .returning(ScoringRun.run_id)
+        ).scalar_one()
+        current.execute(
+            insert(ScoringRunModel)
+            .values([{"run_id": run_id, "model": m, "version": v} for m, v in versions.items()])
+            .on_conflict_do_nothing()
+        )
+    log.info("Opened run %s of %s for %s with %s", run_id, stream_name, night, versions)
+    return run_id
+
+
+def _champion(model: str) -> int:
+    version = registry.version_of_alias(model, CHAMPION)
+    if version is None:
+        raise DataError(
+            f"Model {model!r} has no champion to score with.",
+            f"Train one first: run the DAG retrain_{model}, or `nightscore train {model}`.",
+        )
+    return version
+
+
+def get(current: Session, run_id: UUID) -> ScoringRun:
+    """The run of that id; raises DataError when there is none."""
+    run = current.get(ScoringRun, run_id)
+    if run is None:
+        raise DataError(f"There is no scoring run {run_id}.")
+    return run
+
+
+def pinned(current: Session, run_id: UUID) -> dict[str, int]:
+    """Model → version of a run."""
+    found = current.scalars(sa.select(ScoringRunModel).where(ScoringRunModel.run_id == run_id))
+    return {row.model: row.version for row in found}
+
+
+def newest(stream: str, night: date) -> UUID:
+    """The id of the newest run of a night; raises DataError when the night was never scored."""
+    with session() as current:
+        run_id = current.scalar(
+            sa.select(ScoringRun.run_id)
+            .where(ScoringRun.stream == stream, ScoringRun.night == night)
+            .order_by(ScoringRun.opened_at.desc())
+            .limit(1)
+        )
+    if run_id is None:
+        raise DataError(
+            f"Stream {stream!r} has no scoring run for {night}.",
+            f"Score it with `nightscore score {stream} --date {night}`.",
+        )
+    return run_id

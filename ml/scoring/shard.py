@@ -1,0 +1,87 @@
+"""Score one shard of a run: the unit of retry and of scale-out."""
+
+import logging
+import time
+from collections import Counter
+from uuid import UUID
+
+from ml import registry
+from ml.config import Configuration, Stream, configuration
+from ml.database import rows, session, statement
+from ml.images import TRANSIENT
+from ml.program import Program
+from ml.scoring import run as runs
+from ml.scoring.engine import Item, Limits, score
+from ml.scoring.results import Results
+from ml.store import object_store
+from ml.training.device import choose
+
+log = logging.getLogger(__name__)
+
+_PROGRESS_EVERY_S = 10.0
+
+
+def score_shard(run_id: UUID, number: int) -> dict[str, int]:
+    """Score the images of a shard that its run still owes, and store the results.
+
+    Safe to repeat at any point: what is stored is not scored again.
+
+    Returns
+    -------
+    How many results were stored: `scored`, and `rejected` with each reason code.
+
+    Raises
+    ------
+    DataError: a pinned version's program does not match its recorded hash or signature.
+    ServiceError: S3, Postgres or MLflow failed; nothing of the shard is visible, retry it.
+    """
+    with session() as current:
+        run = runs.get(current, run_id)
+        stream_name = run.stream
+        versions = runs.pinned(current, run_id)
+        current.execute(statement("start_shard"), {"run_id": run_id, "shard": number})
+        found = rows(
+            current, "shard_images", run_id=run_id, shard=number, transient=list(TRANSIENT)
+        )
+    items = [Item(**row) for row in found]
+    config = configuration()
+    counts = _store(run_id, number, stream_name, items, versions, config)
+    log.info("Shard %s of run %s is stored: %s", number, run_id, dict(counts))
+    return dict(counts)
+
+
+def _store(
+    run_id: UUID,
+    number: int,
+    stream_name: str,
+    items: list[Item],
+    versions: dict[str, int],
+    config: Configuration,
+) -> Counter[str]:
+    programs = load_programs(versions) if items else []
+    counts: Counter[str] = Counter(scored=0, rejected=0)
+    started = reported = time.monotonic()
+    heatmaps = f"{config.storage}/heatmaps/{stream_name}"
+    with Results(run_id, number, stream_name, heatmaps) as results:
+        limits = _limits(config.stream(stream_name))
+        batches = score(items, programs, object_store().get, limits) if items else ()
+        for batch in batches:
+            results.add(batch)
+            counts.update("scored" if result.reason is None else "rejected" for result in batch)
+            counts.update(str(result.reason) for result in batch if result.reason is not None)
+            if (now := time.monotonic()) - reported > _PROGRESS_EVERY_S:
+                reported, done = now, counts["scored"] + counts["rejected"]
+                log.info("%s results, %.0f a second", done, done / (now - started))
+        results.merge()
+    return counts
+
+
+def load_programs(versions: dict[str, int]) -> list[Program]:
+    """The exported programs of the pinned versions, checked and on the best device."""
+    device = choose()
+    fetched = [registry.fetch(model, version) for model, version in versions.items()]
+    return [Program.load(path, info, device) for path, info in fetched]
+
+
+def _limits(stream: Stream) -> Limits:
+    return Limits(stream.limits.max_pixels, stream.limits.max_bytes)

@@ -1,0 +1,13 @@
+-- Adds the listed images that are not known yet. `listing` is a temporary table.
+INSERT INTO nightscore.image (night, stream, uri, etag, bytes, modified)
+SELECT listing.night, :stream, listing.uri, listing.etag, listing.bytes, listing.modified
+FROM listing
+WHERE NOT EXISTS (
+    SELECT FROM nightscore.image
+    WHERE image.night = listing.night
+        AND image.stream = :stream
+        AND image.uri = listing.uri
+        AND image.etag = listing.etag
+)
+ORDER BY listing.night, listing.uri
+ON CONFLICT DO NOTHING

@@ -1,0 +1,3 @@
+UPDATE nightscore.shard
+SET finished_at = clock_timestamp()
+WHERE run_id = :run_id AND number = :shard

@@ -1,0 +1,34 @@
+-- What became of the run's manifest: an image is scored when every pinned version has scored it,
+-- rejected when a pinned version has rejected it, and missing otherwise.
+WITH outcome AS (
+    SELECT
+        manifest.shard,
+        bool_and(prediction.model IS NOT NULL) AS scored,
+        bool_or(rejection.model IS NOT NULL) AS rejected,
+        bool_or(coalesce(prediction.flagged, false)) AS flagged,
+        bool_or(image.uri LIKE '%/synthetic-%') AS synthetic
+    FROM nightscore.manifest
+    JOIN nightscore.image USING (night, image_id)
+    JOIN nightscore.scoring_run_model AS pinned USING (run_id)
+    LEFT JOIN nightscore.prediction
+        ON prediction.night = manifest.night
+        AND prediction.image_id = manifest.image_id
+        AND prediction.model = pinned.model
+        AND prediction.version = pinned.version
+    LEFT JOIN nightscore.rejection
+        ON rejection.night = manifest.night
+        AND rejection.image_id = manifest.image_id
+        AND rejection.model = pinned.model
+        AND rejection.version = pinned.version
+    WHERE manifest.run_id = :run_id
+    GROUP BY manifest.night, manifest.image_id, manifest.shard
+)
+SELECT
+    count(*) AS discovered,
+    count(*) FILTER (WHERE scored) AS scored,
+    count(*) FILTER (WHERE rejected AND NOT scored) AS rejected,
+    count(*) FILTER (WHERE flagged) AS anomalies,
+    count(*) FILTER (WHERE NOT scored AND NOT rejected) AS missing,
+    array_agg(DISTINCT shard) FILTER (WHERE NOT scored AND NOT rejected) AS missing_shards,
+    coalesce(bool_or(synthetic), false) AS synthetic
+FROM outcome

@@ -1,0 +1,14 @@
+-- The run's flagged images, the highest above their threshold first.
+SELECT image.uri, prediction.model, prediction.version, prediction.score, prediction.threshold,
+    prediction.heatmap_uri
+FROM nightscore.manifest
+JOIN nightscore.image USING (night, image_id)
+JOIN nightscore.scoring_run_model AS pinned USING (run_id)
+JOIN nightscore.prediction
+    ON prediction.night = manifest.night
+    AND prediction.image_id = manifest.image_id
+    AND prediction.model = pinned.model
+    AND prediction.version = pinned.version
+WHERE manifest.run_id = :run_id AND prediction.flagged
+ORDER BY prediction.score DESC, image.uri
+LIMIT :most

@@ -1,0 +1,12 @@
+-- Why images of the run were rejected; an image counts once a reason.
+SELECT rejection.reason, count(DISTINCT (rejection.night, rejection.image_id)) AS images
+FROM nightscore.manifest
+JOIN nightscore.scoring_run_model AS pinned USING (run_id)
+JOIN nightscore.rejection
+    ON rejection.night = manifest.night
+    AND rejection.image_id = manifest.image_id
+    AND rejection.model = pinned.model
+    AND rejection.version = pinned.version
+WHERE manifest.run_id = :run_id
+GROUP BY rejection.reason
+ORDER BY images DESC, rejection.reason

@@ -1,0 +1,43 @@
+CREATE OR REPLACE VIEW reporting.model_versions AS
+SELECT
+    version.model,
+    version.version,
+    (
+        SELECT string_agg(alias.alias, ', ' ORDER BY alias.alias)
+        FROM nightscore.model_alias AS alias
+        WHERE alias.model = version.model AND alias.version = version.version
+    ) AS alias,
+    version.task,
+    version.metrics,
+    version.threshold,
+    version.registered_at,
+    (
+        SELECT max(promotion.promoted_at)
+        FROM nightscore.promotion
+        WHERE promotion.model = version.model AND promotion.version = version.version
+    ) AS promoted_at,
+    version.gate_passed,
+    version.gate_reason,
+    version.classes,
+    version.snapshot_uri,
+    version.program_sha256,
+    version.mlflow_run_id,
+    version.synthetic
+FROM nightscore.model_version AS version;
+
+COMMENT ON VIEW reporting.model_versions IS 'A row is a registered version of a model.';
+COMMENT ON COLUMN reporting.model_versions.model IS 'The registered model.';
+COMMENT ON COLUMN reporting.model_versions.version IS 'Its version, counted from 1.';
+COMMENT ON COLUMN reporting.model_versions.alias IS 'champion scores the nights, challenger is the latest trained, previous is what a rollback returns to; null for none.';
+COMMENT ON COLUMN reporting.model_versions.task IS 'classification or anomaly.';
+COMMENT ON COLUMN reporting.model_versions.metrics IS 'Metrics on held-out images when it was registered; names that begin with test_ are reported only.';
+COMMENT ON COLUMN reporting.model_versions.threshold IS 'Scores from here on are flagged; null for a classifier.';
+COMMENT ON COLUMN reporting.model_versions.registered_at IS 'When it was registered.';
+COMMENT ON COLUMN reporting.model_versions.promoted_at IS 'When it last became champion; null if never.';
+COMMENT ON COLUMN reporting.model_versions.gate_passed IS 'Whether the gate let it be promoted.';
+COMMENT ON COLUMN reporting.model_versions.gate_reason IS 'Why the gate decided so.';
+COMMENT ON COLUMN reporting.model_versions.classes IS 'The classes, in the order of the program''s outputs.';
+COMMENT ON COLUMN reporting.model_versions.snapshot_uri IS 'The snapshot it was trained from.';
+COMMENT ON COLUMN reporting.model_versions.program_sha256 IS 'SHA-256 of the exported program.';
+COMMENT ON COLUMN reporting.model_versions.mlflow_run_id IS 'The training run in MLflow.';
+COMMENT ON COLUMN reporting.model_versions.synthetic IS 'True when it was trained on the built-in synthetic sample data.';

@@ -1,0 +1,4 @@
+-- A retry keeps the first attempt's start, so that the run's rate counts the time lost.
+UPDATE nightscore.shard
+SET started_at = coalesce(started_at, clock_timestamp()), finished_at = NULL
+WHERE run_id = :run_id AND number = :shard

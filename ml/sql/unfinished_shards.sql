@@ -1,0 +1,4 @@
+SELECT number
+FROM nightscore.shard
+WHERE run_id = :run_id AND finished_at IS NULL
+ORDER BY number
