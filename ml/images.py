@@ -9,10 +9,12 @@ import warnings
 from enum import StrEnum
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
 
 # The limit is ours to check, with a reason code, before any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
@@ -66,7 +68,9 @@ def decode(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # a header may make a parser raise anything
+        if content.startswith(_SIGNATURES):
+            raise Rejected(Reason.TRUNCATED, f"broken header: {_first_line(error)}") from None
         raise Rejected(Reason.NOT_AN_IMAGE, _first_line(error)) from None
     width, height = image.size
     if width * height > max_pixels:

@@ -1,0 +1,4 @@
+SELECT summary.*
+FROM reporting.nightly_summary AS summary
+JOIN nightscore.scoring_run AS run USING (run_id)
+WHERE run.trigger = :trigger

@@ -1,0 +1,56 @@
+"""Threads that keep order and do not run ahead."""
+
+import threading
+import time
+
+import pytest
+
+from ml.parallel import in_batches, map_ahead
+
+
+def test_order_is_kept_whatever_finishes_first():
+    def work(item: int) -> int:
+        time.sleep(0.002 * (item % 3))
+        return item * item
+
+    assert list(map_ahead(work, range(50), threads=8, ahead=10)) == [i * i for i in range(50)]
+
+
+def test_no_more_than_ahead_items_are_taken_early():
+    taken = 0
+    lock = threading.Lock()
+
+    def source():
+        nonlocal taken
+        for item in range(1000):
+            with lock:
+                taken += 1
+            yield item
+
+    results = map_ahead(lambda item: item, source(), threads=2, ahead=10)
+    for _ in range(5):
+        next(results)
+    assert taken <= 5 + 10
+    results.close()
+
+
+def test_an_error_comes_where_its_result_would_have_and_stops_the_rest():
+    done = []
+
+    def work(item: int) -> int:
+        if item == 3:
+            raise ValueError("three")
+        done.append(item)
+        return item
+
+    results = map_ahead(work, range(10_000), threads=2, ahead=4)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="three"):
+        next(results)
+    assert len(done) < 100
+
+
+def test_nothing_in_nothing_out():
+    assert list(map_ahead(str, [], threads=4, ahead=4)) == []
+    assert list(in_batches([], 3)) == []
+    assert list(in_batches(range(5), 2)) == [[0, 1], [2, 3], [4]]
