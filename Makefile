@@ -1,0 +1,54 @@
+# `make` alone prints what there is.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+export AIRFLOW__USAGE_DATA_COLLECTION__ENABLED := False
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+
+.DEFAULT_GOAL := help
+.PHONY: help install run stop test lint types format bench clean lock
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(INSTALLED)  ## install everything into .venv
+
+$(INSTALLED): requirements/lock.txt requirements/uv.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}. Choose one: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make virtual environments (Debian and Ubuntu: apt install python3-venv)."; exit 1; }
+	@echo "Installing Nightscore into $(VENV) (a few gigabytes the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements/lock.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+run: $(INSTALLED)  ## start the local stack, train, score a night, show the results (DATA=DIR: real images)
+	@$(BIN)/nightscore run $(if $(DATA),--data "$(DATA)")
+
+stop: $(INSTALLED)  ## stop the local stack; its data stay in .nightscore/
+	@$(BIN)/nightscore down
+
+test: $(INSTALLED) lint  ## lint, type-check and run all tests; they start all they need
+	@$(BIN)/pytest
+
+lint: $(INSTALLED)  ## check style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(INSTALLED)  ## rewrite the code in the project's style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(INSTALLED)  ## measure the scoring path against a plain one (needs nothing running)
+	@$(BIN)/python -m benchmarks.score
+
+lock: $(INSTALLED)  ## resolve requirements/*.txt again from pyproject.toml
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --all-extras --upgrade pyproject.toml -o requirements/lock.txt
+
+clean:  ## stop the stack and delete .venv, caches and the local stack's data
+	@[ ! -x $(BIN)/nightscore ] || $(BIN)/nightscore down || true
+	rm -rf $(VENV) .nightscore build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
