@@ -4,7 +4,7 @@ import os
 from datetime import datetime, timedelta
 from typing import Any
 
-from airflow.sdk import CronTriggerTimetable, ExceptionRetryPolicy, RetryAction, RetryRule
+from airflow.sdk import Asset, CronTriggerTimetable, ExceptionRetryPolicy, RetryAction, RetryRule
 
 from ml.errors import ConfigurationError, DataError, RunFailed
 
@@ -41,6 +41,11 @@ def nightly(cron: str | None) -> CronTriggerTimetable | None:
     if cron is None:
         return None
     return CronTriggerTimetable(cron, timezone="UTC", interval=timedelta(days=1))
+
+
+def champion(model: str) -> Asset:
+    """The asset that a promotion of the model updates."""
+    return Asset(name=f"champion of {model}", uri=f"nightscore://models/{model}")
 
 
 def connect() -> None:

@@ -5,10 +5,10 @@ snapshot → train → evaluate → gate → register → promote
 
 from typing import Any
 
-from airflow.sdk import Asset, dag, task
+from airflow.sdk import dag, task
 from airflow.sdk.exceptions import AirflowSkipException
 from nightscore_links import VersionLink
-from nightscore_wiring import RETRIES, START, connect, nightly
+from nightscore_wiring import RETRIES, START, champion, connect, nightly
 
 from ml.config import Model, configuration
 
@@ -61,7 +61,7 @@ def retrain_dag(name: str, model: Model) -> Any:
 
             return retrain.register(decided)
 
-        @task(outlets=[Asset(f"nightscore://models/{name}", name=f"champion of {name}")])
+        @task(outlets=[champion(name)])
         def promote(registered: dict[str, Any]) -> dict[str, Any]:
             connect()
             from ml import retrain

@@ -10,9 +10,9 @@ from datetime import date, timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
-from airflow.sdk import Asset, Param, TriggerRule, dag, task
+from airflow.sdk import AssetAny, Param, TriggerRule, dag, task
 from nightscore_links import ReportLink
-from nightscore_wiring import RETRIES, START, connect, nightly
+from nightscore_wiring import RETRIES, START, champion, connect, nightly
 
 from ml.config import Stream, configuration
 
@@ -50,51 +50,51 @@ def score_dag(name: str, stream: Stream) -> Any:
             )
 
         @task
-        def discover(run_id: str) -> int:
+        def discover(scoring_run: str) -> int:
             connect()
             from ml.scoring import flow
 
-            return flow.discover(run_id)
+            return flow.discover(scoring_run)
 
         @task
-        def plan_shards(run_id: str) -> list[int]:
+        def plan_shards(scoring_run: str) -> list[int]:
             connect()
             from ml.scoring import flow
 
-            return flow.plan_shards(run_id)
+            return flow.plan_shards(scoring_run)
 
         @task(pool="gpu", map_index_template="shard {{ shard }}")
-        def score_shard(run_id: str, shard: int) -> dict[str, int]:
+        def score_shard(scoring_run: str, shard: int) -> dict[str, int]:
             connect()
             from ml.scoring import flow
 
-            return flow.score_shard(run_id, shard)
+            return flow.score_shard(scoring_run, shard)
 
         # Also after a failed shard: what the others stored is counted, and the run is marked.
         @task(trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS)
-        def reconcile(run_id: str) -> dict[str, int]:
+        def reconcile(scoring_run: str) -> dict[str, int]:
             connect()
             from ml.scoring import flow
 
-            return flow.reconcile(run_id)
+            return flow.reconcile(scoring_run)
 
         # Also after a failed run, whose page says why. As the last task it then fails too, because
         # the last task decides whether the DAG run is red.
         @task(trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS)
-        def report(run_id: str) -> str:
+        def report(scoring_run: str) -> str:
             connect()
             from ml.scoring import flow
 
-            uri = flow.report(run_id)
-            flow.require_finished(run_id)
+            uri = flow.report(scoring_run)
+            flow.require_finished(scoring_run)
             return uri
 
-        run_id = open_run()
-        listed = discover(run_id)
-        shards = plan_shards(run_id)
-        scored = score_shard.partial(run_id=run_id).expand(shard=shards)
-        counted = reconcile(run_id)
-        page = report(run_id)
+        scoring_run = open_run()
+        listed = discover(scoring_run)
+        shards = plan_shards(scoring_run)
+        scored = score_shard.partial(scoring_run=scoring_run).expand(shard=shards)
+        counted = reconcile(scoring_run)
+        page = report(scoring_run)
         page.operator.operator_extra_links = (ReportLink(),)
         listed >> shards
         scored >> counted >> page
@@ -111,10 +111,7 @@ def rescore_dag(name: str, stream: Stream) -> Any:
     @dag(
         dag_id=f"rescore_{name}",
         description=f"After a promotion, score the last {stream.rescore_nights} nights again",
-        schedule=[
-            Asset(f"nightscore://models/{model}", name=f"champion of {model}")
-            for model in stream.models
-        ],
+        schedule=AssetAny(*(champion(model) for model in stream.models)),
         start_date=START,
         catchup=False,
         max_active_runs=1,

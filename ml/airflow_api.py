@@ -1,6 +1,6 @@
 """Airflow's REST API, as far as the command line needs it: start a DAG and follow its run.
 
-`ml` does not import airflow; this talks to its server.
+Nothing of Airflow is imported; this talks to its server.
 """
 
 import time

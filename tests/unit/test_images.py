@@ -74,7 +74,9 @@ def test_a_rejection_reads_the_same_on_a_retry():
 def test_resize_gives_channels_first_at_the_input_size():
     pixels = resize(gradient(), (32, 56))
     assert (pixels.shape, pixels.dtype) == ((3, 32, 56), np.uint8)
-    assert np.array_equal(resize(gradient(56, 32), (32, 56))[0], np.asarray(gradient(56, 32))[..., 0])
+    assert np.array_equal(
+        resize(gradient(56, 32), (32, 56))[0], np.asarray(gradient(56, 32))[..., 0]
+    )
 
 
 def test_a_large_jpeg_decoded_at_reduced_scale_stays_close_to_the_full_one():

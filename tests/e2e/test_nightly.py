@@ -1,0 +1,194 @@
+"""The whole system: Airflow's scheduler runs both kinds of DAG on small sample data.
+
+One stack is started on free ports in a temporary folder; the tests of this file follow one another
+on it, as days do.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+NIGHT = "2026-01-15"
+
+
+def nightscore(*arguments: str, home: Path, fails: bool = False) -> str:
+    """Run the command line as a user would; returns what it printed on standard output."""
+    environment = {key: value for key, value in os.environ.items() if "NIGHTSCORE" not in key}
+    environment = {k: v for k, v in environment.items() if not k.startswith(("AWS_", "MLFLOW_"))}
+    done = subprocess.run(
+        [Path(sys.executable).parent / "nightscore", *arguments],
+        env=environment | {"NIGHTSCORE_HOME": str(home)},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert (done.returncode != 0) == fails, f"{arguments}: {done.stdout}\n{done.stderr}"
+    return done.stdout if not fails else done.stderr
+
+
+def query(home: Path, sql: str) -> list[dict]:
+    return json.loads(nightscore("sql", sql, "--json", home=home))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """The state folder of a stack that has done `nightscore run` on the sample images."""
+    home = tmp_path_factory.mktemp("stack") / ".nightscore"
+    try:
+        printed = nightscore("run", "--date", NIGHT, "--json", home=home)
+        (home / "summary.json").write_text(printed)
+        yield home
+    finally:
+        nightscore("down", home=home)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def test_both_streams_are_scored_and_every_image_is_accounted_for(home):
+    summaries = {row["stream"]: row for row in json.loads((home / "summary.json").read_text())}
+    assert set(summaries) == {"cifar10", "spill"}
+    for row in summaries.values():
+        assert row["status"] == "finished"
+        assert row["discovered"] == row["scored"] + row["rejected"] > 0
+        assert row["synthetic"] is True
+    assert summaries["spill"]["rejected"] == 3
+    assert summaries["spill"]["anomalies"] > 0
+
+
+def test_the_tables_hold_what_the_summary_says(home):
+    stored = query(
+        home,
+        "SELECT s.stream, s.scored, s.rejected, s.anomalies,"
+        " (SELECT count(*) FROM reporting.predictions p WHERE p.run_id = s.run_id) AS predictions,"
+        " (SELECT count(*) FROM reporting.rejected_images r WHERE r.run_id = s.run_id) AS reasons,"
+        " (SELECT count(*) FROM reporting.anomalies a WHERE a.stream = s.stream) AS flagged"
+        " FROM reporting.nightly_summary s",
+    )
+    for row in stored:
+        assert (row["scored"], row["rejected"]) == (row["predictions"], row["reasons"])
+        assert row["anomalies"] == row["flagged"]
+    reasons = query(home, "SELECT reason FROM reporting.rejected_images ORDER BY reason")
+    assert [row["reason"] for row in reasons] == ["empty", "not_an_image", "truncated"]
+
+
+def test_the_models_are_good_enough_to_be_believed(home):
+    versions = {r["model"]: r for r in query(home, "SELECT * FROM reporting.model_versions")}
+    assert versions["cifar10-classifier"]["alias"] == "challenger, champion" or (
+        versions["cifar10-classifier"]["alias"] == "champion, challenger"
+    )
+    assert versions["cifar10-classifier"]["metrics"]["accuracy"] > 0.5
+    assert versions["spill-anomaly"]["metrics"]["auroc"] > 0.8
+    assert all(row["gate_passed"] and row["synthetic"] for row in versions.values())
+
+
+def test_scoring_the_night_again_changes_nothing(home):
+    checksum = (
+        "SELECT count(*) AS n, md5(string_agg(p::text, '' ORDER BY p::text)) AS sum"
+        " FROM reporting.predictions p"
+    )
+    before = query(home, checksum)
+    again = json.loads(nightscore("score", "spill", "--date", NIGHT, "--json", home=home))
+    assert (again["discovered"], again["scored"]) == (0, 0)
+    assert query(home, checksum) == before
+
+
+def test_ten_more_images_of_which_three_are_broken(home, tmp_path):
+    from ml import samples
+
+    written = samples.write(tmp_path / "samples")
+    night = tmp_path / "more"
+    night.mkdir()
+    good = sorted((written.datasets["spill"] / "train" / "normal").iterdir())[:7]
+    for index, path in enumerate(good):
+        shutil.copy(path, night / f"synthetic-more-{index}.jpg")
+    (night / "synthetic-empty.jpg").write_bytes(b"")
+    (night / "synthetic-text.jpg").write_text("not an image")
+    (night / "synthetic-cut.jpg").write_bytes(good[0].read_bytes()[:400])
+    nightscore("ingest", str(night), "--stream", "spill", "--date", NIGHT, home=home)
+    counts = json.loads(nightscore("score", "spill", "--date", NIGHT, "--json", home=home))
+    assert (counts["discovered"], counts["scored"], counts["rejected"]) == (10, 7, 3)
+
+
+def test_retraining_compares_with_the_champion_and_a_rollback_is_used(home):
+    nightscore("train", "spill-anomaly", home=home)
+    second = query(
+        home,
+        "SELECT version, alias, gate_reason FROM reporting.model_versions"
+        " WHERE model = 'spill-anomaly' AND version = 2",
+    )[0]
+    assert "version 1" in second["gate_reason"]
+    if "champion" not in second["alias"]:
+        nightscore("promote", "spill-anomaly", "2", home=home)
+    nightscore("rollback", "spill-anomaly", home=home)
+    counts = json.loads(nightscore("score", "spill", "--date", "2026-01-16", "--json", home=home))
+    versions = query(
+        home,
+        f"SELECT versions FROM reporting.nightly_summary WHERE run_id = '{counts['run_id']}'",
+    )
+    assert versions == [{"versions": "spill-anomaly/1"}]
+
+
+@pytest.fixture(scope="module")
+def airflow(home):
+    """An HTTP client that is logged in to the stack's Airflow."""
+    variables = dict(
+        line.split("=", 1) for line in (home / "stack.env").read_text().splitlines() if "=" in line
+    )
+    variables = {key: value.strip("'\"") for key, value in variables.items()}
+    with httpx.Client(base_url=variables["NIGHTSCORE_AIRFLOW_URL"], timeout=30) as client:
+        answer = client.post(
+            "/auth/token",
+            json={
+                "username": variables["NIGHTSCORE_AIRFLOW_USERNAME"],
+                "password": variables["NIGHTSCORE_AIRFLOW_PASSWORD"],
+            },
+        )
+        client.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+        yield client
+
+
+def _newest_run(airflow, dag_id: str) -> str:
+    runs = airflow.get(f"/api/v2/dags/{dag_id}/dagRuns").json()["dag_runs"]
+    return sorted(runs, key=lambda run: run["run_after"])[-1]["dag_run_id"]
+
+
+def test_airflow_links_to_the_report_and_serves_it_to_whoever_is_logged_in(home, airflow):
+    run = _newest_run(airflow, "score_spill")
+    links = airflow.get(f"/api/v2/dags/score_spill/dagRuns/{run}/taskInstances/report/links")
+    address = links.json()["extra_links"]["Nightly report"]
+    page = airflow.get(address)
+    assert page.status_code == 200
+    assert "Synthetic sample data" in page.text
+    assert "data:image/png;base64," in page.text
+    assert "nightscore" in airflow.get("/nightscore/reports/").text.lower()
+    assert httpx.get(f"{airflow.base_url}{address.lstrip('/')}").status_code == 401
+
+
+def test_airflow_links_to_the_version_in_mlflow(home, airflow):
+    run = _newest_run(airflow, "retrain_spill-anomaly")
+    links = airflow.get(
+        f"/api/v2/dags/retrain_spill-anomaly/dagRuns/{run}/taskInstances/register/links"
+    )
+    assert links.json()["extra_links"]["MLflow version"].endswith(
+        "/models/spill-anomaly/versions/1"
+    )
+
+
+def test_airflow_reports_no_import_errors_and_one_version_of_each_dag(home, airflow):
+    assert airflow.get("/api/v2/importErrors").json()["total_entries"] == 0
+    for dag_id in ("score_spill", "retrain_spill-anomaly"):
+        versions = airflow.get(f"/api/v2/dags/{dag_id}/dagVersions").json()
+        assert versions["total_entries"] == 1
+
+
+def test_doctor_finds_nothing_wrong(home):
+    checks = json.loads(nightscore("doctor", "--json", home=home))
+    assert checks
+    assert all(check["ok"] for check in checks)
