@@ -62,11 +62,17 @@ class AirflowApi:
         while not self._is_known(dag_id):
             if time.monotonic() > deadline:
                 raise ServiceError(
-                    f"Airflow does not know the DAG {dag_id}. {self._import_errors()}",
+                    f"Airflow does not know the DAG {dag_id}. {self.import_errors()}",
                     "See the dag-processor's log: `nightscore status`.",
                 )
             time.sleep(POLL_S)
         self._call("PATCH", f"/api/v2/dags/{dag_id}", json={"is_paused": False})
+
+    def ensure_pool(self, name: str, slots: int, description: str) -> None:
+        """Make a pool unless there is one of that name, whose slots are the administrator's."""
+        if self._client.get(f"/api/v2/pools/{name}").status_code != httpx.codes.OK:
+            pool = {"name": name, "slots": slots, "description": description}
+            self._call("POST", "/api/v2/pools", json={**pool, "include_deferred": False})
 
     def trigger(self, dag_id: str, conf: dict[str, Any] | None = None) -> DagRun:
         """Start a run of a DAG now."""
@@ -111,6 +117,11 @@ class AirflowApi:
                 return f"task {found['task_id']}:\n{self._log(run, found, lines)}"
         return "no task has failed; see the scheduler's log"
 
+    def import_errors(self) -> str:
+        """What Airflow could not read of the DAG files; empty when all is well."""
+        found = self._call("GET", "/api/v2/importErrors")["import_errors"]
+        return " ".join(f"{error['filename']}: {error['stack_trace']}" for error in found)
+
     def _tasks(self, run: DagRun) -> Iterator[tuple[str, str]]:
         for found in self._task_instances(run):
             index = f"[{found['map_index']}]" if found["map_index"] >= 0 else ""
@@ -138,10 +149,6 @@ class AirflowApi:
     def _is_known(self, dag_id: str) -> bool:
         answer = self._client.get(f"/api/v2/dags/{dag_id}")
         return answer.status_code == httpx.codes.OK
-
-    def _import_errors(self) -> str:
-        found = self._call("GET", "/api/v2/importErrors")["import_errors"]
-        return " ".join(f"{error['filename']}: {error['stack_trace']}" for error in found)
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
         try:

@@ -16,8 +16,10 @@ import importlib.util, json, sys
 sys.path[:0] = ["dags", "plugins"]
 spec = importlib.util.spec_from_file_location("parsed", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
 from airflow.sdk.definitions._internal.contextmanager import DagContext
+DagContext.current_autoregister_module_name = "parsed"
+sys.modules["parsed"] = module
+spec.loader.exec_module(module)
 dags = {dag.dag_id: dag for dag, _ in DagContext.autoregistered_dags}
 heavy = {"torch", "torchvision", "mlflow", "boto3", "sqlalchemy", "obstore", "numpy", "PIL"}
 print(json.dumps({

@@ -1,0 +1,144 @@
+"""The exported program of a version: what scores images, on any device, without a model class.
+
+A program (`.pt2`, https://docs.pytorch.org/docs/stable/export.html) takes uint8 pixels and holds
+its own preprocessing. Its file is checked against the recorded SHA-256 before it is opened.
+"""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ml.errors import DataError
+
+log = logging.getLogger(__name__)
+
+CLASSIFICATION, ANOMALY = "classification", "anomaly"
+_NOTHING = np.empty(0, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class ProgramInfo:
+    """What is recorded of a program beside its file.
+
+    `input_size` is (height, width) in pixels; `threshold` is set for the task `anomaly`;
+    `version` is None before registration.
+    """
+
+    model: str
+    version: int | None
+    task: str
+    classes: tuple[str, ...]
+    input_size: tuple[int, int]
+    threshold: float | None
+    sha256: str
+    synthetic: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}/{self.version}" if self.version else self.model
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A batch's outputs: `probabilities` float32 (B, classes) for a classifier; `scores` float32
+    (B,) and `heatmaps` float32 (B, H, W) for an anomaly detector."""
+
+    probabilities: np.ndarray = _NOTHING
+    scores: np.ndarray = _NOTHING
+    heatmaps: np.ndarray = _NOTHING
+
+
+class Program:
+    """A loaded program; make one with `Program.load`."""
+
+    def __init__(self, module: Any, info: ProgramInfo, device: torch.device) -> None:
+        self.module = module
+        self.info = info
+        self.device = device
+
+    @classmethod
+    def load(cls, path: Path, info: ProgramInfo, device: torch.device) -> "Program":
+        """Verify, open and try a program.
+
+        Raises
+        ------
+        DataError: the file's hash is not the recorded one (the file is not opened), it is no
+            exported program, or its outputs do not fit its task and classes.
+        """
+        found = sha256(path)
+        if found != info.sha256:
+            raise DataError(
+                f"The program of {info.name} has SHA-256 {found}, recorded is {info.sha256}.",
+                "The artifact was changed or damaged; restore it or promote another version.",
+            )
+        if info.task == ANOMALY and info.threshold is None:
+            raise DataError(f"The anomaly version {info.name} has no threshold recorded.")
+        try:
+            exported = torch.export.load(path)
+        except Exception as error:
+            raise DataError(f"The program of {info.name} cannot be opened: {error}") from error
+        if device.type != "cpu":
+            from torch.export.passes import move_to_device_pass
+
+            exported = move_to_device_pass(exported, device)
+        program = cls(exported.module(), info, device)
+        program._try()
+        return program
+
+    def predict(self, pixels: Tensor) -> Outputs:
+        """Outputs for uint8 pixels (B, 3, H, W) on any device; B is at least 1."""
+        with torch.inference_mode():
+            outputs = self.module(pixels.to(self.device, non_blocking=True))
+        if self.info.task == CLASSIFICATION:
+            return Outputs(probabilities=_numpy(outputs))
+        scores, heatmaps = outputs
+        return Outputs(scores=_numpy(scores), heatmaps=_numpy(heatmaps))
+
+    def _try(self) -> None:
+        height, width = self.info.input_size
+        example = torch.zeros(2, 3, height, width, dtype=torch.uint8)
+        try:
+            outputs = self.predict(example)
+        except Exception as error:
+            raise DataError(
+                f"The program of {self.info.name} does not take uint8 images of "
+                f"{height} x {width} pixels: {str(error).splitlines()[0]}"
+            ) from error
+        if self.info.task == CLASSIFICATION:
+            wanted = {"probabilities": (2, len(self.info.classes))}
+        else:
+            wanted = {"scores": (2,), "heatmaps": (2, height, width)}
+        for name, shape in wanted.items():
+            found = getattr(outputs, name).shape
+            if found != shape:
+                raise DataError(
+                    f"The program of {self.info.name} gives {name} of shape {tuple(found)} for two "
+                    f"images; its task {self.info.task} needs {shape}."
+                )
+
+
+def export(network: torch.nn.Module, path: Path, input_size: tuple[int, int]) -> None:
+    """Export a network's `forward` for uint8 pixels of any batch size to a `.pt2` file."""
+    height, width = input_size
+    # A batch of one would be frozen into the program.
+    example = torch.zeros(2, 3, height, width, dtype=torch.uint8)
+    exported = torch.export.export(
+        network.eval().cpu(), (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},)
+    )
+    torch.export.save(exported, path)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.float().cpu().numpy()

@@ -1,0 +1,123 @@
+"""Airflow: API server, scheduler, DAG processor and triggerer, with tasks on this machine."""
+
+import json
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import ml
+from ml.errors import ServiceError
+from ml.stack import postgres
+from ml.stack.layout import HOST, Layout
+from ml.stack.process import BIN, Process
+
+USER = "admin"
+REPOSITORY = Path(ml.__file__).parent.parent
+
+
+def processes(layout: Layout, ports: dict[str, int], services: dict[str, str]) -> list[Process]:
+    """The four processes. `services` are the variables of `stack.env`, for the tasks."""
+    variables = environment(layout, ports) | services
+    # Logs are read from the disk they are on; nothing needs to serve them.
+    return [
+        _process(("api-server",), variables, ports, "metadatabase"),
+        _process(("scheduler", "--skip-serve-logs"), variables, ports, "scheduler"),
+        _process(("dag-processor",), variables, ports, "dag_processor"),
+        _process(("triggerer", "--skip-serve-logs"), variables, ports, "triggerer"),
+    ]
+
+
+def environment(layout: Layout, ports: dict[str, int]) -> dict[str, str]:
+    """Airflow's configuration, by variables of the form AIRFLOW__SECTION__KEY."""
+    secret = layout.passwords
+    base_url = f"http://{HOST}:{ports['airflow']}"
+    database = postgres.url(layout, ports["postgres"], "airflow", "airflow")
+    options = {
+        ("core", "executor"): "LocalExecutor",
+        ("core", "parallelism"): "4",
+        ("core", "dags_folder"): str(REPOSITORY / "dags"),
+        ("core", "plugins_folder"): str(REPOSITORY / "plugins"),
+        ("core", "load_examples"): "False",
+        ("core", "dags_are_paused_at_creation"): "True",
+        ("core", "fernet_key"): secret["airflow_fernet"],
+        ("core", "simple_auth_manager_users"): f"{USER}:admin",
+        ("core", "simple_auth_manager_passwords_file"): str(layout.conf / "airflow_passwords.json"),
+        ("core", "execution_api_server_url"): f"{base_url}/execution/",
+        # Names like this machine's own may not resolve; tasks and logs are all local.
+        ("core", "hostname_callable"): "socket.gethostname",
+        ("database", "sql_alchemy_conn"): database,
+        ("api", "host"): HOST,
+        ("api", "port"): str(ports["airflow"]),
+        ("api", "base_url"): base_url,
+        ("api", "workers"): "1",
+        ("api", "secret_key"): secret["airflow_session"],
+        ("api_auth", "jwt_secret"): secret["airflow_jwt"],
+        ("logging", "base_log_folder"): str(layout.airflow / "logs"),
+        ("dag_processor", "min_file_process_interval"): "30",
+        ("dag_processor", "refresh_interval"): "30",
+        ("dag_processor", "parsing_processes"): "1",
+        ("scheduler", "enable_health_check"): "False",
+        ("usage_data_collection", "enabled"): "False",
+    }
+    variables = {
+        f"AIRFLOW__{section}__{key}".upper(): value for (section, key), value in options.items()
+    }
+    return variables | {
+        "AIRFLOW_HOME": str(layout.airflow),
+        "PYTHONUNBUFFERED": "1",
+        "NO_PROXY": HOST,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+    }
+
+
+def prepare(layout: Layout) -> None:
+    """Write the password of the only user."""
+    layout.write(
+        layout.conf / "airflow_passwords.json", json.dumps({USER: layout.passwords["airflow"]})
+    )
+
+
+def migrate(layout: Layout, ports: dict[str, int]) -> None:
+    """Bring Airflow's own tables up to date, when this version has not done so before."""
+    done = layout.airflow / "migrated"
+    current = version("apache-airflow")
+    if done.exists() and done.read_text(encoding="utf-8") == current:
+        return
+    result = subprocess.run(
+        [BIN / "airflow", "db", "migrate"],
+        env={"PATH": str(BIN), "HOME": str(layout.airflow), **environment(layout, ports)},
+        capture_output=True,
+        text=True,
+    )
+    if result.returncode != 0:
+        raise ServiceError(f"`airflow db migrate` failed: {result.stderr[-2000:]}")
+    done.write_text(current, encoding="utf-8")
+
+
+def _process(
+    arguments: tuple[str, ...],
+    variables: dict[str, str],
+    ports: dict[str, int],
+    component: str,
+) -> Process:
+    name = f"airflow-{arguments[0]}"
+    return Process(
+        name=name,
+        service="airflow",
+        command=(str(BIN / "airflow"), *arguments),
+        environment=variables,
+        is_ready=lambda: _is_healthy(ports["airflow"], component),
+        address=f"http://{HOST}:{ports['airflow']}" if name == "airflow-api-server" else "",
+        stop_wait_s=20,
+    )
+
+
+def _is_healthy(port: int, component: str) -> bool:
+    import httpx
+
+    try:
+        answer = httpx.get(f"http://{HOST}:{port}/api/v2/monitor/health", timeout=5)
+        return bool(answer.json()[component]["status"] == "healthy")
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return False

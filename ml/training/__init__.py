@@ -1,0 +1,1 @@
+"""Training: pixels on disk, the device, the loop, thresholds."""
