@@ -1,15 +1,12 @@
 """What the DAGs of Nightscore share: schedules, retries, connections."""
 
 import os
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import Asset, CronTriggerTimetable, ExceptionRetryPolicy, RetryAction, RetryRule
 
 from ml.errors import ConfigurationError, DataError, RunFailed
-
-# Fixed, because a DAG file that changes from one parse to the next makes a new DAG version.
-START = datetime(2026, 1, 1)
 
 # Wrong data stay wrong: fail at once. A service may come back: wait and try again.
 RETRIES: dict[str, Any] = {
@@ -37,7 +34,11 @@ CONNECTIONS = {
 
 
 def nightly(cron: str | None) -> CronTriggerTimetable | None:
-    """A schedule whose runs carry the day before as logical date: the night they are for."""
+    """A schedule whose runs carry the day before as logical date: the night they are for.
+
+    The DAGs have no start date: with one, Airflow would start a run for a night in the past as
+    soon as a DAG is unpaused.
+    """
     if cron is None:
         return None
     return CronTriggerTimetable(cron, timezone="UTC", interval=timedelta(days=1))

@@ -8,7 +8,7 @@ from typing import Any
 from airflow.sdk import dag, task
 from airflow.sdk.exceptions import AirflowSkipException
 from nightscore_links import VersionLink
-from nightscore_wiring import RETRIES, START, champion, connect, nightly
+from nightscore_wiring import RETRIES, champion, connect, nightly
 
 from ml.config import Model, configuration
 
@@ -18,7 +18,6 @@ def retrain_dag(name: str, model: Model) -> Any:
         dag_id=f"retrain_{name}",
         description=f"Train {name} ({model.task}) on {model.dataset}; promote it if it passes",
         schedule=nightly(model.schedule),
-        start_date=START,
         catchup=False,
         max_active_runs=1,
         default_args=RETRIES,

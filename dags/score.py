@@ -12,7 +12,7 @@ from typing import Any
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import AssetAny, Param, TriggerRule, dag, task
 from nightscore_links import ReportLink
-from nightscore_wiring import RETRIES, START, champion, connect, nightly
+from nightscore_wiring import RETRIES, champion, connect, nightly
 
 from ml.config import Stream, configuration
 
@@ -22,7 +22,6 @@ def score_dag(name: str, stream: Stream) -> Any:
         dag_id=f"score_{name}",
         description=f"Score the new images of {stream.prefix} with {', '.join(stream.models)}",
         schedule=nightly(stream.schedule),
-        start_date=START,
         catchup=False,
         max_active_runs=1,
         default_args=RETRIES,
@@ -112,7 +111,6 @@ def rescore_dag(name: str, stream: Stream) -> Any:
         dag_id=f"rescore_{name}",
         description=f"After a promotion, score the last {stream.rescore_nights} nights again",
         schedule=AssetAny(*(champion(model) for model in stream.models)),
-        start_date=START,
         catchup=False,
         max_active_runs=1,
         default_args=RETRIES,

@@ -4,6 +4,7 @@ The file holds no secrets and no addresses of services; those come from the envi
 (`ml.settings`). DAG files read it when they are parsed, so this module imports nothing heavy.
 """
 
+import os
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -249,9 +250,12 @@ def _cached(path: Path, modified_ns: int) -> Configuration:
     return load(path)
 
 
-def configuration(path: Path | None = None) -> Configuration:
-    """The configuration at `path`, else at `NIGHTSCORE_CONFIG`, else ./nightscore.yaml."""
-    from ml.settings import settings
+def path_in_use() -> Path:
+    """The configuration file of this process: `NIGHTSCORE_CONFIG`, else ./nightscore.yaml."""
+    return Path(os.environ.get("NIGHTSCORE_CONFIG") or "nightscore.yaml").absolute()
 
-    path = (path or settings().config_path).absolute()
+
+def configuration(path: Path | None = None) -> Configuration:
+    """The configuration at `path`, else the one in use; read again when the file changes."""
+    path = path or path_in_use()
     return _cached(path, path.stat().st_mtime_ns if path.exists() else 0)

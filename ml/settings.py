@@ -31,7 +31,6 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True)
 
-    config_path: Path = Field(Path("nightscore.yaml"), validation_alias="NIGHTSCORE_CONFIG")
     database_url: SecretStr = Field(SecretStr(""), validation_alias="NIGHTSCORE_DATABASE_URL")
     owner_url: SecretStr = Field(SecretStr(""), validation_alias="NIGHTSCORE_OWNER_URL")
     analyst_url: SecretStr = Field(SecretStr(""), validation_alias="NIGHTSCORE_ANALYST_URL")

@@ -67,11 +67,11 @@ def _disk(_: Settings) -> str:
     return f"{free / 1e9:.0f} GB free for {folder}"
 
 
-def _configuration(current: Settings) -> str:
-    from ml.config import configuration
+def _configuration(_: Settings) -> str:
+    from ml.config import configuration, path_in_use
 
     config = configuration()
-    return f"{current.config_path}: {len(config.streams)} streams, {len(config.models)} models"
+    return f"{path_in_use()}: {len(config.streams)} streams, {len(config.models)} models"
 
 
 def _postgres(current: Settings) -> str:

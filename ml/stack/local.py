@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ml.config import path_in_use
 from ml.errors import ServiceError
 from ml.settings import STACK_ENV, settings
 from ml.stack import airflow_server, mlflow_server, postgres, s3
@@ -219,7 +220,7 @@ class LocalStack:
         }
         return urls | {
             "NIGHTSCORE_HOME": str(self.layout.home),
-            "NIGHTSCORE_CONFIG": str(settings().config_path.absolute()),
+            "NIGHTSCORE_CONFIG": str(path_in_use()),
             "AWS_ENDPOINT_URL": f"http://{HOST}:{ports['s3']}",
             "AWS_ACCESS_KEY_ID": passwords["s3_key"],
             "AWS_SECRET_ACCESS_KEY": passwords["s3_secret"],

@@ -1,0 +1,130 @@
+"""Labelled data sets in S3: `STORAGE/datasets/NAME/SPLIT/CLASS/FILE`."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml.archive import labelled
+from ml.errors import DataError, ServiceError
+from ml.store import object_store
+from ml.upload import OnProgress, upload
+
+LAYOUT = "SPLIT/CLASS/FILE, for instance train/normal/0001.jpg"
+
+
+@dataclass(frozen=True)
+class ImportResult:
+    """Numbers of images: in the source, written, there already, and removed; `classes` counts
+    them as SPLIT/CLASS."""
+
+    images: int
+    uploaded: int
+    skipped: int
+    removed: int
+    classes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A data set in S3: its images by SPLIT/CLASS and their bytes."""
+
+    name: str
+    images: int
+    bytes: int
+    classes: dict[str, int]
+
+
+def folder(storage: str, name: str) -> str:
+    """The URI below which a data set lies."""
+    return f"{storage}/datasets/{name}"
+
+
+def import_(
+    path: Path,
+    name: str,
+    *,
+    storage: str,
+    replace: bool = False,
+    on_progress: OnProgress = lambda done: None,
+) -> ImportResult:
+    """Copy a folder or tar laid out SPLIT/CLASS/FILE into S3; one that broke off can be repeated.
+
+    Parameters
+    ----------
+    replace: also remove the data set's objects that the source does not have.
+
+    Raises
+    ------
+    DataError: there is no image so laid out, or the source is damaged or hostile (`ml.archive`).
+    """
+    target = folder(storage, name)
+    classes: Counter[str] = Counter()
+
+    def objects() -> Iterator[tuple[str, bytes]]:
+        for image in labelled(path):
+            classes[f"{image.split}/{image.label}"] += 1
+            yield f"{target}/{image.split}/{image.label}/{image.name}", image.content
+
+    done = upload(objects(), [target], on_progress)
+    if not done.uris:
+        raise DataError(f"{path} holds no image.", f"Expected files laid out {LAYOUT}.")
+    removed = _remove_others(target, done.uris) if replace else 0
+    skipped = len(done.uris) - done.written
+    return ImportResult(len(done.uris), done.written, skipped, removed, dict(classes))
+
+
+def _remove_others(target: str, keep: frozenset[str]) -> int:
+    others = [
+        found.uri for page in object_store().list(target) for found in page if found.uri not in keep
+    ]
+    object_store().delete(others)
+    return len(others)
+
+
+def summaries(storage: str) -> list[Summary]:
+    """The data sets that are in S3, by name."""
+    root = f"{storage}/datasets"
+    classes: dict[str, Counter[str]] = {}
+    sizes: Counter[str] = Counter()
+    for page in object_store().list(root):
+        for found in page:
+            parts = found.uri.removeprefix(f"{root}/").split("/")
+            if len(parts) == 4:
+                classes.setdefault(parts[0], Counter())["/".join(parts[1:3])] += 1
+                sizes[parts[0]] += found.size
+    return [
+        Summary(name, counts.total(), sizes[name], dict(sorted(counts.items())))
+        for name, counts in sorted(classes.items())
+    ]
+
+
+def download_cifar10(target: Path) -> Path:
+    """Fetch CIFAR-10 with torchvision and write it as SPLIT/CLASS/NNNNN.png; returns `target`.
+
+    Raises
+    ------
+    ServiceError: its server cannot be reached.
+    """
+    import socket
+
+    from torchvision.datasets import CIFAR10
+
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(20)
+    try:
+        for split in ("train", "test"):
+            images = CIFAR10(str(target / "download"), train=split == "train", download=True)
+            for index, (image, label) in enumerate(images):
+                folder = target / "cifar10" / split / images.classes[label]
+                folder.mkdir(parents=True, exist_ok=True)
+                image.save(folder / f"{index:05}.png")
+    except (OSError, RuntimeError) as error:
+        raise ServiceError(
+            f"CIFAR-10 cannot be downloaded: {error}",
+            "Where the internet is not reachable, bring the files and run "
+            "`nightscore dataset import FOLDER_OR_TAR --name cifar10`.",
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+    return target / "cifar10"
