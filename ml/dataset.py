@@ -13,6 +13,18 @@ from ml.upload import OnProgress, upload
 LAYOUT = "SPLIT/CLASS/FILE, for instance train/normal/0001.jpg"
 
 
+def class_folders(storage: str, name: str) -> list[str]:
+    """The URIs of a data set's folders SPLIT/CLASS.
+
+    Listing folder by folder is what keeps the local S3 server quick: for each page of a listing it
+    reads everything below the prefix again.
+    """
+    store = object_store()
+    return [
+        label for split in store.folders(folder(storage, name)) for label in store.folders(split)
+    ]
+
+
 @dataclass(frozen=True)
 class ImportResult:
     """Numbers of images: in the source, written, there already, and removed; `classes` counts
@@ -66,37 +78,44 @@ def import_(
             classes[f"{image.split}/{image.label}"] += 1
             yield f"{target}/{image.split}/{image.label}/{image.name}", image.content
 
-    done = upload(objects(), [target], on_progress)
+    folders = class_folders(storage, name)
+    done = upload(objects(), folders, on_progress)
     if not done.uris:
         raise DataError(f"{path} holds no image.", f"Expected files laid out {LAYOUT}.")
-    removed = _remove_others(target, done.uris) if replace else 0
+    removed = _remove_others(folders, done.uris) if replace else 0
     skipped = len(done.uris) - done.written
     return ImportResult(len(done.uris), done.written, skipped, removed, dict(classes))
 
 
-def _remove_others(target: str, keep: frozenset[str]) -> int:
+def _remove_others(folders: list[str], keep: frozenset[str]) -> int:
+    store = object_store()
     others = [
-        found.uri for page in object_store().list(target) for found in page if found.uri not in keep
+        found.uri
+        for folder in folders
+        for page in store.pages(folder)
+        for found in page
+        if found.uri not in keep
     ]
-    object_store().delete(others)
+    store.delete(others)
     return len(others)
 
 
 def summaries(storage: str) -> list[Summary]:
     """The data sets that are in S3, by name."""
-    root = f"{storage}/datasets"
-    classes: dict[str, Counter[str]] = {}
-    sizes: Counter[str] = Counter()
-    for page in object_store().list(root):
-        for found in page:
-            parts = found.uri.removeprefix(f"{root}/").split("/")
-            if len(parts) == 4:
-                classes.setdefault(parts[0], Counter())["/".join(parts[1:3])] += 1
-                sizes[parts[0]] += found.size
     return [
-        Summary(name, counts.total(), sizes[name], dict(sorted(counts.items())))
-        for name, counts in sorted(classes.items())
+        _summary(storage, uri.rsplit("/", 1)[-1])
+        for uri in object_store().folders(f"{storage}/datasets")
     ]
+
+
+def _summary(storage: str, name: str) -> Summary:
+    classes: Counter[str] = Counter()
+    size = 0
+    for uri in class_folders(storage, name):
+        for page in object_store().pages(uri):
+            classes["/".join(uri.split("/")[-2:])] += len(page)
+            size += sum(found.size for found in page)
+    return Summary(name, classes.total(), size, dict(classes))
 
 
 def download_cifar10(target: Path) -> Path:

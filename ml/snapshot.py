@@ -156,12 +156,13 @@ def _content_id(found: ObjectInfo) -> str:
 
 
 def _listed(name: str, storage: str) -> Iterable[tuple[ObjectInfo, str, str]]:
-    root = dataset.folder(storage, name)
-    for page in object_store().list(root):
-        for found in page:
-            parts = found.uri.removeprefix(f"{root}/").split("/")
-            if len(parts) == 3 and found.uri.lower().endswith(SUFFIXES):
-                yield found, parts[0], parts[1]
+    for folder in dataset.class_folders(storage, name):
+        split, label = folder.split("/")[-2:]
+        for page in object_store().pages(folder):
+            for found in page:
+                # Deeper folders are not part of the layout.
+                if found.uri.rsplit("/", 1)[0] == folder and found.uri.lower().endswith(SUFFIXES):
+                    yield found, split, label
 
 
 def _to_parquet(rows: Sequence[Row]) -> bytes:

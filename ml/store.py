@@ -94,7 +94,7 @@ class ObjectStore:
         if name not in {bucket["Name"] for bucket in self.boto.list_buckets()["Buckets"]}:
             self.boto.create_bucket(Bucket=name)
 
-    def list(self, prefix: str) -> Iterator[list[ObjectInfo]]:
+    def pages(self, prefix: str) -> Iterator[list[ObjectInfo]]:
         """Pages of the objects below `prefix` (taken as a folder), in the order of their keys."""
         bucket, key = split(prefix)
         with _translated(prefix):
@@ -108,6 +108,16 @@ class ObjectStore:
                     )
                     for meta in page
                 ]
+
+    def folders(self, prefix: str) -> list[str]:
+        """The URIs of the folders directly below `prefix`, without a final slash, sorted.
+
+        Meant where folders hold folders: objects that lie beside them are listed in vain.
+        """
+        bucket, key = split(prefix)
+        with _translated(prefix):
+            found = obstore.list_with_delimiter(self.bucket(bucket), key.rstrip("/") + "/")
+        return sorted(f"s3://{bucket}/{folder}" for folder in found["common_prefixes"])
 
     def get(self, uri: str) -> tuple[bytes, str]:
         """The object's bytes and its ETag, without quotes.

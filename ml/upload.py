@@ -34,7 +34,7 @@ def upload(
     there = {
         found.uri: (found.etag, found.size)
         for prefix in prefixes
-        for page in object_store().list(prefix)
+        for page in object_store().pages(prefix)
         for found in page
     }
 

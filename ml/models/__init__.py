@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ml.errors import ConfigurationError
@@ -35,6 +36,16 @@ class Network(nn.Module):
             ("normal", "anomalous") and a data set may hold no anomalous image at all.
         """
         raise NotImplementedError
+
+    def optimizer(self, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+        """How the weights are changed; SGD with Nesterov momentum unless overridden."""
+        return torch.optim.SGD(
+            self.parameters(),
+            lr=learning_rate,
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=weight_decay,
+        )
 
     def forward(self, pixels: Tensor) -> Any:
         """The outputs that are stored.

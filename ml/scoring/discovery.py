@@ -76,7 +76,7 @@ def plan_shards(run_id: UUID) -> list[int]:
 
 def _listed(stream: Stream, night: date) -> Iterator[tuple[Any, ...]]:
     for one in nights.back_from(night, stream.lookback_nights):
-        for page in object_store().list(nights.folder(stream.prefix, one)):
+        for page in object_store().pages(nights.folder(stream.prefix, one)):
             yield from _image_rows(one, page)
 
 

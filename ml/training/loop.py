@@ -1,0 +1,150 @@
+"""The training loop, the same for every architecture.
+
+Pixels stay uint8 and are moved to the device a batch at a time (or lie there as a whole, which is
+the caller's choice); augmentation and normalisation belong to the network.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ml.config import Training
+from ml.errors import DataError
+from ml.models import Network
+
+# A small data set is gone through several times an epoch, so that the number of epochs means
+# about the same whatever its size.
+MIN_STEPS = 40
+_WARM_UP = 0.2
+_GRADIENT_NORM = 5.0
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """How an epoch went: mean training loss, last learning rate, images and seconds, and what
+    the caller's validation measured after it."""
+
+    number: int
+    epochs: int
+    train_loss: float
+    learning_rate: float
+    images_per_second: float
+    seconds: float
+    validation: dict[str, float] = field(default_factory=dict)
+
+
+def fit(
+    network: Network,
+    pixels: Tensor,
+    labels: Tensor,
+    parameters: Training,
+    *,
+    device: torch.device,
+    seed: int,
+    validate: Callable[[Network], dict[str, float]] = lambda network: {},
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> Network:
+    """Train `network` in place and return it: on the CPU, in eval mode.
+
+    The learning rate rises linearly for a fifth of the steps and falls linearly to zero. On a CPU
+    the same seed, data and number of threads give the same weights to the bit.
+
+    Parameters
+    ----------
+    pixels: uint8 (N, 3, H, W); may be a view of a memory-mapped file, it is only read.
+    labels: int64 (N,).
+    validate: measures the network after each epoch, in eval mode.
+
+    Raises
+    ------
+    DataError: there is no image, or the loss is no longer finite.
+    """
+    count = len(pixels)
+    if count == 0:
+        raise DataError("There is no image to train from.")
+    torch.manual_seed(seed)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batch_size = min(parameters.batch_size, count)
+    steps = max(math.ceil(count / batch_size), MIN_STEPS)
+    optimizer = network.optimizer(parameters.learning_rate, parameters.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _triangle(step / (steps * parameters.epochs))
+    )
+    batches = _batches(count, batch_size)
+    for number in range(1, parameters.epochs + 1):
+        started = time.perf_counter()
+        network.train()
+        losses = []
+        for _ in range(steps):
+            chosen = next(batches)
+            losses.append(
+                _step(network, pixels[chosen].to(device), labels[chosen].to(device), optimizer)
+            )
+            schedule.step()
+        seconds = time.perf_counter() - started
+        loss = float(torch.stack(losses).mean())
+        if not math.isfinite(loss):
+            raise DataError(
+                f"The training loss is {loss} in epoch {number}.", "Lower the learning rate."
+            )
+        network.eval()
+        rate, speed = schedule.get_last_lr()[0], steps * batch_size / seconds
+        measured = validate(network)
+        on_epoch(Epoch(number, parameters.epochs, loss, rate, speed, seconds, measured))
+    return network.eval().cpu()
+
+
+def predict(network: Network, pixels: Tensor, batch_size: int = 512) -> Any:
+    """The outputs of a network in training for all images, as numpy arrays.
+
+    Returns
+    -------
+    probabilities (N, classes), or the scores (N,) of an anomaly detector without its heat maps.
+    """
+    device = next(network.parameters()).device
+    outputs = []
+    with torch.inference_mode(), _autocast(device):
+        for start in range(0, len(pixels), batch_size):
+            found = network(pixels[start : start + batch_size].to(device))
+            outputs.append((found[0] if isinstance(found, tuple) else found).float().cpu().numpy())
+    return np.concatenate(outputs)
+
+
+def _step(
+    network: Network, pixels: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer
+) -> Tensor:
+    with _autocast(pixels.device):
+        loss = network.loss(pixels, labels)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(network.parameters(), _GRADIENT_NORM)
+    optimizer.step()
+    return loss.detach()
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 where the processor multiplies it faster than float32."""
+    if device.type == "cuda":
+        return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_bf16_supported())
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.autocast("cpu", torch.bfloat16, enabled=fast)
+
+
+def _batches(count: int, size: int) -> Iterator[Tensor]:
+    """Indices of batches without end; each image once before any comes again."""
+    rest = torch.empty(0, dtype=torch.int64)
+    while True:
+        while len(rest) < size:
+            rest = torch.cat([rest, torch.randperm(count)])
+        yield rest[:size]
+        rest = rest[size:]
+
+
+def _triangle(progress: float) -> float:
+    return progress / _WARM_UP if progress < _WARM_UP else max(0.0, (1 - progress) / (1 - _WARM_UP))
