@@ -77,7 +77,7 @@ def _of_tar(path: Path) -> Iterator[Entry]:
     try:
         # "r|*" reads forward only, so memory does not grow with the number of members.
         with tarfile.open(path, "r|*") as tar:
-            for member in tar:
+            while (member := tar.next()) is not None:
                 relative = _checked(member, path)
                 if relative is not None:
                     file = tar.extractfile(member)

@@ -9,6 +9,11 @@ _RED = np.array([255.0, 32.0, 0.0], dtype=np.float32)
 _SHORTEST_SIDE = 160
 
 
+def picture(pixels: np.ndarray) -> Image.Image:
+    """uint8 pixels (3, H, W) as an image."""
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
 def overlay(pixels: np.ndarray, heat: np.ndarray) -> Image.Image:
     """The image with the heat map laid over it in red, enlarged so that small crops can be seen.
 
@@ -19,9 +24,7 @@ def overlay(pixels: np.ndarray, heat: np.ndarray) -> Image.Image:
     """
     factor = max(1, round(_SHORTEST_SIDE / min(heat.shape)))
     size = (heat.shape[1] * factor, heat.shape[0] * factor)
-    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).resize(
-        size, Image.Resampling.BICUBIC
-    )
+    image = picture(pixels).resize(size, Image.Resampling.BICUBIC)
     smooth = Image.fromarray(np.nan_to_num(heat).astype(np.float32)).resize(
         size, Image.Resampling.BILINEAR
     )

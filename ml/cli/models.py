@@ -1,5 +1,135 @@
-"""Commands: models."""
+"""Commands on models: `train`, `evaluate`, `promote`, `rollback`, `models`."""
+
+import getpass
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
+from ml.cli.console import Json, err, out, print_json, print_table
+from ml.errors import ConfigurationError, DataError
+
 app = typer.Typer()
+
+ModelName = Annotated[str, typer.Argument(help="A model of nightscore.yaml.")]
+Reason = Annotated[str, typer.Option(help="Kept with the change.")]
+
+
+@app.command()
+def train(model: ModelName, json: Json = False) -> None:
+    """Train a new version: the steps of the DAG retrain_MODEL, in this process."""
+    from ml import retrain
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("mlflow", "httpx", "alembic", "matplotlib", "botocore"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    result = retrain.retrain(model, lambda step: err.print(f"{model}: {step}", style="bold"))
+    if json:
+        print_json(result)
+        return
+    became = "champion" if result["promoted"] else "challenger only: it did not pass the gate"
+    out.print(f"{model}: version {result['version']} is {became}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="MODEL, MODEL@ALIAS or MODEL/VERSION; by default the champion.")
+    ],
+    data: Annotated[
+        Path, typer.Option(help="Folder or tar laid out SPLIT/CLASS/FILE.", exists=True)
+    ],
+    split: Annotated[str, typer.Option(help="Which split to measure on.")] = "test",
+    json: Json = False,
+) -> None:
+    """Measure a version on labelled images."""
+    from ml import registry
+    from ml.evaluation import evaluate_files
+    from ml.program import Program
+    from ml.training.device import choose
+
+    name, version = _resolve(model)
+    program = Program.load(*registry.fetch(name, version), choose())
+    metrics = evaluate_files(program, data, split).metrics
+    if json:
+        print_json(metrics)
+        return
+    out.print(f"{name}/{version} on {split} of {data}", highlight=False, markup=False)
+    per_class = metrics.pop("per_class", {})
+    print_table(("metric", "value"), metrics.items())
+    if per_class:
+        columns = ("precision", "recall", "f1", "support")
+        print_table(
+            ("class", *columns),
+            ((key, *(row[column] for column in columns)) for key, row in per_class.items()),
+        )
+
+
+def _resolve(text: str) -> tuple[str, int]:
+    """Model and version that MODEL, MODEL@ALIAS or MODEL/VERSION names."""
+    from ml import registry
+    from ml.tables import CHAMPION
+
+    name, slash, number = text.partition("/")
+    if slash:
+        if not number.isdecimal():
+            raise ConfigurationError(f"{number!r} is not a version.", "Write MODEL/3.")
+        return name, int(number)
+    name, _, alias = text.partition("@")
+    version = registry.version_of_alias(name, alias or CHAMPION)
+    if version is None:
+        listed = ", ".join(map(str, registry.versions(name))) or "none"
+        raise DataError(
+            f"{name} has no version with the alias {alias or CHAMPION}.",
+            f"Registered versions: {listed}. `nightscore train {name}` makes one.",
+        )
+    return name, version
+
+
+@app.command()
+def promote(
+    model: ModelName,
+    version: Annotated[int, typer.Argument(help="The version that becomes champion.")],
+    reason: Reason = "by hand",
+    json: Json = False,
+) -> None:
+    """Make a version champion, whatever the gate said; the next night uses it."""
+    from ml import promotion
+
+    _changed(asdict(promotion.promote(model, version, reason=reason, by=getpass.getuser())), json)
+
+
+@app.command()
+def rollback(model: ModelName, reason: Reason = "by hand", json: Json = False) -> None:
+    """Return to the champion before; the next night uses it."""
+    from ml import promotion
+
+    _changed(asdict(promotion.rollback(model, reason=reason, by=getpass.getuser())), json)
+
+
+def _changed(result: dict[str, Any], json: bool) -> None:
+    if json:
+        print_json(result)
+    elif result["changed"]:
+        before = result["replaced"] or "none"
+        out.print(f"{result['model']}: champion is version {result['version']} (was {before})")
+    else:
+        out.print(f"{result['model']}: version {result['version']} is champion already")
+
+
+@app.command()
+def models(json: Json = False) -> None:
+    """List the registered versions, as reporting.model_versions has them."""
+    from ml.database import analyst_engine, rows
+
+    with analyst_engine().connect() as connection:
+        found = rows(connection, "list_versions")
+    if json:
+        print_json(found)
+        return
+    columns = ("model", "version", "alias", "gate_passed", "gate_reason", "registered_at")
+    print_table(columns, ([row[column] for column in columns] for row in found))
+    if not found:
+        err.print("There is none yet; `nightscore train MODEL` makes one.")

@@ -14,6 +14,7 @@ from ml.scoring import run as runs
 from ml.scoring.engine import Item, Limits, score
 from ml.scoring.results import Results
 from ml.store import object_store
+from ml.tables import ModelVersion
 from ml.training.device import choose
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,14 @@ def _store(
 def load_programs(versions: dict[str, int]) -> list[Program]:
     """The exported programs of the pinned versions, checked and on the best device."""
     device = choose()
-    fetched = [registry.fetch(model, version) for model, version in versions.items()]
+    with session() as current:
+        # With the hash that registration recorded here, a copy on this machine is good enough.
+        known = {
+            model: current.get(ModelVersion, (model, version))
+            for model, version in versions.items()
+        }
+        hashes = {model: row.program_sha256 if row else None for model, row in known.items()}
+    fetched = [registry.fetch(model, number, hashes[model]) for model, number in versions.items()]
     return [Program.load(path, info, device) for path, info in fetched]
 
 

@@ -1,0 +1,117 @@
+"""A program measured on labelled images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ml.archive import labelled
+from ml.errors import DataError
+from ml.images import Rejected, decode, resize
+from ml.metrics import anomaly_metrics, classification_metrics
+from ml.parallel import in_batches, map_ahead
+from ml.program import CLASSIFICATION, Outputs, Program
+
+BATCH = 512
+NORMAL = "normal"
+_MAX_PIXELS = 64_000_000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics and what they came from.
+
+    `labels` are indices into the classes, or 1 for anomalous and 0 for normal; `outputs` are
+    without heat maps, which are made again for the few images that are shown.
+    """
+
+    metrics: dict[str, Any]
+    labels: np.ndarray
+    outputs: Outputs
+
+    @property
+    def values(self) -> np.ndarray:
+        """What drift is measured on: the anomaly scores, or the confidences."""
+        if len(self.outputs.scores):
+            return self.outputs.scores
+        return self.outputs.probabilities.max(axis=1)
+
+
+def label_indices(program: Program, labels: Sequence[str]) -> np.ndarray:
+    """Labels as the program counts them; for task anomaly everything not `normal` is anomalous.
+
+    Raises DataError for a class the program does not know.
+    """
+    if program.info.task != CLASSIFICATION:
+        return np.array([int(label != NORMAL) for label in labels], dtype=np.int64)
+    known = {name: index for index, name in enumerate(program.info.classes)}
+    if unknown := sorted(set(labels) - known.keys()):
+        raise DataError(
+            f"{program.info.name} does not know the class {', '.join(unknown[:5])}.",
+            f"Its classes: {', '.join(program.info.classes)}.",
+        )
+    return np.array([known[label] for label in labels], dtype=np.int64)
+
+
+def evaluate(program: Program, pixels: np.ndarray, labels: np.ndarray) -> Evaluation:
+    """Measure on uint8 pixels (N, 3, H, W) and int labels (N,).
+
+    Metrics of classification: n, accuracy, macro_f1, per_class; of anomaly: n, auroc,
+    average_precision, threshold, tpr, tnr at the threshold stored with the version.
+    """
+    starts = range(0, len(pixels), BATCH)
+    outputs = _joined([predict(program, pixels[start : start + BATCH]) for start in starts])
+    return _measured(program, outputs, labels)
+
+
+def evaluate_files(program: Program, path: Path, split: str) -> Evaluation:
+    """Measure on a split of a folder or tar laid out SPLIT/CLASS/FILE, with bounded memory.
+
+    Raises
+    ------
+    DataError: there is no such image, or one of them cannot be decoded.
+    """
+    size = program.info.input_size
+
+    def read(image: Any) -> tuple[np.ndarray, str]:
+        try:
+            found = decode(image.content, max_pixels=_MAX_PIXELS, at_least=size)
+        except Rejected as rejected:
+            name = f"{image.split}/{image.label}/{image.name}"
+            raise DataError(f"{path}: {name} cannot be decoded: {rejected}") from None
+        return resize(found, size), image.label
+
+    images = (image for image in labelled(path) if image.split == split)
+    outputs, labels = [], []
+    for batch in in_batches(map_ahead(read, images, threads=4, ahead=2 * BATCH), BATCH):
+        outputs.append(predict(program, np.stack([pixels for pixels, _ in batch])))
+        labels += [label for _, label in batch]
+    if not labels:
+        raise DataError(f"{path} holds no image laid out {split}/CLASS/FILE.")
+    return _measured(program, _joined(outputs), label_indices(program, labels))
+
+
+def predict(program: Program, pixels: np.ndarray, *, heatmaps: bool = False) -> Outputs:
+    """Outputs for uint8 pixels (N, 3, H, W)."""
+    import torch
+
+    outputs = program.predict(torch.from_numpy(np.array(pixels)))
+    return outputs if heatmaps else replace(outputs, heatmaps=np.empty(0, dtype=np.float32))
+
+
+def _joined(outputs: Sequence[Outputs]) -> Outputs:
+    return Outputs(
+        probabilities=np.concatenate([batch.probabilities for batch in outputs]),
+        scores=np.concatenate([batch.scores for batch in outputs]),
+    )
+
+
+def _measured(program: Program, outputs: Outputs, labels: np.ndarray) -> Evaluation:
+    info = program.info
+    if info.task == CLASSIFICATION:
+        metrics = classification_metrics(outputs.probabilities, labels, info.classes)
+    else:
+        metrics = anomaly_metrics(outputs.scores, labels == 1, info.threshold)
+    return Evaluation(metrics, labels, outputs)

@@ -1,0 +1,1 @@
+SELECT * FROM reporting.model_versions ORDER BY model, version

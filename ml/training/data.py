@@ -1,0 +1,87 @@
+"""What a model trains on and is held out from, as arrays, from a snapshot."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ml.config import Model
+from ml.errors import DataError
+from ml.evaluation import NORMAL
+from ml.snapshot import CALIBRATION, FIT, HOLDOUT, REPORT, TEST, THRESHOLD, TRAIN, Row, Snapshot
+from ml.training import pixels
+
+ANOMALY_CLASSES = (NORMAL, "anomalous")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images and labels: uint8 (N, 3, H, W), int64 (N,), and the rows they are from."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    rows: Sequence[Row]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """`fit` trains. `holdout` is for the threshold, the gate and the comparison with the champion.
+    `test` is only reported."""
+
+    classes: tuple[str, ...]
+    fit: Part
+    holdout: Part
+    test: Part
+
+
+def load(snapshot: Snapshot, model: Model) -> Parts:
+    """The parts of a snapshot for a model's task.
+
+    Raises
+    ------
+    DataError: a part that is needed is empty, or there are fewer than two classes to tell apart.
+    """
+    classes = ANOMALY_CLASSES if model.task == "anomaly" else snapshot.classes
+    parts = Parts(
+        classes,
+        _part(snapshot, model, classes, "fit", [(TRAIN, FIT), (CALIBRATION, FIT)]),
+        _part(snapshot, model, classes, "holdout", [(TRAIN, HOLDOUT), (CALIBRATION, THRESHOLD)]),
+        _part(snapshot, model, classes, "test", [(TEST, REPORT)]),
+    )
+    _check(parts, snapshot, model)
+    return parts
+
+
+def _part(
+    snapshot: Snapshot,
+    model: Model,
+    classes: tuple[str, ...],
+    name: str,
+    wanted: Sequence[tuple[str, str]],
+) -> Part:
+    # Calibration images are anomalies to learn a threshold from; a classifier has no use for them.
+    if model.task == "classification":
+        wanted = [pair for pair in wanted if pair[0] != CALIBRATION]
+    rows = [row for split, part in wanted for row in snapshot.select(split=split, part=part)]
+    if model.task == "classification":
+        rows = [row for row in rows if row.label in classes]
+        labels = [classes.index(row.label) for row in rows]
+    else:
+        labels = [int(row.label != NORMAL) for row in rows]
+    if not rows:
+        return Part(np.empty((0, 3, *model.input_size), np.uint8), np.empty(0, np.int64), rows)
+    array = pixels.load(rows, model.input_size, f"{snapshot.hash}-{model.task}-{name}")
+    return Part(array, np.array(labels, dtype=np.int64), rows)
+
+
+def _check(parts: Parts, snapshot: Snapshot, model: Model) -> None:
+    hint = f"Bring more images with `nightscore dataset import PATH --name {snapshot.dataset}`."
+    if model.task == "classification" and len(parts.classes) < 2:
+        raise DataError(f"Data set {snapshot.dataset!r} has fewer than two classes.", hint)
+    if model.task == "anomaly" and not (parts.fit.labels == 0).any():
+        raise DataError(f"Data set {snapshot.dataset!r} has no images train/normal.", hint)
+    if not len(parts.fit) or not len(parts.holdout):
+        raise DataError(f"Data set {snapshot.dataset!r} is too small to hold images out.", hint)

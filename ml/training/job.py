@@ -1,0 +1,132 @@
+"""A training run: parts of a snapshot in, a program in MLflow out."""
+
+import logging
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from ml import plots, registry
+from ml.config import Model
+from ml.metrics import anomaly_metrics
+from ml.models import Network, build
+from ml.program import ProgramInfo
+from ml.snapshot import Snapshot
+from ml.training import data, device, loop, thresholds
+
+log = logging.getLogger(__name__)
+
+
+def run(name: str, model: Model, snapshot: Snapshot, run_id: str) -> None:
+    """Train a model on a snapshot; parameters, curves and the program go to the run.
+
+    Raises
+    ------
+    DataError: see `ml.training.data.load` and `ml.training.loop.fit`.
+    """
+    place = device.choose()
+    parameters = model.training.get(device.profile(place)) or model.training["cpu"]
+    registry.log_params(
+        run_id,
+        {
+            "task": model.task,
+            "architecture": model.architecture,
+            "input_size": list(model.input_size),
+            "seed": model.seed,
+            "device": place.type,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "code": registry.code_version(),
+            **{f"options.{key}": value for key, value in model.options.items()},
+            **parameters.model_dump(),
+        },
+    )
+    registry.log_snapshot(run_id, snapshot)
+    parts = data.load(snapshot, model)
+    log.info("%s images to fit, %s held out, on %s", len(parts.fit), len(parts.holdout), place)
+    torch.manual_seed(model.seed)
+    network = build(model.architecture, model.input_size, parts.classes, model.options)
+    history: list[dict[str, float]] = []
+
+    def on_epoch(epoch: loop.Epoch) -> None:
+        values = {key: value for key, value in asdict(epoch).items() if isinstance(value, float)}
+        row = {"epoch": float(epoch.number), **values, **epoch.validation}
+        history.append(row)
+        registry.log_metrics(run_id, row, epoch.number)
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
+        log.info("Epoch %s of %s: %s", epoch.number, epoch.epochs, shown)
+
+    loop.fit(
+        network,
+        torch.from_numpy(parts.fit.pixels),
+        torch.from_numpy(parts.fit.labels),
+        parameters,
+        device=place,
+        seed=model.seed,
+        validate=lambda trained: _validate(trained, model, parts.holdout),
+        on_epoch=on_epoch,
+    )
+    registry.log_figures(run_id, {"training_curves": plots.training_curves(history)})
+    chosen = _threshold(network, model, parts.holdout) if model.task == "anomaly" else None
+    _log_program(name, model, snapshot, run_id, network, parts.classes, chosen)
+
+
+def _validate(network: Network, model: Model, holdout: data.Part) -> dict[str, float]:
+    outputs = loop.predict(network, torch.from_numpy(holdout.pixels))
+    if model.task == "classification":
+        return {"holdout_accuracy": float((outputs.argmax(axis=1) == holdout.labels).mean())}
+    measured = anomaly_metrics(outputs, holdout.labels == 1, None)
+    return {"holdout_auroc": measured["auroc"]} if measured["auroc"] is not None else {}
+
+
+def _threshold(network: Network, model: Model, holdout: data.Part) -> thresholds.ChosenThreshold:
+    with torch.autocast("cpu", enabled=False):
+        scores = _scores_in_float32(network, holdout.pixels)
+    chosen = thresholds.choose(
+        model.threshold, scores[holdout.labels == 0], scores[holdout.labels == 1]
+    )
+    log.info("Threshold %.6f by %s: %s", chosen.value, chosen.policy, chosen.detail)
+    return chosen
+
+
+def _scores_in_float32(network: Network, pixels: np.ndarray) -> np.ndarray:
+    """As the exported program will compute them, which training's reduced precision is not."""
+    with torch.inference_mode():
+        batches = [
+            network(torch.from_numpy(np.array(pixels[start : start + 512])))[0].numpy()
+            for start in range(0, len(pixels), 512)
+        ]
+    return np.concatenate(batches)
+
+
+def _log_program(
+    name: str,
+    model: Model,
+    snapshot: Snapshot,
+    run_id: str,
+    network: Network,
+    classes: tuple[str, ...],
+    chosen: thresholds.ChosenThreshold | None,
+) -> None:
+    info = ProgramInfo(
+        model=name,
+        version=None,
+        task=model.task,
+        classes=classes,
+        input_size=model.input_size,
+        threshold=chosen.value if chosen else None,
+        sha256="",
+        synthetic=snapshot.synthetic,
+    )
+    metadata: dict[str, Any] = {
+        "task": model.task,
+        "classes": list(classes),
+        "input_size": list(model.input_size),
+        "snapshot": snapshot.uri,
+        "synthetic": snapshot.synthetic,
+    }
+    if chosen:
+        metadata["threshold"] = asdict(chosen)
+        registry.log_params(run_id, {"threshold": chosen.value, "threshold_policy": chosen.policy})
+    registry.log_program(run_id, network, info, metadata)
