@@ -83,7 +83,8 @@ def _of_tar(path: Path) -> Iterator[Entry]:
                     file = tar.extractfile(member)
                     assert file is not None  # it is a regular file
                     yield Entry(relative, file.read())
-                tar.members = []  # the list tarfile keeps would grow with the archive
+                # tarfile keeps a list of its members, which would grow with the archive.
+                tar.members = []  # type: ignore[attr-defined]
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"{path} is a damaged tar file: {error}.") from error
 

@@ -226,7 +226,7 @@ def _line_of(document: Any, location: list[Any]) -> int:
     node: Any = document
     for part in location:
         try:
-            position = node.lc.key(part) if isinstance(node, dict) else node.lc.item(part)
+            position = node.lc.item(part) if isinstance(part, int) else node.lc.key(part)
             line, node = position[0] + 1, node[part]
         except (AttributeError, KeyError, IndexError, TypeError):
             break

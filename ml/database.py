@@ -1,7 +1,7 @@
 """Postgres: connections, migrations, and statements read from `.sql` files."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import date, datetime
 from functools import lru_cache
 from importlib import resources
@@ -83,8 +83,8 @@ def copy(
     `table` and `columns` are names of our own, never user input.
     """
     connection = current.connection() if isinstance(current, Session) else current
-    with connection.connection.cursor() as cursor:
-        cursor.copy_expert(
+    with closing(connection.connection.cursor()) as cursor:
+        cursor.copy_expert(  # type: ignore[attr-defined]
             f"COPY {table} ({', '.join(columns)}) FROM STDIN", _Lines(map(_copy_line, values))
         )
 

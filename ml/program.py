@@ -111,7 +111,7 @@ class Program:
                 f"{height} x {width} pixels: {str(error).splitlines()[0]}"
             ) from error
         if self.info.task == CLASSIFICATION:
-            wanted = {"probabilities": (2, len(self.info.classes))}
+            wanted: dict[str, tuple[int, ...]] = {"probabilities": (2, len(self.info.classes))}
         else:
             wanted = {"scores": (2,), "heatmaps": (2, height, width)}
         for name, shape in wanted.items():

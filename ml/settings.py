@@ -87,4 +87,4 @@ def settings() -> Settings:
 
     Tests that change the environment call `settings.cache_clear()`.
     """
-    return Settings(_env_file=state_folder() / STACK_ENV)  # type: ignore[call-arg]
+    return Settings(_env_file=state_folder() / STACK_ENV)

@@ -35,9 +35,9 @@ class AnomalySegmenter(Network):
     def __init__(self, width: int, generators: list[str]) -> None:
         super().__init__()
         self.generators = [synthetic.GENERATORS[name] for name in generators]
-        self.half = nn.Sequential(_conv(4, width, 2), _conv(width, width))
-        self.quarter = nn.Sequential(_conv(width, 2 * width, 2), _conv(2 * width, 2 * width))
-        self.eighth = nn.Sequential(_conv(2 * width, 4 * width, 2), _conv(4 * width, 4 * width))
+        self.to_half = nn.Sequential(_conv(4, width, 2), _conv(width, width))
+        self.to_quarter = nn.Sequential(_conv(width, 2 * width, 2), _conv(2 * width, 2 * width))
+        self.to_eighth = nn.Sequential(_conv(2 * width, 4 * width, 2), _conv(4 * width, 4 * width))
         self.up_quarter = _conv(6 * width, 2 * width)
         self.up_half = _conv(3 * width, width)
         self.map = nn.Conv2d(width, 1, 1)
@@ -71,9 +71,9 @@ class AnomalySegmenter(Network):
 
     def _logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, 1, H/2, W/2) of the map and (B,) of the images."""
-        half = self.half(_standardised(images).contiguous(memory_format=torch.channels_last))
-        quarter = self.quarter(half)
-        eighth = self.eighth(quarter)
+        half = self.to_half(_standardised(images).contiguous(memory_format=torch.channels_last))
+        quarter = self.to_quarter(half)
+        eighth = self.to_eighth(quarter)
         up = self.up_quarter(torch.cat([_enlarged(eighth, quarter), quarter], 1))
         up = self.up_half(torch.cat([_enlarged(up, half), half], 1))
         map_logits = self.map(up)
@@ -171,7 +171,7 @@ def _noisy(images: Tensor) -> Tensor:
 
 def build(size: tuple[int, int], classes: tuple[str, ...], options: dict[str, Any]) -> Network:
     """`options`: width (24), synthetic (names of generators; all)."""
-    defaults = {"width": 24, "synthetic": list(synthetic.GENERATORS)}
+    defaults: dict[str, Any] = {"width": 24, "synthetic": list(synthetic.GENERATORS)}
     if unknown := set(options) - set(defaults):
         raise TypeError(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(defaults)}")
     chosen = defaults | options

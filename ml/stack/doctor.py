@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ml.errors import NightscoreError
 from ml.settings import Settings, settings, state_folder
@@ -136,14 +137,14 @@ def _s3(current: Settings) -> str:
     try:
         client.list_objects_v2(Bucket=bucket, MaxKeys=1)
     except ClientError as error:
-        raise _Wrong(_s3_fault(error.response["Error"], where, bucket)) from None
+        raise _Wrong(_s3_fault(dict(error.response["Error"]), where, bucket)) from None
     except BotoCoreError as error:
         reason = " ".join(str(error).split())
         raise _Wrong(f"S3 cannot be reached at {where}: {_START} ({reason})") from None
     return f"{where}, bucket {bucket}"
 
 
-def _s3_fault(error: dict[str, str], where: str, bucket: str) -> str:
+def _s3_fault(error: dict[str, Any], where: str, bucket: str) -> str:
     code = error.get("Code", "")
     if code == "SignatureDoesNotMatch":
         return f"S3 at {where}: the secret key is wrong: correct AWS_SECRET_ACCESS_KEY"

@@ -94,7 +94,7 @@ def fit(
                 f"The training loss is {loss} in epoch {number}.", "Lower the learning rate."
             )
         network.eval()
-        rate, speed = schedule.get_last_lr()[0], steps * batch_size / seconds
+        rate, speed = float(schedule.get_last_lr()[0]), steps * batch_size / seconds
         measured = validate(network)
         on_epoch(Epoch(number, parameters.epochs, loss, rate, speed, seconds, measured))
     return network.eval().cpu()
@@ -122,7 +122,7 @@ def _step(
     with _autocast(pixels.device):
         loss = network.loss(pixels, labels)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), _GRADIENT_NORM)
     optimizer.step()
     return loss.detach()
