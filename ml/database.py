@@ -84,7 +84,7 @@ def copy(
     """
     connection = current.connection() if isinstance(current, Session) else current
     with closing(connection.connection.cursor()) as cursor:
-        cursor.copy_expert(  # type: ignore[attr-defined]
+        cursor.copy_expert(
             f"COPY {table} ({', '.join(columns)}) FROM STDIN", _Lines(map(_copy_line, values))
         )
 

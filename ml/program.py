@@ -6,20 +6,25 @@ its own preprocessing. Its file is checked against the recorded SHA-256 before i
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ml.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
 CLASSIFICATION, ANOMALY = "classification", "anomaly"
-_NOTHING = np.empty(0, dtype=np.float32)
+
+
+def _nothing() -> np.ndarray:
+    return np.empty(0, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -49,21 +54,21 @@ class Outputs:
     """A batch's outputs: `probabilities` float32 (B, classes) for a classifier; `scores` float32
     (B,) and `heatmaps` float32 (B, H, W) for an anomaly detector."""
 
-    probabilities: np.ndarray = _NOTHING
-    scores: np.ndarray = _NOTHING
-    heatmaps: np.ndarray = _NOTHING
+    probabilities: np.ndarray = field(default_factory=_nothing)
+    scores: np.ndarray = field(default_factory=_nothing)
+    heatmaps: np.ndarray = field(default_factory=_nothing)
 
 
 class Program:
     """A loaded program; make one with `Program.load`."""
 
-    def __init__(self, module: Any, info: ProgramInfo, device: torch.device) -> None:
+    def __init__(self, module: Any, info: ProgramInfo, device: "torch.device") -> None:
         self.module = module
         self.info = info
         self.device = device
 
     @classmethod
-    def load(cls, path: Path, info: ProgramInfo, device: torch.device) -> "Program":
+    def load(cls, path: Path, info: ProgramInfo, device: "torch.device") -> "Program":
         """Verify, open and try a program.
 
         Raises
@@ -71,6 +76,8 @@ class Program:
         DataError: the file's hash is not the recorded one (the file is not opened), it is no
             exported program, or its outputs do not fit its task and classes.
         """
+        import torch
+
         found = sha256(path)
         if found != info.sha256:
             raise DataError(
@@ -91,8 +98,10 @@ class Program:
         program._try()
         return program
 
-    def predict(self, pixels: Tensor) -> Outputs:
+    def predict(self, pixels: "Tensor") -> Outputs:
         """Outputs for uint8 pixels (B, 3, H, W) on any device; B is at least 1."""
+        import torch
+
         with torch.inference_mode():
             outputs = self.module(pixels.to(self.device, non_blocking=True))
         if self.info.task == CLASSIFICATION:
@@ -101,6 +110,8 @@ class Program:
         return Outputs(scores=_numpy(scores), heatmaps=_numpy(heatmaps))
 
     def _try(self) -> None:
+        import torch
+
         height, width = self.info.input_size
         example = torch.zeros(2, 3, height, width, dtype=torch.uint8)
         try:
@@ -123,8 +134,10 @@ class Program:
                 )
 
 
-def export(network: torch.nn.Module, path: Path, input_size: tuple[int, int]) -> None:
+def export(network: "torch.nn.Module", path: Path, input_size: tuple[int, int]) -> None:
     """Export a network's `forward` for uint8 pixels of any batch size to a `.pt2` file."""
+    import torch
+
     height, width = input_size
     # A batch of one would be frozen into the program.
     example = torch.zeros(2, 3, height, width, dtype=torch.uint8)
@@ -140,5 +153,5 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _numpy(tensor: Tensor) -> np.ndarray:
+def _numpy(tensor: "Tensor") -> np.ndarray:
     return tensor.float().cpu().numpy()

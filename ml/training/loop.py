@@ -20,7 +20,7 @@ from ml.models import Network
 
 # A small data set is gone through several times an epoch, so that the number of epochs means
 # about the same whatever its size.
-MIN_STEPS = 40
+MIN_STEPS = 30
 _WARM_UP = 0.2
 _GRADIENT_NORM = 5.0
 
