@@ -140,11 +140,8 @@ class AirflowApi:
             params={"map_index": instance["map_index"], "full_content": True},
             headers={"Accept": "application/json"},
         )
-        events = [
-            event if isinstance(event, str) else f"{event.get('level', '')} {event['event']}"
-            for event in answer.get("content", [])
-        ]
-        return "\n".join(events[-lines:])
+        shown = [line for event in answer.get("content", []) for line in _shown(event)]
+        return "\n".join(shown[-lines:])
 
     def _is_known(self, dag_id: str) -> bool:
         answer = self._client.get(f"/api/v2/dags/{dag_id}")
@@ -163,6 +160,18 @@ class AirflowApi:
                 "Run `nightscore up`, or `nightscore doctor` to see what is wrong.",
             ) from None
         return answer.json()
+
+
+def _shown(event: str | dict[str, Any]) -> Iterator[str]:
+    """The lines of a log event that are worth a terminal's space: what `ml` says, and errors."""
+    if isinstance(event, str):
+        return
+    if event.get("level") in ("warning", "error", "critical") or str(
+        event.get("logger", "")
+    ).startswith("ml."):
+        yield f"  {event.get('level', '')}: {event['event']}"
+    for detail in event.get("error_detail") or ():
+        yield f"  {detail['exc_type']}: {detail['exc_value']}"
 
 
 def _path(run: DagRun) -> str:

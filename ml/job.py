@@ -19,7 +19,7 @@ from ml import dataset, ingest, samples, snapshot
 from ml.airflow_api import AirflowApi, DagRun
 from ml.config import Configuration, configuration
 from ml.database import rows, session
-from ml.errors import DataError, ServiceError
+from ml.errors import DataError, RunFailed, ServiceError
 from ml.tables import CHAMPION, ModelAlias, ModelVersion
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ def run(data: Path | None, night: date, say: Say) -> list[dict[str, Any]]:
         streams = _streams_of(models, config)
         api = stack.enter_context(AirflowApi())
         _retrain([model for model in models if _needs_training(model, config, say)], api, say)
+        _require_champions(models)
         for stream in streams:
             _ingest(stream, source, night, config, say)
         scored = _score(streams, night, api, say)
@@ -137,6 +138,24 @@ def _retrain(models: list[str], api: AirflowApi, say: Say) -> None:
         api.unpause(f"retrain_{model}")
         runs.append(api.trigger(f"retrain_{model}"))
     _follow(runs, api, say)
+
+
+def _require_champions(models: list[str]) -> None:
+    """Raise RunFailed, with what the gate said, when a model has no champion to score with."""
+    with session() as current:
+        for model in models:
+            if current.get(ModelAlias, (model, CHAMPION)) is None:
+                newest = current.scalar(
+                    sa.select(ModelVersion)
+                    .where(ModelVersion.model == model)
+                    .order_by(ModelVersion.version.desc())
+                    .limit(1)
+                )
+                reason = newest.gate_reason if newest else "it has no version"
+                raise RunFailed(
+                    f"Model {model} has no champion: {reason}.",
+                    "Its page in MLflow shows how it trained; `gate` in nightscore.yaml decides.",
+                )
 
 
 def _ingest(name: str, source: Source, night: date, config: Configuration, say: Say) -> None:

@@ -6,12 +6,11 @@ What later steps need is in the run's artifacts and in the version's tags, never
 import json
 import logging
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -219,11 +218,13 @@ def log_program(
             input_example=example,
             metadata=dict(metadata),
             pip_requirements=_requirements(),
+            # It would start a scoring server in this process, which takes one output only.
+            validate_serving_input=False,
         )
-        folder = mlflow.artifacts.download_artifacts(f"{logged.model_uri}/{_PROGRAM_FILE}")
-        complete = ProgramInfo(**{**asdict(info), "sha256": sha256(Path(folder))})
-        shutil.copy(folder, _cached_program(run_id))
-        log_json(run_id, _PROGRAM_INFO, asdict(complete) | {"model_uri": logged.model_uri})
+    path = _cached_program(run_id)
+    _download(logged.model_id, path)
+    complete = replace(info, sha256=sha256(path))
+    log_json(run_id, _PROGRAM_INFO, asdict(complete) | {"model_id": logged.model_id})
     return complete
 
 
@@ -233,7 +234,8 @@ def _signature(info: ProgramInfo) -> Any:
     from mlflow.types import Schema, TensorSpec
 
     height, width = info.input_size
-    pixels = TensorSpec(np.dtype("uint8"), (-1, 3, height, width), "pixels")
+    # Without a name, so that MLflow serves a plain array.
+    pixels = TensorSpec(np.dtype("uint8"), (-1, 3, height, width))
     single = np.dtype("float32")
     if info.task == "classification":
         outputs = [TensorSpec(single, (-1, len(info.classes)), "probabilities")]
@@ -262,7 +264,7 @@ def program_of_run(run_id: str) -> tuple[Path, ProgramInfo]:
     stored = read_json(run_id, _PROGRAM_INFO)
     path = _cached_program(run_id)
     if not path.exists():
-        _download(f"{stored['model_uri']}/{_PROGRAM_FILE}", path)
+        _download(stored["model_id"], path)
     return path, _info(stored)
 
 
@@ -298,7 +300,7 @@ def register(run_id: str, model: str, tags: Mapping[str, str], description: str)
     with _translated():
         version = _version_of_run(model, run_id)
         if version is None:
-            made = mlflow.register_model(stored["model_uri"], model)
+            made = mlflow.register_model(f"models:/{stored['model_id']}", model)
             version = int(made.version)
         for key, value in {**tags, _SHA256: stored["sha256"]}.items():
             client.set_model_version_tag(model, str(version), key, value[:5000])
@@ -370,20 +372,23 @@ def fetch(model: str, version: int, expected_sha256: str | None = None) -> tuple
     stored = read_json(found.run_id, _PROGRAM_INFO)
     stored |= {"model": model, "version": version, "sha256": recorded}
     folder.mkdir(parents=True, exist_ok=True)
-    _download(f"{stored['model_uri']}/{_PROGRAM_FILE}", path)
+    _download(stored["model_id"], path)
     partial = described.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(stored), encoding="utf-8")
     partial.replace(described)
     return path, _info(stored)
 
 
-def _download(uri: str, path: Path) -> None:
-    """Fetch an artifact to `path`, whole or not at all, whoever else does the same."""
+def _download(model_id: str, path: Path) -> None:
+    """Fetch a logged model's program to `path`, whole or not at all, whoever else does the same."""
     import mlflow
 
-    _client()
+    client = _client()
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="partial-") as folder, _translated():
-        Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder)).replace(path)
+        location = client.get_logged_model(model_id).artifact_location
+        Path(
+            mlflow.artifacts.download_artifacts(f"{location}/{_PROGRAM_FILE}", dst_path=folder)
+        ).replace(path)
 
 
 def _info(stored: Mapping[str, Any]) -> ProgramInfo:

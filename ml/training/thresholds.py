@@ -46,14 +46,20 @@ def choose(policy: Threshold, normal: np.ndarray, anomalous: np.ndarray) -> Chos
         low = _logit(np.quantile(normal, policy.normal_quantile))
         high = _logit(np.quantile(anomalous, policy.anomalous_quantile))
         # Halfway between logits: halfway between probabilities near 0 and 1 would always be 1/2.
-        value = float(1 / (1 + np.exp(-(low + high) / 2)))
+        value = _single(_sigmoid((low + high) / 2))
         numbers = {
             "normal_quantile_score": _sigmoid(low),
             "anomalous_quantile_score": _sigmoid(high),
         }
         return ChosenThreshold(value, "midpoint", counts | numbers)
-    value = float(np.nextafter(np.quantile(normal, 1 - policy.target_fpr), np.inf))
+    reached = np.float32(np.quantile(normal, 1 - policy.target_fpr))
+    value = float(np.nextafter(reached, np.float32(np.inf)))
     return ChosenThreshold(value, "target_fpr", counts | {"target_fpr": policy.target_fpr})
+
+
+def _single(value: float) -> float:
+    """Rounded to what a float32 holds: scores are float32, and so is the threshold in SQL."""
+    return float(np.float32(value))
 
 
 def _logit(probability: float) -> float:

@@ -1,0 +1,97 @@
+"""Folders and tars of images: what is read, and what is refused."""
+
+import io
+import tarfile
+
+import pytest
+
+from ml.archive import MAX_BYTES, entries, labelled
+from ml.errors import DataError
+
+
+def _tar(path, members):
+    """A tar of (TarInfo or name, bytes)."""
+    with tarfile.open(path, "w") as tar:
+        for member, content in members:
+            info = member if isinstance(member, tarfile.TarInfo) else tarfile.TarInfo(member)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def _special(name, kind, target=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def test_a_folder_and_a_tar_of_it_give_the_same_images(tmp_path):
+    folder = tmp_path / "set"
+    for name in ("train/a/2.jpg", "train/a/1.JPG", "test/b/3.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    with tarfile.open(tmp_path / "set.tar.gz", "w:gz") as tar:
+        tar.add(folder, "set")
+    of_folder = {(i.split, i.label, i.name, i.content) for i in labelled(folder)}
+    assert of_folder == {
+        (i.split, i.label, i.name, i.content) for i in labelled(tmp_path / "set.tar.gz")
+    }
+    assert ("train", "a", "1.JPG", b"train/a/1.JPG") in of_folder
+    assert len(of_folder) == 3
+
+
+def test_hidden_files_and_other_files_are_passed_over(tmp_path):
+    for name in ("a/b/._1.jpg", "a/b/notes.txt", ".git/b/1.jpg", "a/b/1.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert [str(entry.path) for entry in entries(tmp_path)] == ["a/b/1.jpg"]
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        "../outside/a/1.jpg",
+        "a/../../b/1.jpg",
+        "/etc/a/1.jpg",
+        _special("a/b/1.jpg", tarfile.SYMTYPE, "/etc/passwd"),
+        _special("a/b/1.jpg", tarfile.LNKTYPE, "../../etc/passwd"),
+        _special("a/b/1.jpg", tarfile.CHRTYPE),
+    ],
+    ids=["parent", "parent inside", "absolute", "symlink", "hard link", "device"],
+)
+def test_a_hostile_member_stops_the_import(tmp_path, member):
+    path = _tar(tmp_path / "bad.tar", [("a/b/0.jpg", b"good"), (member, b"")])
+    with pytest.raises(DataError, match="member"):
+        list(entries(path))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_member_that_says_it_is_huge_is_refused_before_it_is_read(tmp_path):
+    header = tarfile.TarInfo("a/b/1.jpg")
+    header.size = MAX_BYTES + 1
+    path = tmp_path / "huge.tar"
+    path.write_bytes(header.tobuf() + b"\0" * 10240)
+    with pytest.raises(DataError, match="the limit is"):
+        list(entries(path))
+
+
+def test_a_link_out_of_a_folder_is_refused(tmp_path):
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(b"secret")
+    folder = tmp_path / "set" / "train" / "a"
+    folder.mkdir(parents=True)
+    (folder / "1.jpg").symlink_to(secret)
+    with pytest.raises(DataError, match="leads out"):
+        list(entries(tmp_path / "set"))
+
+
+def test_a_damaged_tar_and_other_files_are_explained(tmp_path):
+    path = _tar(tmp_path / "cut.tar", [(f"a/b/{n}.jpg", b"x" * 5000) for n in range(10)])
+    path.write_bytes(path.read_bytes()[:20000])
+    with pytest.raises(DataError, match="damaged tar"):
+        list(entries(path))
+    (tmp_path / "text.txt").write_text("no")
+    with pytest.raises(DataError, match="neither a folder nor a tar"):
+        list(entries(tmp_path / "text.txt"))
+    with pytest.raises(DataError, match="does not exist"):
+        list(entries(tmp_path / "none"))

@@ -1,0 +1,161 @@
+"""The scoring engine, fed from memory: one pass, bounded, every image accounted for."""
+
+import io
+import threading
+from datetime import date
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ml.models import build
+from ml.program import Program, ProgramInfo, export, sha256
+from ml.scoring.engine import FETCH_THREADS, Item, Limits, score
+
+LIMITS = Limits(max_pixels=10_000, max_bytes=100_000)
+CPU = torch.device("cpu")
+
+
+def _png(value: int, size=(24, 16)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (value % 256, 40, 200)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _program(folder, name: str, architecture: str, classes, size) -> Program:
+    torch.manual_seed(0)
+    network = build(architecture, size, classes, {"width": 4}).eval()
+    path = folder / f"{name}.pt2"
+    export(network, path, size)
+    task = "anomaly" if architecture == "anomaly_segmenter" else "classification"
+    # Below every score, so that everything is flagged and heat maps come along.
+    threshold = 1e-9 if task == "anomaly" else None
+    return Program.load(
+        path, ProgramInfo(name, 3, task, classes, size, threshold, sha256(path)), CPU
+    )
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("programs")
+    return [
+        _program(folder, "classifier", "residual_network", ("a", "b", "c"), (16, 16)),
+        _program(folder, "detector", "anomaly_segmenter", ("normal", "anomalous"), (16, 24)),
+    ]
+
+
+class Bucket:
+    """Objects in memory that counts how often each is fetched."""
+
+    def __init__(self, objects: dict[str, bytes]) -> None:
+        self.objects = objects
+        self.fetched: list[str] = []
+        self.lock = threading.Lock()
+
+    def fetch(self, uri: str) -> tuple[bytes, str]:
+        with self.lock:
+            self.fetched.append(uri)
+        if uri not in self.objects:
+            raise FileNotFoundError(uri)
+        return self.objects[uri], f"etag of {uri}"
+
+    def items(self) -> list[Item]:
+        return [
+            Item(date(2026, 1, 1), number, uri, f"etag of {uri}", len(content))
+            for number, (uri, content) in enumerate(self.objects.items())
+        ]
+
+
+def _all(items, programs, bucket, **options):
+    return [r for batch in score(items, programs, bucket.fetch, LIMITS, **options) for r in batch]
+
+
+def test_each_image_is_fetched_once_and_scored_by_every_program(programs):
+    bucket = Bucket({f"s3://b/{n}.png": _png(n) for n in range(50)})
+    results = _all(bucket.items(), programs, bucket, batch_size=16)
+    assert sorted(bucket.fetched) == sorted(bucket.objects)
+    for program in programs:
+        own = [r for r in results if r.model == program.info.model]
+        assert sorted(r.item.image_id for r in own) == list(range(50))
+        assert all(r.reason is None and r.version == 3 for r in own)
+    judged = [r for r in results if r.model == "detector"]
+    assert all(
+        r.flagged and r.pixels.shape == (3, 16, 24) and r.heat.shape == (16, 24) for r in judged
+    )
+    classified = [r for r in results if r.model == "classifier"]
+    assert all(
+        r.predicted_class in "abc" and 0 < r.confidence <= 1 and r.pixels is None
+        for r in classified
+    )
+
+
+def test_the_batch_size_changes_nothing(programs):
+    bucket = Bucket({f"s3://b/{n}.png": _png(n * 5) for n in range(37)})
+    one = _all(bucket.items(), programs[:1], bucket, batch_size=1)
+    many = _all(bucket.items(), programs[:1], bucket, batch_size=64)
+    assert [r.predicted_class for r in one] == [r.predicted_class for r in many]
+    np.testing.assert_allclose([r.confidence for r in one], [r.confidence for r in many], rtol=1e-4)
+
+
+def test_bad_images_are_rejected_with_a_reason_and_the_others_are_scored(programs):
+    bucket = Bucket(
+        {
+            "s3://b/good.png": _png(1),
+            "s3://b/empty.png": b"",
+            "s3://b/text.png": b"hello",
+            "s3://b/cut.png": _png(2, (90, 90))[:120],
+            "s3://b/wide.png": _png(3, (2000, 10)),
+        }
+    )
+    items = bucket.items()
+    day = date(2026, 1, 1)
+    items += [
+        Item(day, 10, "s3://b/gone.png", "x", 10),
+        Item(day, 11, "s3://b/good.png", "another", 10),
+        Item(day, 12, "s3://b/good.png", "etag of s3://b/good.png", 10**9),
+    ]
+    results = _all(items, programs, bucket)
+    reasons = {(r.model, r.item.image_id): r.reason for r in results}
+    for model in ("classifier", "detector"):
+        found = [reasons[model, image] for image in (0, 1, 2, 3, 4, 10, 11, 12)]
+        assert found == [
+            None,
+            "empty",
+            "not_an_image",
+            "truncated",
+            "too_many_pixels",
+            "gone",
+            "changed",
+            "too_many_bytes",
+        ]
+    assert all(r.detail for r in results if r.reason)
+
+
+def test_it_reads_only_a_bounded_way_ahead(programs):
+    content = _png(7)
+    taken = 0
+
+    def items():
+        nonlocal taken
+        for number in range(100_000):
+            taken += 1
+            yield Item(date(2026, 1, 1), number, "s3://b/x.png", "e", len(content))
+
+    batches = score(items(), programs[:1], lambda uri: (content, "e"), LIMITS, batch_size=8)
+    next(batches)
+    batches.close()
+    assert taken < 8 * 4 + 4 * FETCH_THREADS
+
+
+def test_an_outage_is_not_a_rejection(programs):
+    def fetch(uri):
+        raise ConnectionError("the store is away")
+
+    bucket = Bucket({"s3://b/1.png": _png(1)})
+    with pytest.raises(ConnectionError):
+        list(score(bucket.items(), programs[:1], fetch, LIMITS))
+
+
+def test_nothing_to_score_gives_nothing(programs):
+    assert list(score([], programs, lambda uri: (b"", ""), LIMITS)) == []

@@ -1,0 +1,109 @@
+"""Metrics, thresholds and the gate: figures checked by hand."""
+
+import numpy as np
+import pytest
+
+from ml.config import Gate, Threshold
+from ml.errors import DataError
+from ml.gate import Champion, decide
+from ml.metrics import anomaly_metrics, classification_metrics, score_reference
+from ml.training.thresholds import choose
+
+
+def test_classification_metrics_of_a_small_example():
+    probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6], [0.7, 0.3]])
+    found = classification_metrics(probabilities, np.array([0, 0, 1, 1]), ("cat", "dog"))
+    assert found["n"] == 4
+    assert found["accuracy"] == 0.75
+    # cat: precision 2/3, recall 1; dog: precision 1, recall 1/2.
+    assert found["per_class"]["cat"]["f1"] == pytest.approx(0.8)
+    assert found["per_class"]["dog"]["f1"] == pytest.approx(2 / 3)
+    assert found["macro_f1"] == pytest.approx((0.8 + 2 / 3) / 2)
+    assert found["per_class"]["dog"]["support"] == 2
+
+
+def test_anomaly_metrics_of_a_small_example():
+    scores = np.array([0.1, 0.4, 0.35, 0.8])
+    found = anomaly_metrics(scores, np.array([False, False, True, True]), 0.4)
+    # Of the four pairs, one is in the wrong order; the example of scikit-learn's documentation.
+    assert found["auroc"] == 0.75
+    assert found["average_precision"] == pytest.approx(0.8333, abs=1e-4)
+    assert (found["tpr"], found["tnr"]) == (0.5, 0.5)
+
+
+def test_what_needs_both_kinds_is_none_without_them():
+    found = anomaly_metrics(np.array([0.1, 0.2]), np.array([False, False]), 0.15)
+    assert found["auroc"] is None
+    assert found["tpr"] is None
+    assert found["tnr"] == 0.5
+
+
+def test_a_reference_counts_every_value_once():
+    values = np.concatenate([np.zeros(50), np.linspace(0, 1, 50)])
+    found = score_reference(values)
+    assert sum(found["shares"]) == pytest.approx(1)
+    assert len(found["shares"]) == len(found["edges"]) + 1
+    assert found["edges"] == sorted(set(found["edges"]))
+
+
+class TestThreshold:
+    def test_midpoint_lies_between_the_two_kinds(self):
+        random = np.random.default_rng(0)
+        normal, anomalous = random.uniform(0, 0.2, 500), random.uniform(0.8, 1, 50)
+        chosen = choose(Threshold(), normal, anomalous)
+        assert chosen.policy == "midpoint"
+        assert 0.2 < chosen.value < 0.8
+
+    def test_without_anomalies_the_false_alarm_rate_decides(self):
+        normal = np.arange(1000) / 1000
+        chosen = choose(Threshold(target_fpr=0.05), normal, np.empty(0))
+        assert chosen.policy == "target_fpr"
+        assert (normal >= chosen.value).mean() == pytest.approx(0.05, abs=0.002)
+
+    @pytest.mark.parametrize("policy", ["midpoint", "target_fpr"])
+    def test_a_threshold_is_a_float32_as_scores_are(self, policy):
+        normal = np.random.default_rng(1).uniform(0, 0.5, 100).astype(np.float32)
+        chosen = choose(Threshold(policy=policy), normal, np.array([0.9, 0.95], np.float32))
+        assert float(np.float32(chosen.value)) == chosen.value
+
+    def test_too_few_or_equal_scores_are_refused(self):
+        with pytest.raises(DataError, match="too few"):
+            choose(Threshold(), np.linspace(0, 1, 19), np.array([1.0]))
+        with pytest.raises(DataError, match="all equal"):
+            choose(Threshold(), np.full(50, 0.5), np.full(5, 0.5))
+        with pytest.raises(DataError, match="not"):
+            choose(Threshold(), np.full(50, np.nan), np.full(5, 0.5))
+
+
+class TestGate:
+    GATE = Gate(metric="accuracy", minimum=0.8, max_drop=0.01)
+
+    def _decide(self, value, champion=None):
+        return decide(self.GATE, "classification", {"accuracy": value}, champion)
+
+    def test_the_first_version_needs_the_floor_only(self):
+        assert self._decide(0.8).passed
+        below = self._decide(0.79)
+        assert not below.passed
+        assert "0.7900" in below.reason and "below the floor" in below.reason
+
+    def test_a_challenger_may_be_a_little_worse_than_the_champion_but_not_more(self):
+        champion = Champion(3, {"accuracy": 0.9})
+        assert self._decide(0.895, champion).passed
+        worse = self._decide(0.88, champion)
+        assert not worse.passed
+        assert "version 3 has 0.9000" in worse.reason
+
+    def test_a_champion_that_cannot_be_compared_does_not_stop_and_is_named(self):
+        decision = self._decide(0.85, Champion(3, None, "it has other classes"))
+        assert decision.passed
+        assert "it has other classes" in decision.reason
+
+    @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+    def test_a_metric_that_is_no_number_fails(self, value):
+        assert not self._decide(value).passed
+
+    def test_without_held_out_anomalies_an_anomaly_model_is_accepted_with_a_note(self):
+        decision = decide(Gate(), "anomaly", {"auroc": None}, None)
+        assert decision.passed
+        assert "not measurable" in decision.reason

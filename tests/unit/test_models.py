@@ -1,0 +1,190 @@
+"""Every architecture: shapes, training, reproducibility, export."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ml.models
+from ml.config import Training
+from ml.errors import ConfigurationError, DataError
+from ml.models import build
+from ml.program import ANOMALY, CLASSIFICATION, Program, ProgramInfo, export, sha256
+from ml.training.loop import fit, predict
+
+SIZE = (16, 24)
+TASKS = {"residual_network": CLASSIFICATION, "anomaly_segmenter": ANOMALY}
+CLASSES = {CLASSIFICATION: ("a", "b", "c"), ANOMALY: ("normal", "anomalous")}
+PARAMETERS = Training(epochs=1, batch_size=16, learning_rate=0.01, weight_decay=1e-4)
+CPU = torch.device("cpu")
+
+
+def _network(name: str, seed: int = 0):
+    torch.manual_seed(seed)
+    return build(name, SIZE, CLASSES[TASKS[name]], {"width": 4})
+
+
+def _images(count: int = 48):
+    """Images whose brightness tells their label."""
+    random = np.random.default_rng(0)
+    labels = np.arange(count) % 2
+    noise = random.integers(0, 60, (count, 3, *SIZE))
+    return torch.from_numpy(
+        (noise + 150 * labels[:, None, None, None]).astype(np.uint8)
+    ), torch.from_numpy(labels)
+
+
+def test_every_architecture_is_tested_here():
+    files = {p.stem for p in Path(ml.models.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == set(TASKS)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_outputs_have_the_shapes_and_ranges_that_the_tables_need(name):
+    pixels, _ = _images(5)
+    with torch.inference_mode():
+        outputs = _network(name).eval()(pixels)
+    if TASKS[name] == CLASSIFICATION:
+        assert outputs.shape == (5, 3)
+        assert torch.allclose(outputs.sum(1), torch.ones(5), atol=1e-5)
+    else:
+        scores, heatmaps = outputs
+        assert scores.shape == (5,)
+        assert heatmaps.shape == (5, *SIZE)
+        assert ((heatmaps >= 0) & (heatmaps <= 1)).all() and ((scores >= 0) & (scores <= 1)).all()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_training_lowers_the_loss_and_the_same_seed_gives_the_same_weights(name):
+    pixels, labels = _images()
+    losses: list[float] = []
+    trained = []
+    for _ in range(2):
+        losses.clear()
+        network = _network(name)
+        parameters = PARAMETERS.model_copy(update={"epochs": 3})
+        fit(
+            network,
+            pixels,
+            labels,
+            parameters,
+            device=CPU,
+            seed=1,
+            on_epoch=lambda e: losses.append(e.train_loss),
+        )
+        trained.append(network)
+    assert losses[-1] < losses[0]
+    for one, other in zip(*(network.state_dict().values() for network in trained), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_classifier_learns_what_is_easy():
+    pixels, labels = _images(200)
+    network = fit(
+        _network("residual_network"),
+        pixels,
+        labels,
+        PARAMETERS.model_copy(update={"epochs": 3}),
+        device=CPU,
+        seed=0,
+    )
+    assert (predict(network, pixels).argmax(1) == labels.numpy()).mean() > 0.95
+
+
+def test_a_detector_can_be_trained_without_a_single_anomaly():
+    pixels, _ = _images(40)
+    labels = torch.zeros(40, dtype=torch.int64)
+    network = fit(_network("anomaly_segmenter"), pixels, labels, PARAMETERS, device=CPU, seed=0)
+    assert np.isfinite(predict(network, pixels)).all()
+
+
+def test_a_loss_that_is_not_finite_stops_the_training():
+    pixels, labels = _images()
+    wild = PARAMETERS.model_copy(update={"learning_rate": 1e30})
+    with pytest.raises(DataError, match="Lower the learning rate"):
+        fit(_network("residual_network"), pixels, labels, wild, device=CPU, seed=0)
+
+
+def test_no_image_is_an_error():
+    with pytest.raises(DataError, match="no image"):
+        fit(
+            _network("residual_network"),
+            torch.empty(0, 3, *SIZE, dtype=torch.uint8),
+            torch.empty(0, dtype=torch.int64),
+            PARAMETERS,
+            device=CPU,
+            seed=0,
+        )
+
+
+def test_an_unknown_architecture_or_option_lists_the_known_ones():
+    with pytest.raises(ConfigurationError, match="Known: anomaly_segmenter, residual_network"):
+        build("transformer", SIZE, ("a", "b"), {})
+    with pytest.raises(ConfigurationError, match=r"unknown: depth; known: width"):
+        build("residual_network", SIZE, ("a", "b"), {"depth": 3})
+    with pytest.raises(ConfigurationError, match="no generator dust"):
+        build("anomaly_segmenter", SIZE, ("normal", "anomalous"), {"synthetic": ["dust"]})
+
+
+@pytest.fixture(params=TASKS)
+def exported(request, tmp_path):
+    """A network, its program's file and what is recorded of it."""
+    network = _network(request.param).eval()
+    path = tmp_path / "model.pt2"
+    export(network, path, SIZE)
+    task = TASKS[request.param]
+    threshold = 0.5 if task == ANOMALY else None
+    return network, path, ProgramInfo("m", 1, task, CLASSES[task], SIZE, threshold, sha256(path))
+
+
+class TestProgram:
+    @pytest.mark.parametrize("count", [1, 2, 7])
+    def test_it_gives_what_the_network_gives_for_any_batch(self, exported, count):
+        network, path, info = exported
+        pixels, _ = _images(count)
+        found = Program.load(path, info, CPU).predict(pixels)
+        with torch.inference_mode():
+            wanted = network(pixels)
+        wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+        given = (
+            (found.probabilities,)
+            if info.task == CLASSIFICATION
+            else (found.scores, found.heatmaps)
+        )
+        for one, other in zip(given, wanted, strict=True):
+            np.testing.assert_allclose(one, other.numpy(), rtol=1e-4, atol=1e-5)
+
+    def test_a_changed_file_is_not_opened(self, exported):
+        _, path, info = exported
+        path.write_bytes(path.read_bytes() + b"x")
+        with pytest.raises(DataError, match="SHA-256"):
+            Program.load(path, info, CPU)
+
+    def test_a_pickle_is_not_executed(self, exported, tmp_path):
+        _, _, info = exported
+        trap = tmp_path / "trap"
+
+        class Bomb:
+            def __reduce__(self):
+                return (Path.touch, (trap,))
+
+        path = tmp_path / "model.pt2"
+        torch.save(Bomb(), path)
+        with pytest.raises(DataError, match="cannot be opened"):
+            Program.load(path, ProgramInfo(**{**vars(info), "sha256": sha256(path)}), CPU)
+        assert not trap.exists()
+
+    def test_what_is_recorded_must_fit(self, exported):
+        _, path, info = exported
+        with pytest.raises(DataError):
+            Program.load(
+                path,
+                ProgramInfo(
+                    **{**vars(info), "input_size": (5, 5), "task": ANOMALY, "threshold": None}
+                ),
+                CPU,
+            )
+        if info.task == CLASSIFICATION:
+            with pytest.raises(DataError, match="needs"):
+                Program.load(path, ProgramInfo(**{**vars(info), "classes": ("a", "b")}), CPU)
