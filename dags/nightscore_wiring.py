@@ -36,12 +36,14 @@ CONNECTIONS = {
 def nightly(cron: str | None) -> CronTriggerTimetable | None:
     """A schedule whose runs carry the day before as logical date: the night they are for.
 
-    The DAGs have no start date: with one, Airflow would start a run for a night in the past as
-    soon as a DAG is unpaused.
+    The DAGs have no start date, and nothing runs immediately: else Airflow would start a run for
+    a night in the past as soon as a DAG is unpaused.
     """
     if cron is None:
         return None
-    return CronTriggerTimetable(cron, timezone="UTC", interval=timedelta(days=1))
+    return CronTriggerTimetable(
+        cron, timezone="UTC", interval=timedelta(days=1), run_immediately=timedelta(0)
+    )
 
 
 def champion(model: str) -> Asset:

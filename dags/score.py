@@ -15,6 +15,7 @@ from nightscore_links import ReportLink
 from nightscore_wiring import RETRIES, champion, connect, nightly
 
 from ml.config import Stream, configuration
+from ml.errors import RunFailed
 
 
 def score_dag(name: str, stream: Stream) -> Any:
@@ -69,23 +70,24 @@ def score_dag(name: str, stream: Stream) -> Any:
 
             return flow.score_shard(scoring_run, shard)
 
-        # Also after a failed shard: what the others stored is counted, and the run is marked.
-        @task(trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS)
-        def reconcile(scoring_run: str) -> dict[str, int]:
+        # Also after a failed shard: what the others stored is counted, and the run is marked. And
+        # also when there was no shard to score.
+        @task(trigger_rule=TriggerRule.ALL_DONE)
+        def reconcile(scoring_run: str | None) -> dict[str, int]:
             connect()
             from ml.scoring import flow
 
-            return flow.reconcile(scoring_run)
+            return flow.reconcile(_opened(scoring_run))
 
         # Also after a failed run, whose page says why. As the last task it then fails too, because
         # the last task decides whether the DAG run is red.
-        @task(trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS)
-        def report(scoring_run: str) -> str:
+        @task(trigger_rule=TriggerRule.ALL_DONE)
+        def report(scoring_run: str | None) -> str:
             connect()
             from ml.scoring import flow
 
-            uri = flow.report(scoring_run)
-            flow.require_finished(scoring_run)
+            uri = flow.report(_opened(scoring_run))
+            flow.require_finished(_opened(scoring_run))
             return uri
 
         scoring_run = open_run()
@@ -99,6 +101,12 @@ def score_dag(name: str, stream: Stream) -> Any:
         scored >> counted >> page
 
     return score()
+
+
+def _opened(scoring_run: str | None) -> str:
+    if scoring_run is None:
+        raise RunFailed("No scoring run was opened; the log of the task open_run says why.")
+    return scoring_run
 
 
 def _night_of(dag_run: Any) -> str:

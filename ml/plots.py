@@ -59,7 +59,9 @@ def score_histogram(scores: np.ndarray, anomalous: np.ndarray, threshold: float)
     figure, (axis,) = _figure(1, 4.0)
     for kind, name, colour in ((False, "normal", _GREEN), (True, "anomalous", _RED)):
         if (anomalous == kind).any():
-            axis.hist(scores[anomalous == kind], 40, (0, 1), color=colour, alpha=0.6, label=name)
+            axis.hist(
+                scores[anomalous == kind], 40, range=(0, 1), color=colour, alpha=0.6, label=name
+            )
     axis.axvline(threshold, color=_GREY, ls="--", label=f"threshold {threshold:.4f}")
     axis.set(xlabel="anomaly score", ylabel="images", title="held-out images", yscale="log")
     axis.legend()

@@ -6,6 +6,7 @@ its own preprocessing. Its file is checked against the recorded SHA-256 before i
 
 import hashlib
 import logging
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CLASSIFICATION, ANOMALY = "classification", "anomaly"
+# torch reads one program at a time ("_CURRENT_DESERIALIZER is already set").
+_LOADING = threading.Lock()
 
 
 def _nothing() -> np.ndarray:
@@ -87,7 +90,8 @@ class Program:
         if info.task == ANOMALY and info.threshold is None:
             raise DataError(f"The anomaly version {info.name} has no threshold recorded.")
         try:
-            exported = torch.export.load(path)
+            with _LOADING:
+                exported = torch.export.load(path)
         except Exception as error:
             raise DataError(f"The program of {info.name} cannot be opened: {error}") from error
         if device.type != "cpu":

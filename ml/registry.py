@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -209,7 +210,9 @@ def log_program(
     # A batch of one would be frozen into the program.
     example = np.zeros((2, 3, height, width), dtype=np.uint8)
     _client()
-    with _translated(), mlflow.start_run(run_id=run_id):
+    with warnings.catch_warnings(), _translated(), mlflow.start_run(run_id=run_id):
+        # Said of each weight in the order that scores quickest (channels last); it is whole.
+        warnings.filterwarnings("ignore", "No complete tensor found in the group")
         logged = mlflow.pytorch.log_model(
             network,
             name=_MODEL,

@@ -1,10 +1,12 @@
 """The object store: everything Nightscore reads from and writes to S3 goes through here.
 
 Objects are addressed by URI, `s3://BUCKET/KEY`. Reading and writing use obstore (a Rust client:
-about a tenth of boto3's CPU cost an object, see docs/decisions/0003-s3-client.md); boto3 makes
-buckets and explains refused credentials.
+about a tenth of boto3's CPU cost an object, see docs/decisions/0003-s3-client.md). boto3 makes
+buckets and serves the rare keys that obstore refuses: with control characters, or with an empty,
+`.` or `..` segment.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,11 +14,14 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import obstore
+from botocore.exceptions import BotoCoreError, ClientError
 from obstore.exceptions import BaseError as ObstoreError
 from obstore.store import S3Store
 
 from ml.errors import DataError, ServiceError
 from ml.settings import Settings, settings
+
+_ODD = re.compile(r"[\x00-\x1f\x7f]|(^|/)\.{0,2}/|/\.{1,2}$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +102,38 @@ class ObjectStore:
     def pages(self, prefix: str) -> Iterator[list[ObjectInfo]]:
         """Pages of the objects below `prefix` (taken as a folder), in the order of their keys."""
         bucket, key = split(prefix)
+        folder, last = key.rstrip("/") + "/", ""
         with _translated(prefix):
-            for page in obstore.list(self.bucket(bucket), key.rstrip("/") + "/", chunk_size=1000):
-                yield [
-                    ObjectInfo(
-                        f"s3://{bucket}/{meta['path']}",
-                        (meta["e_tag"] or "").strip('"'),
-                        meta["size"],
-                        meta["last_modified"],
-                    )
-                    for meta in page
-                ]
+            try:
+                for page in obstore.list(self.bucket(bucket), folder, chunk_size=1000):
+                    last = page[-1]["path"]
+                    yield [
+                        ObjectInfo(
+                            f"s3://{bucket}/{meta['path']}",
+                            (meta["e_tag"] or "").strip('"'),
+                            meta["size"],
+                            meta["last_modified"],
+                        )
+                        for meta in page
+                    ]
+            except ObstoreError as error:
+                if "invalid path" not in str(error):
+                    raise
+                yield from self._pages_by_boto(bucket, folder, after=last)
+
+    def _pages_by_boto(self, bucket: str, folder: str, after: str) -> Iterator[list[ObjectInfo]]:
+        """The pages from the key `after` on, which one odd key would keep obstore from giving."""
+        listing = self.boto.get_paginator("list_objects_v2")
+        for page in listing.paginate(Bucket=bucket, Prefix=folder, StartAfter=after):
+            yield [
+                ObjectInfo(
+                    f"s3://{bucket}/{found['Key']}",
+                    found["ETag"].strip('"'),
+                    found["Size"],
+                    found["LastModified"],
+                )
+                for found in page.get("Contents", ())
+            ]
 
     def folders(self, prefix: str) -> list[str]:
         """The URIs of the folders directly below `prefix`, without a final slash, sorted.
@@ -126,6 +152,9 @@ class ObjectStore:
         """
         bucket, key = split(uri)
         with _translated(uri):
+            if _is_odd(key):
+                answer = self.boto.get_object(Bucket=bucket, Key=key)
+                return answer["Body"].read(), answer["ETag"].strip('"')
             result = obstore.get(self.bucket(bucket), key)
             return bytes(result.bytes()), (result.meta["e_tag"] or "").strip('"')
 
@@ -134,6 +163,9 @@ class ObjectStore:
         bucket, key = split(uri)
         attributes = {"Content-Type": content_type} if content_type else None
         with _translated(uri):
+            if _is_odd(key):
+                answer = self.boto.put_object(Bucket=bucket, Key=key, Body=content)
+                return str(answer["ETag"]).strip('"')
             result = obstore.put(self.bucket(bucket), key, content, attributes=attributes)
             return (result["e_tag"] or "").strip('"')
 
@@ -153,13 +185,21 @@ class ObjectStore:
             bucket, key = split(uri)
             with _translated(uri):
                 try:
-                    obstore.delete(self.bucket(bucket), key)
+                    if _is_odd(key):
+                        self.boto.delete_object(Bucket=bucket, Key=key)
+                    else:
+                        obstore.delete(self.bucket(bucket), key)
                 except FileNotFoundError:
                     continue
 
 
+def _is_odd(key: str) -> bool:
+    """Whether obstore refuses the key."""
+    return _ODD.search(key) is not None
+
+
 class _translated:
-    """Turns obstore's errors into ours; `FileNotFoundError` passes through."""
+    """Turns obstore's and boto3's errors into ours; `FileNotFoundError` passes through."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -168,7 +208,10 @@ class _translated:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, ObstoreError) and not isinstance(error, FileNotFoundError):
+        if isinstance(error, ClientError) and error.response["Error"]["Code"] == "NoSuchKey":
+            raise FileNotFoundError(self.uri) from error
+        failed = isinstance(error, ObstoreError | BotoCoreError | ClientError)
+        if failed and not isinstance(error, FileNotFoundError):
             reason = str(error).split("\n", 1)[0]
             raise ServiceError(
                 f"The object store failed at {self.uri}: {reason}",

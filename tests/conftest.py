@@ -9,6 +9,7 @@ import pytest
 from ml.settings import settings
 from ml.stack.local import LocalStack
 from ml.store import object_store
+from tests import drawing
 
 # What a developer has set must not reach the tests' services.
 _FOREIGN = ("NIGHTSCORE_", "AWS_ACCESS", "AWS_SECRET", "AWS_ENDPOINT", "AWS_SESSION", "MLFLOW_")
@@ -57,3 +58,62 @@ def services(store_and_database: LocalStack) -> LocalStack:
 def bucket(store_and_database: LocalStack) -> str:
     """A prefix of the bucket that no other test uses."""
     return f"s3://nightscore/test-{uuid.uuid4().hex[:12]}"
+
+
+CONFIGURATION = """\
+storage: {bucket}
+streams:
+  line:
+    prefix: {bucket}/streams/line
+    models: [shades]
+    lookback_nights: 2
+    shard_size: 10
+    max_rejected_share: 0.5
+  both:
+    prefix: {bucket}/streams/both
+    models: [shades, moulds]
+    shard_size: 100
+    limits: {{max_pixels: 10000, max_bytes: 100000}}
+models:
+  shades:
+    task: classification
+    dataset: shades
+    architecture: residual_network
+    input_size: [16, 16]
+    options: {{width: 8}}
+    holdout_share: 0.3
+    training:
+      cpu: {{epochs: 2, batch_size: 32, learning_rate: 0.1}}
+    gate: {{metric: accuracy, minimum: 0.7, max_drop: 0.05}}
+  moulds:
+    task: anomaly
+    dataset: moulds
+    architecture: anomaly_segmenter
+    input_size: [16, 16]
+    options: {{width: 4}}
+    holdout_share: 0.3
+    training:
+      cpu: {{epochs: 2, batch_size: 32, learning_rate: 0.005}}
+    gate: {{metric: auroc, minimum: 0.5, max_drop: 0.5}}
+"""
+
+
+@pytest.fixture(scope="session")
+def trained(services: LocalStack, tmp_path_factory) -> Iterator[str]:
+    """A configuration in use, with both its models trained; returns the storage prefix.
+
+    The images are so small and so easy that training takes seconds.
+    """
+    from ml import dataset, retrain
+
+    bucket = f"s3://nightscore/trained-{uuid.uuid4().hex[:8]}"
+    path = tmp_path_factory.mktemp("configuration") / "nightscore.yaml"
+    path.write_text(CONFIGURATION.format(bucket=bucket))
+    os.environ["NIGHTSCORE_CONFIG"] = str(path)
+    folder = tmp_path_factory.mktemp("images")
+    for name in ("shades", "moulds"):
+        drawing.write_dataset(folder / name, name)
+        dataset.import_(folder / name, name, storage=bucket)
+        retrain.retrain(name)
+    yield bucket
+    del os.environ["NIGHTSCORE_CONFIG"]

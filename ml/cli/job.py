@@ -56,8 +56,7 @@ def run(
 
 def _show(summaries: list[dict[str, Any]]) -> None:
     columns = (
-        "stream", "night", "status", "discovered", "scored", "rejected", "anomalies",
-        "images_per_second", "versions",
+        "stream", "night", "status", "discovered", "scored", "rejected", "anomalies", "versions",
     )  # fmt: skip
     print_table(columns, ([row[name] for name in columns] for row in summaries))
     if any(row["synthetic"] for row in summaries):

@@ -155,11 +155,11 @@ class LocalStack:
         waiting = list(processes)
         while waiting:
             for process in list(waiting):
-                if process.is_ready():
+                state = self.supervisor.state(process.name)["statename"]
+                if state == RUNNING and process.is_ready():
                     waiting.remove(process)
                     say(f"{process.name} is ready {process.address}".rstrip())
                     continue
-                state = self.supervisor.state(process.name)["statename"]
                 if state in ("FATAL", "EXITED") or time.monotonic() > deadline:
                     raise ServiceError(
                         f"{process.name} did not start ({state}). The end of its log, "

@@ -7,6 +7,7 @@ has left running is found by a variable in the processes' environment.
 import hashlib
 import os
 import shlex
+import signal
 import subprocess
 import tempfile
 import time
@@ -197,8 +198,13 @@ def _socket_path(home: Path) -> Path:
 
 
 def _signal(process: psutil.Process, *, kill: bool) -> None:
+    """Ask a process to end, or make it. Postgres ends sessions on SIGINT; on SIGTERM it would wait
+    for its clients."""
     try:
-        process.kill() if kill else process.terminate()
+        if kill:
+            process.kill()
+        else:
+            process.send_signal(signal.SIGINT if process.name() == "postgres" else signal.SIGTERM)
     except psutil.NoSuchProcess:
         return
 

@@ -29,8 +29,8 @@ def load(rows: Sequence[Row], size: tuple[int, int], key: str) -> np.ndarray:
 
     Returns
     -------
-    uint8 (N, 3, H, W), memory-mapped read-only from a cache file named by `key` and the size;
-    memory holds what is in use, whatever N.
+    uint8 (N, 3, H, W), memory-mapped from a cache file named by `key` and the size, which never
+    changes; memory holds what is in use, whatever N.
 
     Raises
     ------
@@ -43,7 +43,8 @@ def load(rows: Sequence[Row], size: tuple[int, int], key: str) -> np.ndarray:
         _write(path, rows, size)
         _forget_oldest(folder)
     path.touch()
-    return np.load(path, mmap_mode="r")
+    # Copy on write: torch wants arrays that may be written to.
+    return np.load(path, mmap_mode="c")
 
 
 def _write(path: Path, rows: Sequence[Row], size: tuple[int, int]) -> None:

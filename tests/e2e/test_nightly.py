@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -108,9 +109,9 @@ def test_ten_more_images_of_which_three_are_broken(home, tmp_path):
     good = sorted((written.datasets["spill"] / "train" / "normal").iterdir())[:7]
     for index, path in enumerate(good):
         shutil.copy(path, night / f"synthetic-more-{index}.jpg")
-    (night / "synthetic-empty.jpg").write_bytes(b"")
-    (night / "synthetic-text.jpg").write_text("not an image")
-    (night / "synthetic-cut.jpg").write_bytes(good[0].read_bytes()[:400])
+    (night / "synthetic-more-empty.jpg").write_bytes(b"")
+    (night / "synthetic-more-text.jpg").write_text("not an image")
+    (night / "synthetic-more-cut.jpg").write_bytes(good[0].read_bytes()[:400])
     nightscore("ingest", str(night), "--stream", "spill", "--date", NIGHT, home=home)
     counts = json.loads(nightscore("score", "spill", "--date", NIGHT, "--json", home=home))
     assert (counts["discovered"], counts["scored"], counts["rejected"]) == (10, 7, 3)
@@ -133,6 +134,36 @@ def test_retraining_compares_with_the_champion_and_a_rollback_is_used(home):
         f"SELECT versions FROM reporting.nightly_summary WHERE run_id = '{counts['run_id']}'",
     )
     assert versions == [{"versions": "spill-anomaly/1"}]
+
+
+def test_unpausing_a_dag_starts_no_night_of_the_past(home):
+    nights = query(home, "SELECT DISTINCT night FROM reporting.nightly_summary ORDER BY night")
+    assert [row["night"] for row in nights] == [NIGHT, "2026-01-16"]
+
+
+def test_a_night_without_images_finishes_in_airflow_and_has_a_report(home, airflow):
+    started = airflow.post(
+        "/api/v2/dags/score_cifar10/dagRuns",
+        json={"logical_date": None, "conf": {"night": "2026-01-20"}},
+    ).json()
+    address = f"/api/v2/dags/score_cifar10/dagRuns/{started['dag_run_id']}"
+    deadline = time.monotonic() + 240
+    while (state := airflow.get(address).json()["state"]) not in ("success", "failed"):
+        assert time.monotonic() < deadline
+        time.sleep(2)
+    assert state == "success"
+    row = query(
+        home,
+        "SELECT status, discovered, scored, rejected, report_uri FROM reporting.nightly_summary"
+        " WHERE night = '2026-01-20'",
+    )[0]
+    assert (row["status"], row["discovered"], row["scored"], row["rejected"]) == (
+        "finished",
+        0,
+        0,
+        0,
+    )
+    assert row["report_uri"]
 
 
 @pytest.fixture(scope="module")

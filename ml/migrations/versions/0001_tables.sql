@@ -145,7 +145,11 @@ BEGIN
         part := format('%s_%s', parent, to_char(night, 'YYYYMMDD'));
         IF to_regclass(format('nightscore.%I', part)) IS NULL THEN
             PERFORM pg_advisory_xact_lock(hashtext('nightscore.ensure_night'));
-            IF to_regclass(format('nightscore.%I', part)) IS NULL THEN
+            -- Asked of the catalogue itself: to_regclass may answer from a cache that has not
+            -- heard of what another session made while this one waited.
+            IF NOT EXISTS (
+                SELECT FROM pg_class WHERE relname = part AND relnamespace = 'nightscore'::regnamespace
+            ) THEN
                 EXECUTE format(
                     'CREATE TABLE nightscore.%I (LIKE nightscore.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS)',
                     part, parent);

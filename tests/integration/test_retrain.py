@@ -1,0 +1,205 @@
+"""The retrain flow on real MLflow, S3 and Postgres."""
+
+import threading
+
+import pytest
+import sqlalchemy as sa
+
+from ml import promotion, registry, retrain
+from ml.config import configuration
+from ml.database import session
+from ml.errors import DataError
+from ml.store import object_store
+from ml.tables import ModelVersion, Promotion
+from tests import drawing
+
+
+def _client():
+    return registry._client()
+
+
+def _row(model: str, version: int) -> ModelVersion:
+    with session() as current:
+        row = current.get(ModelVersion, (model, version))
+        current.expunge(row)
+        return row
+
+
+def test_a_version_is_registered_with_everything_that_is_needed_to_trust_it(trained):
+    version = _client().get_model_version("moulds", "1")
+    row = _row("moulds", 1)
+    assert version.tags["nightscore.sha256"] == row.program_sha256
+    assert version.tags["nightscore.gate"] == "passed"
+    assert "Gate passed" in version.description
+    run = _client().get_run(version.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["architecture"] == "anomaly_segmenter"
+    assert run.data.params["epochs"] == "2"
+    assert run.data.params["code"]
+    (entry,) = run.inputs.dataset_inputs
+    assert entry.dataset.name == "moulds"
+    assert row.snapshot_uri.endswith(f"{entry.dataset.digest}.parquet")
+    for metric in ("train_loss", "holdout_auroc"):
+        assert len(_client().get_metric_history(version.run_id, metric)) >= 2
+    plots = {found.path for found in _client().list_artifacts(version.run_id, "plots")}
+    names = ("training_curves", "rates_by_threshold", "score_histogram", "worst_predictions")
+    assert plots == {f"plots/{name}.png" for name in names}
+
+
+def test_the_logged_model_is_a_pt2_program_with_signature_input_example_and_metadata(trained):
+    import mlflow
+
+    for model, extra in (("moulds", "threshold"), ("shades", "classes")):
+        info = mlflow.models.get_model_info(f"models:/{model}/1")
+        assert info.metadata["task"] == configuration().model(model).task
+        assert info.metadata[extra]
+        assert info.signature.inputs.inputs[0].shape == (-1, 3, 16, 16)
+        (program,) = mlflow.artifacts.list_artifacts(f"models:/{model}/1/data")
+        assert program.path == "data/model.pt2"
+        assert info.saved_input_example_info is not None
+
+
+def test_a_classifier_can_be_loaded_and_used_with_mlflow_alone(trained):
+    import mlflow
+    import numpy as np
+
+    model = mlflow.pyfunc.load_model("models:/shades/1")
+    found = model.predict(np.full((3, 3, 16, 16), 50, dtype=np.uint8))
+    assert found.shape == (3, 2)
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+
+
+def test_champion_and_challenger_are_compared_on_the_same_images(trained):
+    before = registry.version_of_alias("moulds", "champion")
+    result = retrain.retrain("moulds")
+    reason = _row("moulds", result["version"]).gate_reason
+    assert f"version {before} has" in reason
+    assert registry.version_of_alias("moulds", "challenger") == result["version"]
+    # The same snapshot, seed and code: the same weights, so it is not worse.
+    assert _row("moulds", result["version"]).metrics["auroc"] == pytest.approx(
+        _row("moulds", 1).metrics["auroc"]
+    )
+    assert result["promoted"]
+    assert registry.version_of_alias("moulds", "previous") == before
+    promotion.rollback("moulds", reason="test", by="test")
+    assert registry.version_of_alias("moulds", "champion") == before
+
+
+def test_what_fails_the_gate_is_registered_not_promoted_and_says_why(
+    trained, monkeypatch, tmp_path
+):
+    import os
+    from pathlib import Path
+
+    text = Path(os.environ["NIGHTSCORE_CONFIG"]).read_text().replace("minimum: 0.5", "minimum: 1.5")
+    (tmp_path / "nightscore.yaml").write_text(text)
+    monkeypatch.setenv("NIGHTSCORE_CONFIG", str(tmp_path / "nightscore.yaml"))
+    before = registry.version_of_alias("moulds", "champion")
+    result = retrain.retrain("moulds")
+    assert not result["promoted"]
+    assert registry.version_of_alias("moulds", "champion") == before
+    assert registry.version_of_alias("moulds", "challenger") == result["version"]
+    version = _client().get_model_version("moulds", str(result["version"]))
+    assert "NOT passed, not promoted" in version.description
+    assert "below the floor" in version.tags["nightscore.gate_reason"]
+    assert not _row("moulds", result["version"]).gate_passed
+
+
+def test_a_retried_step_registers_and_trains_once(trained):
+    value = retrain.train(retrain.snapshot("shades"), attempt_key="attempt-1")
+    assert retrain.train(retrain.snapshot("shades"), attempt_key="attempt-1") == value
+    value = retrain.gate(retrain.evaluate(value))
+    first = retrain.register(value)
+    assert retrain.register(value) == first
+    before = len(registry.versions("shades"))
+    retrain.promote(first)
+    assert retrain.promote(first)["changed"] is False
+    assert len(registry.versions("shades")) == before
+
+
+def test_a_training_that_fails_marks_its_run_and_registers_nothing(trained, monkeypatch):
+    before = registry.versions("shades")
+    value = retrain.snapshot("shades")
+    from ml.training import loop
+
+    def fails(*_, **__):
+        raise DataError("made to fail")
+
+    monkeypatch.setattr(loop, "fit", fails)
+    with pytest.raises(DataError, match="made to fail"):
+        retrain.train(value, attempt_key="fails")
+    experiment = _client().get_experiment_by_name("shades")
+    (run,) = _client().search_runs(
+        [experiment.experiment_id], "tags.`nightscore.attempt` = 'fails'"
+    )
+    assert run.info.status == "FAILED"
+    assert registry.versions("shades") == before
+
+
+def test_missing_data_fail_before_any_training(trained, monkeypatch, tmp_path):
+    import os
+    from pathlib import Path
+
+    text = (
+        Path(os.environ["NIGHTSCORE_CONFIG"])
+        .read_text()
+        .replace("dataset: shades", "dataset: nowhere")
+    )
+    (tmp_path / "nightscore.yaml").write_text(text)
+    monkeypatch.setenv("NIGHTSCORE_CONFIG", str(tmp_path / "nightscore.yaml"))
+    with pytest.raises(DataError, match="no training images"):
+        retrain.snapshot("shades")
+
+
+def test_an_image_that_changed_since_the_snapshot_stops_the_training(trained):
+    uri = f"{trained}/datasets/shades/train/dark/0001.png"
+    content, _ = object_store().get(uri)
+    value = retrain.snapshot("shades")
+    # Only the snapshot's own pixels may be cached; a new snapshot reads again.
+    object_store().put(uri, drawing.shade("dark", 123_456))
+    try:
+        changed = retrain.snapshot("shades")
+        assert changed != value
+        object_store().put(uri, content)
+        with pytest.raises(DataError, match="was changed since the snapshot"):
+            retrain.train(changed)
+    finally:
+        object_store().put(uri, content)
+
+
+def test_promotions_at_the_same_time_leave_one_champion_and_a_complete_audit(trained):
+    versions = registry.versions("shades")[-2:]
+    if len(versions) < 2:
+        versions = [*versions, retrain.retrain("shades")["version"]]
+    with session() as current:
+        before = current.scalar(sa.select(sa.func.count()).select_from(Promotion))
+    changed: list[bool] = []
+    threads = [
+        threading.Thread(
+            target=lambda v=version: changed.append(
+                promotion.promote("shades", v, reason="race", by="test").changed
+            )
+        )
+        for version in versions * 3
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    champion = registry.version_of_alias("shades", "champion")
+    assert champion in versions
+    with session() as current:
+        mirrored = current.execute(
+            sa.text("SELECT alias, version FROM nightscore.model_alias WHERE model = 'shades'")
+        ).all()
+        after = current.scalar(sa.select(sa.func.count()).select_from(Promotion))
+    assert dict(map(tuple, mirrored))["champion"] == champion
+    assert after - before == sum(changed)
+
+
+def test_promoting_what_does_not_exist_lists_what_does(trained):
+    with pytest.raises(DataError, match="has no version 99") as caught:
+        promotion.promote("shades", 99, reason="", by="test")
+    assert "Registered versions: 1" in caught.value.hint
+    with pytest.raises(DataError, match="no previous champion"):
+        promotion.rollback("unknown-model", reason="", by="test")

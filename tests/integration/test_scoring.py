@@ -1,0 +1,366 @@
+"""Scoring nights on real Postgres, S3 and MLflow: nothing lost, nothing twice."""
+
+import json
+import threading
+from datetime import date, timedelta
+from uuid import UUID
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from ml import promotion, registry, retrain
+from ml.config import configuration
+from ml.database import session
+from ml.errors import DataError, RunFailed, ServiceError
+from ml.scoring import flow
+from ml.scoring.shard import score_shard
+from ml.store import object_store
+from tests import drawing
+
+NIGHTS = iter(date(2026, 3, 1) + timedelta(days=10 * n) for n in range(1000))
+
+
+@pytest.fixture
+def night() -> date:
+    """A night that no other test uses, with the nights it looks back on."""
+    return next(NIGHTS)
+
+
+def _put(stream: str, night: date, images: dict[str, bytes]) -> None:
+    prefix = configuration().stream(stream).prefix
+    for name, content in images.items():
+        object_store().put(f"{prefix}/dt={night}/{name}", content)
+
+
+def _shades(count: int, start: int = 0) -> dict[str, bytes]:
+    return {
+        f"{n:03}.png": drawing.shade("dark" if n % 2 else "light", 10_000 + n)
+        for n in range(start, start + count)
+    }
+
+
+def _query(sql: str, **values):
+    with session() as current:
+        return [dict(row) for row in current.execute(sa.text(sql), values).mappings()]
+
+
+def _checksum(night: date) -> list[dict]:
+    return _query(
+        "SELECT 'p' AS kind, md5(string_agg(p::text, '' ORDER BY p::text)) AS sum, count(*) FROM nightscore.prediction p WHERE night = :n"
+        " UNION ALL SELECT 'r', md5(string_agg(r::text, '' ORDER BY r::text)), count(*) FROM nightscore.rejection r WHERE night = :n",
+        n=night,
+    )  # fmt: skip
+
+
+def test_a_night_is_scored_and_a_second_run_changes_nothing(trained, night):
+    _put("line", night, _shades(25))
+    first = flow.score_night("line", night.isoformat())
+    assert (first["discovered"], first["scored"], first["rejected"]) == (25, 25, 0)
+    before = _checksum(night)
+    second = flow.score_night("line", night.isoformat())
+    assert (second["discovered"], second["scored"]) == (0, 0)
+    assert _checksum(night) == before
+    assert before[0]["count"] == 25
+
+
+def test_the_predictions_are_right_where_it_is_easy(trained, night):
+    _put("line", night, _shades(40))
+    flow.score_night("line", night.isoformat())
+    found = _query(
+        "SELECT image_uri, predicted_class, confidence, model, version FROM reporting.predictions WHERE stream = 'line' AND night = :n",
+        n=night,
+    )
+    right = sum(
+        (int(row["image_uri"][-7:-4]) % 2 == 1) == (row["predicted_class"] == "dark")
+        for row in found
+    )
+    assert len(found) == 40
+    assert right >= 36
+
+
+def test_a_rejected_image_has_a_reason_and_the_run_goes_on(trained, night):
+    good = _shades(12)
+    bad = {
+        "empty.png": b"",
+        "text.png": b"hello",
+        "cut.png": drawing.shade("dark", 1)[:100],
+        "wide.png": drawing.png(np.zeros((200, 100, 3), np.uint8)),
+        "heavy.png": drawing.shade("dark", 2) + b"\0" * 100_000,
+    }
+    _put("both", night, good | bad)
+    counts = flow.score_night("both", night.isoformat())
+    assert (counts["discovered"], counts["scored"], counts["rejected"]) == (17, 12, 5)
+    found = _query(
+        "SELECT image_uri, model, reason FROM reporting.rejected_images WHERE stream = 'both' AND night = :n",
+        n=night,
+    )
+    reasons = {(row["image_uri"].rsplit("/", 1)[1], row["model"]): row["reason"] for row in found}
+    for model in ("shades", "moulds"):
+        assert reasons["empty.png", model] == "empty"
+        assert reasons["text.png", model] == "not_an_image"
+        assert reasons["cut.png", model] == "truncated"
+        assert reasons["wide.png", model] == "too_many_pixels"
+        assert reasons["heavy.png", model] == "too_many_bytes"
+    assert len(found) == 10
+
+
+def test_gone_and_changed_images_are_rejected_and_scored_when_they_are_back(trained, night):
+    images = _shades(6)
+    _put("line", night, images)
+    run_id = flow.open_run("line", night.isoformat())
+    flow.discover(run_id)
+    shards = flow.plan_shards(run_id)
+    prefix = f"{configuration().stream('line').prefix}/dt={night}"
+    object_store().delete([f"{prefix}/000.png"])
+    object_store().put(f"{prefix}/001.png", drawing.shade("light", 77_777))
+    for shard in shards:
+        flow.score_shard(run_id, shard)
+    counts = flow.reconcile(run_id)
+    assert (counts["scored"], counts["rejected"]) == (4, 2)
+    reasons = _query(
+        "SELECT reason FROM reporting.rejected_images WHERE run_id = :r ORDER BY reason", r=run_id
+    )
+    assert [row["reason"] for row in reasons] == ["changed", "gone"]
+    # The changed object is a new image (key and etag); the one that was gone comes back as it was.
+    object_store().put(f"{prefix}/000.png", images["000.png"])
+    again = flow.score_night("line", night.isoformat())
+    assert (again["discovered"], again["scored"], again["rejected"]) == (2, 2, 0)
+    left = _query(
+        "SELECT reason FROM reporting.rejected_images WHERE stream = 'line' AND night = :n", n=night
+    )
+    assert [row["reason"] for row in left] == ["changed"]
+
+
+def test_too_many_rejections_fail_the_run_after_everything_good_is_stored(trained, night):
+    _put("line", night, _shades(4) | {f"bad{n}.png": b"x" for n in range(6)})
+    with pytest.raises(
+        RunFailed, match=r"6 of 10 images were rejected \(60.0%; the stream allows 50.0%\)"
+    ):
+        flow.score_night("line", night.isoformat())
+    (run,) = _query(
+        "SELECT status, scored, rejected, error, report_uri FROM reporting.nightly_summary WHERE stream = 'line' AND night = :n",
+        n=night,
+    )
+    assert (run["status"], run["scored"], run["rejected"]) == ("failed", 4, 6)
+    page = object_store().get(run["report_uri"])[0].decode()
+    assert "6 of 10 images were rejected" in page
+
+
+def test_images_that_arrive_late_are_found_within_the_lookback_and_only_there(trained, night):
+    before, long_ago = night - timedelta(days=2), night - timedelta(days=3)
+    _put("line", before, _shades(3))
+    flow.score_night("line", before.isoformat())
+    _put("line", before, _shades(2, start=50))
+    _put("line", long_ago, _shades(2, start=60))
+    _put("line", night, _shades(5))
+    counts = flow.score_night("line", night.isoformat())
+    assert counts["discovered"] == 7
+    assert (
+        len(
+            _query(
+                "SELECT FROM reporting.predictions WHERE stream = 'line' AND night = :n", n=before
+            )
+        )
+        == 5
+    )
+    assert (
+        _query("SELECT FROM reporting.predictions WHERE stream = 'line' AND night = :n", n=long_ago)
+        == []
+    )
+
+
+def test_a_crash_before_the_merge_leaves_nothing_and_the_retry_scores_everything(
+    trained, night, monkeypatch
+):
+    from ml.scoring.results import Results
+
+    _put("line", night, _shades(8))
+    run_id = flow.open_run("line", night.isoformat())
+    flow.discover(run_id)
+    (shard,) = flow.plan_shards(run_id)
+    merge = Results.merge
+
+    def crash(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Results, "merge", crash)
+    with pytest.raises(KeyboardInterrupt):
+        score_shard(UUID(run_id), shard)
+    assert _checksum(night)[0]["count"] == 0
+    with pytest.raises(
+        RunFailed, match="8 of 8 images are neither scored nor rejected, in shard 0"
+    ):
+        flow.reconcile(run_id)
+    monkeypatch.setattr(Results, "merge", merge)
+    assert flow.score_shard(run_id, shard)["scored"] == 8
+    assert flow.reconcile(run_id)["scored"] == 8
+    # A retry of a shard that is done finds nothing to do.
+    assert flow.score_shard(run_id, shard)["scored"] == 0
+    assert flow.reconcile(run_id)["scored"] == 8
+
+
+def test_an_outage_of_the_store_fails_the_shard_and_rejects_nothing(trained, night, monkeypatch):
+    _put("line", night, _shades(4))
+    run_id = flow.open_run("line", night.isoformat())
+    flow.discover(run_id)
+    (shard,) = flow.plan_shards(run_id)
+    store = object_store()
+    options = {
+        **store._options(),
+        "endpoint": "http://127.0.0.1:9",
+        "retry_config": {"max_retries": 0},
+    }
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "_options", lambda: options)
+        broken.setattr(store, "_buckets", {})
+        with pytest.raises(ServiceError):
+            flow.score_shard(run_id, shard)
+    assert [row["count"] for row in _checksum(night)] == [0, 0]
+    assert flow.score_shard(run_id, shard)["scored"] == 4
+
+
+def test_runs_of_one_night_at_the_same_time_store_every_image_once(trained, night):
+    _put("line", night, _shades(40))
+    results: list[dict] = []
+    errors: list[BaseException] = []
+
+    def one() -> None:
+        try:
+            results.append(flow.score_night("line", night.isoformat()))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=one) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert all(r["discovered"] == r["scored"] + r["rejected"] for r in results)
+    assert _checksum(night)[0]["count"] == 40
+
+
+def test_every_model_of_a_stream_scores_the_images_with_its_pinned_version(trained, night):
+    _put(
+        "both",
+        night,
+        {f"{n}.png": drawing.mould("spot" if n < 5 else "normal", 40_000 + n) for n in range(20)},
+    )
+    counts = flow.score_night("both", night.isoformat())
+    assert (counts["discovered"], counts["scored"]) == (20, 20)
+    rows = _query(
+        "SELECT model, count(*) AS n FROM reporting.predictions WHERE run_id = :r GROUP BY model ORDER BY model",
+        r=counts["run_id"],
+    )
+    assert rows == [{"model": "moulds", "n": 20}, {"model": "shades", "n": 20}]
+    flagged = _query(
+        "SELECT * FROM reporting.anomalies WHERE stream = 'both' AND night = :n", n=night
+    )
+    assert len(flagged) == counts["anomalies"]
+    for row in flagged:
+        assert row["score"] >= row["threshold"]
+        assert object_store().get(row["heatmap_uri"])[0].startswith(b"\x89PNG")
+
+
+def test_a_run_keeps_its_versions_while_the_champion_changes(trained, night):
+    _put("line", night, _shades(12))
+    trigger = f"test/{night}"
+    run_id = flow.open_run("line", night.isoformat(), trigger)
+    pinned = registry.version_of_alias("shades", "champion")
+    newer = retrain.retrain("shades")["version"]
+    promotion.promote("shades", newer, reason="test", by="test")
+    assert flow.open_run("line", night.isoformat(), trigger) == run_id
+    flow.discover(run_id)
+    for shard in flow.plan_shards(run_id):
+        flow.score_shard(run_id, shard)
+    flow.reconcile(run_id)
+    versions = _query(
+        "SELECT DISTINCT version FROM reporting.predictions WHERE run_id = :r", r=run_id
+    )
+    assert versions == [{"version": pinned}]
+    # The same night under the new champion is scored anew, beside the old result.
+    counts = flow.score_night("line", night.isoformat())
+    assert counts["scored"] == 12
+    assert _checksum(night)[0]["count"] == 24
+    promotion.rollback("shades", reason="test", by="test")
+    assert registry.version_of_alias("shades", "champion") == pinned
+
+
+def test_a_night_without_images_is_a_finished_run_with_a_report(trained, night):
+    counts = flow.score_night("line", night.isoformat())
+    assert counts["discovered"] == 0
+    assert "no new images" in object_store().get(counts["report_uri"])[0].decode().lower()
+
+
+def test_a_stream_without_a_champion_says_what_to_do(trained, night, tmp_path, monkeypatch):
+    import os
+    from pathlib import Path
+
+    text = (
+        Path(os.environ["NIGHTSCORE_CONFIG"])
+        .read_text()
+        .replace("models: [shades]", "models: [untrained]")
+    )
+    text += text[text.index("  shades:") : text.index("  moulds:")].replace(
+        "shades:", "untrained:", 1
+    )
+    (tmp_path / "nightscore.yaml").write_text(text)
+    monkeypatch.setenv("NIGHTSCORE_CONFIG", str(tmp_path / "nightscore.yaml"))
+    with pytest.raises(DataError, match="'untrained' has no champion") as caught:
+        flow.open_run("line", night.isoformat())
+    assert "nightscore train untrained" in caught.value.hint
+
+
+def test_a_program_that_was_tampered_with_is_not_run(trained, night, monkeypatch, tmp_path):
+    _put("line", night, _shades(3))
+    run_id = flow.open_run("line", night.isoformat())
+    flow.discover(run_id)
+    (shard,) = flow.plan_shards(run_id)
+    version = registry.version_of_alias("shades", "champion")
+    path, _ = registry.fetch("shades", version)
+    content = path.read_bytes()
+    try:
+        path.write_bytes(content[:-10] + b"0123456789")
+        with pytest.raises(DataError, match="SHA-256"):
+            flow.score_shard(run_id, shard)
+        assert _checksum(night)[0]["count"] == 0
+    finally:
+        path.write_bytes(content)
+    assert flow.score_shard(run_id, shard)["scored"] == 3
+
+
+def test_names_with_odd_characters_go_through_everything(trained, night):
+    names = ["a b/ü#1.png", "tab\tand \\ slash.png", "quote'\".PNG", "100%.png"]
+    _put("line", night, {name: drawing.shade("dark", n) for n, name in enumerate(names)})
+    counts = flow.score_night("line", night.isoformat())
+    assert counts["scored"] == 4
+    found = _query(
+        "SELECT image_uri FROM reporting.predictions WHERE stream = 'line' AND night = :n", n=night
+    )
+    prefix = f"{configuration().stream('line').prefix}/dt={night}/"
+    assert {row["image_uri"] for row in found} == {prefix + name for name in names}
+
+
+def test_the_report_shows_what_the_tables_hold_and_runs_no_script_of_an_image_name(trained, night):
+    _put("both", night, _shades(5) | {"<script>alert(1)<.png": b"broken"})
+    counts = flow.score_night("both", night.isoformat())
+    page = object_store().get(counts["report_uri"])[0].decode()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert str(night) in page
+    assert "not_an_image" in page
+    assert 'src="http' not in page and 'href="http' not in page
+
+
+def test_the_steps_can_be_run_one_by_one_with_json_values(trained, night):
+    _put("line", night, _shades(3))
+    run_id = flow.open_run("line", night.isoformat())
+    values = [
+        flow.discover(run_id),
+        flow.plan_shards(run_id),
+        flow.score_shard(run_id, 0),
+        flow.reconcile(run_id),
+        flow.report(run_id),
+    ]
+    assert json.loads(json.dumps(values)) == values
