@@ -1,8 +1,10 @@
 """What the DAGs of Nightscore share: schedules, retries, connections."""
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
+from urllib.parse import quote
 
 from airflow.sdk import Asset, CronTriggerTimetable, ExceptionRetryPolicy, RetryAction, RetryRule
 
@@ -23,13 +25,6 @@ RETRIES: dict[str, Any] = {
             )
         ]
     ),
-}
-
-# Connections that a platform engineer may keep in Airflow instead of the environment, with the
-# variable of `ml.settings` that each stands for.
-CONNECTIONS = {
-    "nightscore_postgres": "NIGHTSCORE_DATABASE_URL",
-    "nightscore_mlflow": "MLFLOW_TRACKING_URI",
 }
 
 
@@ -54,27 +49,58 @@ def champion(model: str) -> Asset:
 def connect() -> None:
     """Give `ml.settings` what Airflow's connections hold and the environment does not.
 
-    Called by a task before it touches a service; `ml` itself knows nothing of Airflow.
+    Called by a task before it touches a service; `ml` itself knows nothing of Airflow. The
+    connections are `nightscore_postgres`, `nightscore_s3` and `nightscore_mlflow`.
     """
     from airflow.sdk import Connection
     from airflow.sdk.exceptions import AirflowRuntimeError
 
-    for connection_id, variable in CONNECTIONS.items():
-        if variable in os.environ or _in_stack_env(variable):
-            continue
+    for connection_id, variables in _CONNECTIONS.items():
         try:
-            os.environ[variable] = _url(Connection.get(connection_id))
+            found = variables(Connection.get(connection_id))
         except AirflowRuntimeError:
-            continue  # the connection is not defined
+            continue  # it is not defined
+        # One service is named in one place: the environment as a whole, or the connection.
+        if not any(_is_set(variable) for variable in found):
+            os.environ.update({name: value for name, value in found.items() if value})
 
 
-def _in_stack_env(variable: str) -> bool:
+def _postgres(found: Any) -> dict[str, str]:
+    address = f"{found.host}:{found.port or 5432}/{found.schema}"
+    login = f"{quote(found.login or '', safe='')}:{quote(found.password or '', safe='')}"
+    return {"NIGHTSCORE_DATABASE_URL": f"postgresql+psycopg2://{login}@{address}"}
+
+
+def _s3(found: Any) -> dict[str, str]:
+    extra = found.extra_dejson
+    return {
+        "AWS_ACCESS_KEY_ID": found.login or "",
+        "AWS_SECRET_ACCESS_KEY": found.password or "",
+        "AWS_ENDPOINT_URL": extra.get("endpoint_url", ""),
+        "AWS_REGION": extra.get("region_name", ""),
+    }
+
+
+def _mlflow(found: Any) -> dict[str, str]:
+    port = f":{found.port}" if found.port else ""
+    return {
+        "MLFLOW_TRACKING_URI": f"{found.schema or 'http'}://{found.host}{port}",
+        "MLFLOW_TRACKING_USERNAME": found.login or "",
+        "MLFLOW_TRACKING_PASSWORD": found.password or "",
+    }
+
+
+_CONNECTIONS: dict[str, Callable[[Any], dict[str, str]]] = {
+    "nightscore_postgres": _postgres,
+    "nightscore_s3": _s3,
+    "nightscore_mlflow": _mlflow,
+}
+
+
+def _is_set(variable: str) -> bool:
     from ml.settings import STACK_ENV, state_folder
 
     path = state_folder() / STACK_ENV
-    return path.exists() and f"{variable}=" in path.read_text(encoding="utf-8")
-
-
-def _url(connection: Any) -> str:
-    uri = connection.get_uri()
-    return uri.replace("postgres://", "postgresql+psycopg2://", 1)
+    return variable in os.environ or (
+        path.exists() and f"{variable}=" in path.read_text(encoding="utf-8")
+    )

@@ -287,10 +287,11 @@ def _write_broken(folder: Path, random: Generator) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "synthetic-empty.jpg").write_bytes(b"")
     (folder / "synthetic-text.jpg").write_text("This is not an image.")
-    (folder / "synthetic-truncated.jpg").write_bytes(_jpeg(mould(random))[:500])
+    (folder / "synthetic-truncated.jpg").write_bytes(jpeg(mould(random))[:500])
 
 
-def _jpeg(image: Image.Image) -> bytes:
+def jpeg(image: Image.Image) -> bytes:
+    """The image as a JPEG file."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=92)
     return buffer.getvalue()
@@ -298,4 +299,4 @@ def _jpeg(image: Image.Image) -> bytes:
 
 def _save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_jpeg(image))
+    path.write_bytes(jpeg(image))

@@ -25,7 +25,8 @@ def nightscore(*arguments: str, home: Path, fails: bool = False) -> str:
     environment = {k: v for k, v in environment.items() if not k.startswith(("AWS_", "MLFLOW_"))}
     done = subprocess.run(
         [Path(sys.executable).parent / "nightscore", *arguments],
-        env=environment | {"NIGHTSCORE_HOME": str(home)},
+        env=environment
+        | {"NIGHTSCORE_HOME": str(home), "NIGHTSCORE_CONFIG": str(home.parent / "nightscore.yaml")},
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -43,6 +44,10 @@ def query(home: Path, sql: str) -> list[dict]:
 def home(tmp_path_factory):
     """The state folder of a stack that has done `nightscore run` on the sample images."""
     home = tmp_path_factory.mktemp("stack") / ".nightscore"
+    # The repository's configuration, with half the training.
+    text = (REPOSITORY / "nightscore.yaml").read_text(encoding="utf-8")
+    assert text.count("cpu: {epochs: 8,") == 2
+    (home.parent / "nightscore.yaml").write_text(text.replace("epochs: 8,", "epochs: 4,"))
     try:
         printed = nightscore("run", "--date", NIGHT, "--json", home=home)
         (home / "summary.json").write_text(printed)

@@ -1,0 +1,54 @@
+"""Who may import whom."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def _imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_ml_never_imports_airflow():
+    files = list((REPOSITORY / "ml").rglob("*.py"))
+    assert len(files) > 50
+    assert [str(path) for path in files if "airflow" in _imports(path)] == []
+
+
+def test_only_the_registry_imports_mlflow():
+    files = (REPOSITORY / "ml").rglob("*.py")
+    assert [path.name for path in files if "mlflow" in _imports(path)] == ["registry.py"]
+
+
+@pytest.mark.parametrize(
+    ("module", "without"),
+    [
+        ("ml.scoring.engine", {"mlflow", "airflow", "sqlalchemy", "boto3"}),
+        ("ml.scoring.shard", {"mlflow", "airflow", "sklearn", "matplotlib"}),
+        ("ml.cli", {"torch", "mlflow", "airflow", "sqlalchemy", "numpy", "boto3"}),
+        ("ml.config", {"torch", "mlflow", "airflow", "sqlalchemy", "numpy", "boto3"}),
+    ],
+)
+def test_what_a_module_loads_stays_light(module, without):
+    code = f"import sys, {module}; print(*sorted(set(sys.modules) & {without!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_statements_in_sql_files_are_all_used():
+    sources = "".join(
+        path.read_text(encoding="utf-8") for path in (REPOSITORY / "ml").rglob("*.py")
+    )
+    for path in (REPOSITORY / "ml" / "sql").glob("*.sql"):
+        assert f'"{path.stem}"' in sources or path.name in sources, path.name
