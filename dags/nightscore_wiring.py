@@ -53,16 +53,17 @@ def connect() -> None:
     connections are `nightscore_postgres`, `nightscore_s3` and `nightscore_mlflow`.
     """
     from airflow.sdk import Connection
-    from airflow.sdk.exceptions import AirflowRuntimeError
+    from airflow.sdk.exceptions import AirflowNotFoundException, AirflowRuntimeError
 
-    for connection_id, variables in _CONNECTIONS.items():
+    for connection_id, (variable, variables) in _CONNECTIONS.items():
+        # A service is named in one place, the environment or the connection, never half in each.
+        if _is_set(variable):
+            continue
         try:
             found = variables(Connection.get(connection_id))
-        except AirflowRuntimeError:
-            continue  # it is not defined
-        # One service is named in one place: the environment as a whole, or the connection.
-        if not any(_is_set(variable) for variable in found):
-            os.environ.update({name: value for name, value in found.items() if value})
+        except (AirflowNotFoundException, AirflowRuntimeError):
+            continue  # it is not defined; whoever needs it says so
+        os.environ.update({name: value for name, value in found.items() if value})
 
 
 def _postgres(found: Any) -> dict[str, str]:
@@ -90,10 +91,11 @@ def _mlflow(found: Any) -> dict[str, str]:
     }
 
 
-_CONNECTIONS: dict[str, Callable[[Any], dict[str, str]]] = {
-    "nightscore_postgres": _postgres,
-    "nightscore_s3": _s3,
-    "nightscore_mlflow": _mlflow,
+# Connection → the variable that says its service is in the environment, and what it stands for.
+_CONNECTIONS: dict[str, tuple[str, Callable[[Any], dict[str, str]]]] = {
+    "nightscore_postgres": ("NIGHTSCORE_DATABASE_URL", _postgres),
+    "nightscore_s3": ("AWS_ACCESS_KEY_ID", _s3),
+    "nightscore_mlflow": ("MLFLOW_TRACKING_URI", _mlflow),
 }
 
 
