@@ -12,14 +12,14 @@ from ml.store import object_store
 from tests import drawing
 
 # What a developer has set must not reach the tests' services.
-_FOREIGN = ("NIGHTSCORE_", "AWS_ACCESS", "AWS_SECRET", "AWS_ENDPOINT", "AWS_SESSION", "MLFLOW_")
+FOREIGN = ("NIGHTSCORE_", "AWS_ACCESS", "AWS_SECRET", "AWS_ENDPOINT", "AWS_SESSION", "MLFLOW_")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _clean_environment() -> Iterator[None]:
     kept = dict(os.environ)
     for name in list(os.environ):
-        if name.startswith(_FOREIGN):
+        if name.startswith(FOREIGN):
             del os.environ[name]
     os.environ["NIGHTSCORE_DEVICE"] = "cpu"
     yield

@@ -135,7 +135,8 @@ def _s3(current: Settings) -> str:
         ),
     )
     try:
-        client.list_objects_v2(Bucket=bucket, MaxKeys=1)
+        # An empty folder: some servers walk all of a bucket to answer for its first key.
+        client.list_objects_v2(Bucket=bucket, Prefix="doctor/", Delimiter="/", MaxKeys=1)
     except ClientError as error:
         raise _Wrong(_s3_fault(dict(error.response["Error"]), where, bucket)) from None
     except BotoCoreError as error:

@@ -204,7 +204,7 @@ def test_airflow_links_to_the_report_and_serves_it_to_whoever_is_logged_in(home,
     assert "Synthetic sample data" in page.text
     assert "data:image/png;base64," in page.text
     assert "nightscore" in airflow.get("/nightscore/reports/").text.lower()
-    assert httpx.get(f"{airflow.base_url}{address.lstrip('/')}").status_code == 401
+    assert httpx.get(airflow.base_url.join(address)).status_code == 401
 
 
 def test_airflow_links_to_the_version_in_mlflow(home, airflow):
