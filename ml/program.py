@@ -7,6 +7,9 @@ its own preprocessing. Its file is checked against the recorded SHA-256 before i
 import hashlib
 import logging
 import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,7 +151,16 @@ def export(network: "torch.nn.Module", path: Path, input_size: tuple[int, int]) 
     exported = torch.export.export(
         network.eval().cpu(), (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},)
     )
-    torch.export.save(exported, path)
+    with quiet_export():
+        torch.export.save(exported, path)
+
+
+@contextmanager
+def quiet_export() -> Iterator[None]:
+    """Export without the warning about each weight in channels-last order; such are whole."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No complete tensor found in the group")
+        yield
 
 
 def sha256(path: Path) -> str:

@@ -8,7 +8,6 @@ import logging
 import os
 import subprocess
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ml.errors import DataError, NightscoreError, ServiceError
-from ml.program import ProgramInfo, sha256
+from ml.program import ProgramInfo, quiet_export, sha256
 from ml.settings import settings, state_folder
 
 if TYPE_CHECKING:
@@ -210,9 +209,7 @@ def log_program(
     # A batch of one would be frozen into the program.
     example = np.zeros((2, 3, height, width), dtype=np.uint8)
     _client()
-    with warnings.catch_warnings(), _translated(), mlflow.start_run(run_id=run_id):
-        # Said of each weight in the order that scores quickest (channels last); it is whole.
-        warnings.filterwarnings("ignore", "No complete tensor found in the group")
+    with quiet_export(), _translated(), mlflow.start_run(run_id=run_id):
         logged = mlflow.pytorch.log_model(
             network,
             name=_MODEL,
