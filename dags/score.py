@@ -73,7 +73,7 @@ def score_dag(name: str, stream: Stream) -> Any:
         # Also after a failed shard: what the others stored is counted, and the run is marked. And
         # also when there was no shard to score.
         @task(trigger_rule=TriggerRule.ALL_DONE)
-        def reconcile(scoring_run: str | None) -> dict[str, int]:
+        def reconcile(scoring_run: str | None) -> dict[str, Any]:
             connect()
             from ml.scoring import flow
 

@@ -14,6 +14,7 @@ from ml.errors import ServiceError
 from ml.settings import Settings, settings
 
 POLL_S = 1.5
+LOG_POLL_S = 6.0
 _DONE = ("success", "failed")
 
 
@@ -87,22 +88,34 @@ class AirflowApi:
         self,
         runs: list[DagRun],
         on_task: Callable[[DagRun, str, str], None] = lambda run, task, state: None,
+        on_log: Callable[[DagRun, str, str], None] = lambda run, task, line: None,
         timeout_s: float = 3600,
     ) -> dict[DagRun, str]:
         """Follow runs to their end; returns the final state of each, `success` or `failed`.
 
         `on_task` hears of every change: run, task (with its index where it is mapped), state.
+        `on_log` hears now and then what a running task has logged last.
         """
         deadline = time.monotonic() + timeout_s
         seen: dict[tuple[DagRun, str], str] = {}
+        said: dict[tuple[DagRun, str], str] = {}
         states: dict[DagRun, str] = {}
+        logs_at = 0.0
         while len(states) < len(runs):
+            if read_logs := time.monotonic() >= logs_at:
+                logs_at = time.monotonic() + LOG_POLL_S
             for run in (run for run in runs if run not in states):
                 state = self._call("GET", _path(run))["state"]
-                for task, task_state in self._tasks(run):
-                    if seen.get((run, task)) != task_state:
+                for found in self._task_instances(run):
+                    task, task_state = _name(found), found["state"]
+                    if task_state is not None and seen.get((run, task)) != task_state:
                         seen[run, task] = task_state
                         on_task(run, task, task_state)
+                    if read_logs and task_state == "running":
+                        line = self._log(run, found, lines=1)
+                        if line and said.get((run, task)) != line:
+                            said[run, task] = line
+                            on_log(run, task, line)
                 if state in _DONE:
                     states[run] = state
             if time.monotonic() > deadline:
@@ -121,12 +134,6 @@ class AirflowApi:
         """What Airflow could not read of the DAG files; empty when all is well."""
         found = self._call("GET", "/api/v2/importErrors")["import_errors"]
         return " ".join(f"{error['filename']}: {error['stack_trace']}" for error in found)
-
-    def _tasks(self, run: DagRun) -> Iterator[tuple[str, str]]:
-        for found in self._task_instances(run):
-            index = f"[{found['map_index']}]" if found["map_index"] >= 0 else ""
-            if found["state"] is not None:
-                yield f"{found['task_id']}{index}", found["state"]
 
     def _task_instances(self, run: DagRun) -> list[dict[str, Any]]:
         answer = self._call("GET", f"{_path(run)}/taskInstances", params={"limit": 1000})
@@ -169,9 +176,16 @@ def _shown(event: str | dict[str, Any]) -> Iterator[str]:
     if event.get("level") in ("warning", "error", "critical") or str(
         event.get("logger", "")
     ).startswith("ml."):
-        yield f"  {event.get('level', '')}: {event['event']}"
+        level = event.get("level", "info")
+        yield event["event"] if level == "info" else f"{level}: {event['event']}"
     for detail in event.get("error_detail") or ():
-        yield f"  {detail['exc_type']}: {detail['exc_value']}"
+        yield f"{detail['exc_type']}: {detail['exc_value']}"
+
+
+def _name(instance: dict[str, Any]) -> str:
+    """The id of a task instance's task, with its index where it is mapped."""
+    index = f"[{instance['map_index']}]" if instance["map_index"] >= 0 else ""
+    return f"{instance['task_id']}{index}"
 
 
 def _path(run: DagRun) -> str:

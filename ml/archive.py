@@ -2,7 +2,7 @@
 
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -51,12 +51,19 @@ def entries(path: Path) -> Iterator[Entry]:
         raise DataError(f"{path} does not exist.")
 
 
-def labelled(path: Path) -> Iterator[Labelled]:
-    """The entries laid out SPLIT/CLASS/FILE, whatever folders stand before; others are left out."""
+def labelled(
+    path: Path, on_other: Callable[[Entry], None] = lambda entry: None
+) -> Iterator[Labelled]:
+    """The entries laid out SPLIT/CLASS/FILE, whatever folders stand before.
+
+    Others are left out; `on_other` hears of each.
+    """
     for entry in entries(path):
         if len(entry.path.parts) >= 3:
             split, label, name = entry.path.parts[-3:]
             yield Labelled(split, label, name, entry.content)
+        else:
+            on_other(entry)
 
 
 def _of_folder(folder: Path) -> Iterator[Entry]:

@@ -19,6 +19,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -34,18 +35,45 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+# What a gate may compare: the held-out metrics of `ml.metrics` for which more is better. The first
+# is the default.
+GATE_METRICS = {
+    "classification": ("accuracy", "macro_f1"),
+    "anomaly": ("auroc", "average_precision", "tpr", "tnr"),
+}
+
+
 def _cron(expression: str) -> str:
-    if not croniter.is_valid(expression):
+    if len(expression.split()) != 5 or not croniter.is_valid(expression):
         raise ValueError(
             f"{expression!r} is not a cron expression of five fields, such as '0 2 * * *'"
         )
     return expression
 
 
+def architectures() -> list[str]:
+    """The names of the architectures: the files of `ml/models/`."""
+    folder = Path(__file__).parent / "models"
+    return sorted(file.stem for file in folder.glob("*.py") if file.stem != "__init__")
+
+
+def _architecture(name: str) -> str:
+    if name not in architectures():
+        raise ValueError(
+            f"there is no architecture {name!r}; allowed: {', '.join(architectures())}"
+        )
+    return name
+
+
 Name = Annotated[str, Field(pattern=NAME)]
 Prefix = Annotated[str, Field(pattern=S3_URI)]
 Cron = Annotated[str, AfterValidator(_cron)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _at(path: str, message: str) -> PydanticCustomError:
+    """A fault between several keys, reported at the one of them that `path` leads to."""
+    return PydanticCustomError("fault", "{message}", {"message": message, "path": path})
 
 
 class Limits(Strict):
@@ -108,7 +136,7 @@ class Model(Strict):
 
     task: Literal["classification", "anomaly"]
     dataset: Name
-    architecture: Name
+    architecture: Annotated[str, AfterValidator(_architecture)]
     input_size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] = Field(
         description="height, width in pixels"
     )
@@ -123,7 +151,18 @@ class Model(Strict):
     @model_validator(mode="after")
     def _devices_are_named(self) -> "Model":
         if "cpu" not in self.training:
-            raise ValueError("training must name the parameters for 'cpu'; 'gpu' is optional")
+            raise _at("training", "must name the parameters for 'cpu'; 'gpu' is optional")
+        return self
+
+    @model_validator(mode="after")
+    def _the_gate_compares_what_is_measured(self) -> "Model":
+        allowed = GATE_METRICS[self.task]
+        if self.gate.metric and self.gate.metric not in allowed:
+            raise _at(
+                "gate.metric",
+                f"{self.gate.metric!r} is not measured for the task {self.task}; "
+                f"allowed: {', '.join(allowed)}",
+            )
         return self
 
 
@@ -139,9 +178,10 @@ class Configuration(Strict):
         for name, stream in self.streams.items():
             for model in stream.models:
                 if model not in self.models:
-                    raise ValueError(
-                        f"streams.{name}.models names {model!r}, which is not under models; "
-                        f"allowed: {', '.join(sorted(self.models)) or 'none'}"
+                    raise _at(
+                        f"streams.{name}.models",
+                        f"names {model!r}, which is not under models; "
+                        f"allowed: {', '.join(sorted(self.models)) or 'none'}",
                     )
         return self
 
@@ -202,6 +242,8 @@ def _plain(node: Any) -> Any:
 
 def _explain(path: Path, document: Any, problem: Any) -> str:
     location = [part for part in problem["loc"] if part != "[key]"]
+    if problem["type"] == "fault":
+        location += problem["ctx"]["path"].split(".")
     where = ".".join(str(part) for part in location)
     line = _line_of(document, location)
     message = problem["msg"].removeprefix("Value error, ")
@@ -215,7 +257,7 @@ def _explain(path: Path, document: Any, problem: Any) -> str:
         )
     elif problem["type"] == "string_pattern_mismatch":
         message = f"{problem['input']!r} may hold lower-case letters, digits, '-' and '_' only"
-    else:
+    elif problem["type"] != "fault":
         message = f"{message} (it is {problem['input']!r})" if location else message
     return f"{path}:{line}: {where + ': ' if where else ''}{message}"
 

@@ -35,8 +35,12 @@ def _explain_connection_error(context: sa.engine.ExceptionContext) -> ServiceErr
     lost = isinstance(context.original_exception, psycopg2.OperationalError)
     if not lost or context.is_pre_ping or context.engine is None:
         return None
-    url = context.engine.url
-    reason = " ".join(str(context.original_exception).split())
+    return _lost(context.engine, context.original_exception)
+
+
+def _lost(engine: sa.Engine, error: BaseException) -> ServiceError:
+    url = engine.url
+    reason = " ".join(str(error).split())
     return ServiceError(
         f"Postgres failed at {url.host}:{url.port}/{url.database} as {url.username}: {reason}",
         "Run `nightscore up` for the local stack, or `nightscore doctor` to see what is wrong.",
@@ -81,12 +85,18 @@ def copy(
     """COPY rows into a table within the current transaction, streaming.
 
     `table` and `columns` are names of our own, never user input.
+
+    Raises
+    ------
+    ServiceError: the connection was lost. What `values` raises passes through.
     """
     connection = current.connection() if isinstance(current, Session) else current
-    with closing(connection.connection.cursor()) as cursor:
-        cursor.copy_expert(
-            f"COPY {table} ({', '.join(columns)}) FROM STDIN", _Lines(map(_copy_line, values))
-        )
+    lines = _Lines(map(_copy_line, values))
+    try:
+        with closing(connection.connection.cursor()) as cursor:
+            cursor.copy_expert(f"COPY {table} ({', '.join(columns)}) FROM STDIN", lines)
+    except psycopg2.OperationalError as error:  # SQLAlchemy does not see this statement
+        raise lines.error or _lost(connection.engine, error) from error
 
 
 class _Lines:
@@ -95,8 +105,16 @@ class _Lines:
     def __init__(self, lines: Iterator[str]) -> None:
         self.lines = lines
         self.rest = b""
+        self.error: BaseException | None = None
 
     def read(self, size: int = 65536) -> bytes:
+        try:
+            return self._read(size)
+        except BaseException as error:  # psycopg2 would make a cancelled query of it
+            self.error = error
+            raise
+
+    def _read(self, size: int) -> bytes:
         parts, length = [self.rest], len(self.rest)
         while length < size:
             line = next(self.lines, None)

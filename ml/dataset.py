@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ml.archive import labelled
+from ml.archive import Entry, labelled
 from ml.errors import DataError, ServiceError
+from ml.samples import is_synthetic
 from ml.store import object_store
 from ml.upload import OnProgress, upload
 
@@ -27,13 +28,14 @@ def class_folders(storage: str, name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class ImportResult:
-    """Numbers of images: in the source, written, there already, and removed; `classes` counts
-    them as SPLIT/CLASS."""
+    """Numbers of images: in the source, written, there already, and removed; `left_out` are those
+    of the source that are not laid out SPLIT/CLASS/FILE; `classes` counts as SPLIT/CLASS."""
 
     images: int
     uploaded: int
     skipped: int
     removed: int
+    left_out: int
     classes: dict[str, int]
 
 
@@ -72,9 +74,14 @@ def import_(
     """
     target = folder(storage, name)
     classes: Counter[str] = Counter()
+    others = 0
+
+    def count_other(_: Entry) -> None:
+        nonlocal others
+        others += 1
 
     def objects() -> Iterator[tuple[str, bytes]]:
-        for image in labelled(path):
+        for image in labelled(path, count_other):
             classes[f"{image.split}/{image.label}"] += 1
             yield f"{target}/{image.split}/{image.label}/{image.name}", image.content
 
@@ -84,7 +91,7 @@ def import_(
         raise DataError(f"{path} holds no image.", f"Expected files laid out {LAYOUT}.")
     removed = _remove_others(folders, done.uris) if replace else 0
     skipped = len(done.uris) - done.written
-    return ImportResult(len(done.uris), done.written, skipped, removed, dict(classes))
+    return ImportResult(len(done.uris), done.written, skipped, removed, others, dict(classes))
 
 
 def _remove_others(folders: list[str], keep: frozenset[str]) -> int:
@@ -116,6 +123,16 @@ def _summary(storage: str, name: str) -> Summary:
             classes["/".join(uri.split("/")[-2:])] += len(page)
             size += sum(found.size for found in page)
     return Summary(name, classes.total(), size, dict(classes))
+
+
+def holds_real_images(storage: str, name: str) -> bool:
+    """Whether a data set in S3 has any image that is not one of the built-in samples."""
+    return any(
+        not is_synthetic(found.uri)
+        for uri in class_folders(storage, name)
+        for page in object_store().pages(uri)
+        for found in page
+    )
 
 
 def download_cifar10(target: Path) -> Path:

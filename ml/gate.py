@@ -4,9 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ml.config import Gate
-
-DEFAULT_METRIC = {"classification": "accuracy", "anomaly": "auroc"}
+from ml.config import GATE_METRICS, Gate
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ def decide(
     A metric that cannot be measured, because no held-out image is anomalous, does not stop a
     model of task `anomaly`: its threshold then comes from normal images alone.
     """
-    metric = gate.metric or DEFAULT_METRIC[task]
+    metric = gate.metric or GATE_METRICS[task][0]
     value = challenger.get(metric)
     other = champion.metrics.get(metric) if champion and champion.metrics else None
 

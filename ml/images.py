@@ -26,6 +26,7 @@ class Reason(StrEnum):
     EMPTY = "empty"
     NOT_AN_IMAGE = "not_an_image"
     TRUNCATED = "truncated"
+    UNSUPPORTED = "unsupported"
     TOO_MANY_PIXELS = "too_many_pixels"
     TOO_MANY_BYTES = "too_many_bytes"
     GONE = "gone"
@@ -51,6 +52,9 @@ def decode(
 ) -> Image.Image:
     """Decode a JPEG, PNG, BMP, WebP, TIFF or GIF (its first frame) to an upright RGB image.
 
+    Of 16 bits a pixel the upper 8 are kept. Transparency is left out: a pixel shows its colour,
+    however transparent it is.
+
     Parameters
     ----------
     content: the file's bytes.
@@ -60,7 +64,8 @@ def decode(
 
     Raises
     ------
-    Rejected: the bytes are empty, not an image, cut short, or larger than the limit.
+    Rejected: the bytes are empty, not an image, cut short, larger than the limit, or pixels whose
+        range no one has defined (32-bit integers, floating point).
     """
     if not content:
         raise Rejected(Reason.EMPTY, "the object holds zero bytes")
@@ -81,10 +86,22 @@ def decode(
             side = 2 * max(at_least)
             image.draft("RGB", (side, side))
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        return upright if upright.mode == "RGB" else upright.convert("RGB")
+        return _rgb(ImageOps.exif_transpose(image))
+    except Rejected:
+        raise
     except Exception as error:  # a decoder may raise anything on hostile bytes
         raise Rejected(Reason.TRUNCATED, _first_line(error)) from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion cuts everything above 255 off, which leaves a white image.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise Rejected(Reason.UNSUPPORTED, f"pixels of mode {image.mode} have no defined range")
+    return image.convert("RGB")
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> np.ndarray:

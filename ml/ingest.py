@@ -7,12 +7,12 @@ from datetime import date
 from pathlib import Path, PurePosixPath
 
 from ml import night as nights
+from ml import samples
 from ml.archive import entries, labelled
 from ml.config import Stream
 from ml.errors import DataError
+from ml.store import object_store
 from ml.upload import OnProgress, upload
-
-SYNTHETIC = "synthetic-"
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,19 @@ def ingest(
     return IngestResult(len(done.uris), done.written, len(done.uris) - done.written)
 
 
+def remove_samples(stream: Stream, night: date) -> int:
+    """Delete the built-in samples from a night; returns how many there were."""
+    folder = nights.folder(stream.prefix, night)
+    found = [
+        image.uri
+        for page in object_store().pages(folder)
+        for image in page
+        if samples.is_synthetic(image.uri)
+    ]
+    object_store().delete(found)
+    return len(found)
+
+
 def _relative(path: Path) -> Iterator[tuple[str, bytes]]:
     for entry in entries(path):
         yield entry.path.as_posix(), entry.content
@@ -71,5 +84,5 @@ def unlabelled_name(split: str, label: str, name: str) -> str:
     """A name that is stable and unique and says nothing of the label; synthetic images stay
     recognisable as such."""
     digest = hashlib.sha256(f"{split}/{label}/{name}".encode()).hexdigest()[:16]
-    mark = SYNTHETIC if name.startswith(SYNTHETIC) else ""
+    mark = samples.PREFIX if samples.is_synthetic(name) else ""
     return f"{mark}{digest}{PurePosixPath(name).suffix.lower()}"

@@ -4,8 +4,8 @@ This is what `make run` does. It works through Airflow's scheduler, as a product
 data are put into S3, the DAGs are triggered and followed to their end.
 """
 
-import logging
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -22,18 +22,20 @@ from ml.database import rows, session
 from ml.errors import DataError, RunFailed, ServiceError
 from ml.tables import CHAMPION, ModelAlias, ModelVersion
 
-log = logging.getLogger(__name__)
-
 Say = Callable[[str], None]
 REPORT_SPLIT = "test"
+_PROGRESS_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
 class Source:
-    """Labelled images on disk: a folder or tar a data set, and folders of extra night images."""
+    """Labelled images on disk: a folder or tar a data set; by data set, a folder of broken files
+    for the night; and data sets that are in S3 and stay as they are (`kept`)."""
 
     datasets: dict[str, Path]
-    extra: dict[str, Path] = field(default_factory=dict)
+    broken: dict[str, Path] = field(default_factory=dict)
+    kept: frozenset[str] = frozenset()
+    synthetic: bool = False
 
 
 def run(data: Path | None, night: date, say: Say) -> list[dict[str, Any]]:
@@ -42,7 +44,8 @@ def run(data: Path | None, night: date, say: Say) -> list[dict[str, Any]]:
     Parameters
     ----------
     data: folder with NAME.tar files or NAME/ folders laid out SPLIT/CLASS/FILE, where NAME is the
-        data set of a model; None for the built-in synthetic samples.
+        data set of a model; None for the built-in synthetic samples. Samples never take the place
+        of other images: a data set that was imported before is used as it is.
     night: the night that the test images are ingested for.
     say: takes lines of progress.
 
@@ -57,10 +60,10 @@ def run(data: Path | None, night: date, say: Say) -> list[dict[str, Any]]:
     """
     config = configuration()
     with ExitStack() as stack:
-        source = _source(data, config, stack)
+        source = _samples(config, stack, say) if data is None else _real(data, config)
         for name, path in source.datasets.items():
             _import(name, path, config, say)
-        models = _models_of(source.datasets, config)
+        models = _models_of({*source.datasets, *source.kept}, config)
         streams = _streams_of(models, config)
         api = stack.enter_context(AirflowApi())
         _retrain([model for model in models if _needs_training(model, config, say)], api, say)
@@ -71,11 +74,25 @@ def run(data: Path | None, night: date, say: Say) -> list[dict[str, Any]]:
     return [_summary(run) for run in scored]
 
 
-def _source(data: Path | None, config: Configuration, stack: ExitStack) -> Source:
-    if data is None:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nightscore-")))
-        written = samples.write(folder)
-        return Source(written.datasets, written.extra)
+def _samples(config: Configuration, stack: ExitStack, say: Say) -> Source:
+    kept = {name for name in samples.DATASETS if dataset.holds_real_images(config.storage, name)}
+    for name in sorted(kept):
+        say(f"data set {name}: the images that were imported before are used")
+    wanted = [name for name in samples.DATASETS if name not in kept]
+    if not wanted:
+        return Source({}, kept=frozenset(kept), synthetic=True)
+    say(f"no DATA given: drawing SYNTHETIC sample images for {', '.join(wanted)}")
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nightscore-")))
+    written = samples.write(folder)
+    return Source(
+        {name: written.datasets[name] for name in wanted},
+        {name: written.broken[name] for name in wanted if name in written.broken},
+        frozenset(kept),
+        synthetic=True,
+    )
+
+
+def _real(data: Path, config: Configuration) -> Source:
     wanted = {model.dataset for model in config.models.values()}
     found = {name: path for name in sorted(wanted) for path in _candidates(data, name)}
     if not found:
@@ -94,11 +111,30 @@ def _candidates(folder: Path, name: str) -> Iterable[Path]:
 
 def _import(name: str, path: Path, config: Configuration, say: Say) -> None:
     # What was there before under the same name, samples for instance, must not mix with this.
-    result = dataset.import_(path, name, storage=config.storage, replace=True)
+    result = dataset.import_(
+        path,
+        name,
+        storage=config.storage,
+        replace=True,
+        on_progress=_now_and_then(say, f"data set {name}: {{:,}} images so far"),
+    )
     say(
         f"data set {name}: {result.images:,} images, {result.uploaded:,} uploaded, "
         f"{result.skipped:,} there already, {result.removed:,} removed"
     )
+
+
+def _now_and_then(say: Say, text: str) -> Callable[[int], None]:
+    """Takes counts and says one of them every few seconds."""
+    said = time.monotonic()
+
+    def count(done: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= _PROGRESS_EVERY_S:
+            said = time.monotonic()
+            say(text.format(done))
+
+    return count
 
 
 def _models_of(datasets: Iterable[str], config: Configuration) -> list[str]:
@@ -161,13 +197,16 @@ def _require_champions(models: list[str]) -> None:
 def _ingest(name: str, source: Source, night: date, config: Configuration, say: Say) -> None:
     stream = config.stream(name)
     names = {config.model(model).dataset for model in stream.models}
+    if not source.synthetic and (removed := ingest.remove_samples(stream, night)):
+        say(f"stream {name}, night {night}: {removed:,} synthetic samples removed")
     for dataset_name in sorted(names & source.datasets.keys()):
         path = source.datasets[dataset_name]
-        result = ingest.ingest(path, stream, night, split=REPORT_SPLIT)
+        progress = _now_and_then(say, f"stream {name}: {{:,}} images so far")
+        result = ingest.ingest(path, stream, night, split=REPORT_SPLIT, on_progress=progress)
         say(f"stream {name}, night {night}: {result.images:,} images, labels left out")
-    if name in source.extra:
-        result = ingest.ingest(source.extra[name], stream, night, split=None)
-        say(f"stream {name}, night {night}: {result.images:,} broken files besides")
+        if broken := source.broken.get(dataset_name):
+            result = ingest.ingest(broken, stream, night, split=None)
+            say(f"stream {name}, night {night}: {result.images:,} broken files besides")
 
 
 def _score(streams: list[str], night: date, api: AirflowApi, say: Say) -> list[DagRun]:
@@ -186,7 +225,10 @@ def _follow(runs: list[DagRun], api: AirflowApi, say: Say) -> None:
         if state in ("running", "success", "failed", "up_for_retry", "skipped"):
             say(f"{run.dag_id}: {task} {state}")
 
-    for run, state in api.wait(runs, on_task).items():
+    def on_log(run: DagRun, task: str, line: str) -> None:
+        say(f"{run.dag_id}: {task}: {line}")
+
+    for run, state in api.wait(runs, on_task, on_log).items():
         if state != "success":
             raise ServiceError(f"The DAG run {run.dag_id} failed in {api.failure(run)}")
 

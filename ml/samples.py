@@ -17,6 +17,9 @@ from PIL import Image, ImageDraw, ImageFilter
 Generator = np.random.Generator
 Point = tuple[float, float]
 
+PREFIX = "synthetic-"
+DATASETS = ("cifar10", "spill")
+
 SHAPE_SIZE = 32
 SHAPES_TRAIN, SHAPES_TEST = 3000, 600
 MOULDS_TRAIN, MOULDS_COPIES = 1200, 60
@@ -26,11 +29,16 @@ _OVERSAMPLING = 3
 
 @dataclass(frozen=True)
 class Samples:
-    """Where the samples were written: a folder laid out SPLIT/CLASS/FILE for each data set, and a
-    folder of broken files for the night of a stream."""
+    """Where the samples were written, by data set: folders laid out SPLIT/CLASS/FILE, and folders
+    of broken files for a night."""
 
     datasets: dict[str, Path]
-    extra: dict[str, Path]
+    broken: dict[str, Path]
+
+
+def is_synthetic(uri: str) -> bool:
+    """Whether a URI or path names one of these images."""
+    return uri.rsplit("/", 1)[-1].startswith(PREFIX)
 
 
 def write(folder: Path, seed: int = 20260101) -> Samples:
@@ -38,10 +46,7 @@ def write(folder: Path, seed: int = 20260101) -> Samples:
     _write_shapes(folder / "cifar10", np.random.default_rng(seed))
     _write_moulds(folder / "spill", np.random.default_rng(seed + 1))
     _write_broken(folder / "spill-broken", np.random.default_rng(seed + 2))
-    return Samples(
-        {"cifar10": folder / "cifar10", "spill": folder / "spill"},
-        {"spill": folder / "spill-broken"},
-    )
+    return Samples({name: folder / name for name in DATASETS}, {"spill": folder / "spill-broken"})
 
 
 # --- ten classes of shapes ---------------------------------------------------------------------

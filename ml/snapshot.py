@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ml import dataset
 from ml.errors import DataError
 from ml.images import SUFFIXES
-from ml.ingest import SYNTHETIC
+from ml.samples import is_synthetic
 from ml.store import ObjectInfo, object_store
 
 TRAIN, CALIBRATION, TEST = "train", "calibration", "test"
@@ -53,7 +53,7 @@ class Snapshot:
     @property
     def synthetic(self) -> bool:
         """Whether any image was drawn by Nightscore's own generator."""
-        return any(row.uri.rsplit("/", 1)[-1].startswith(SYNTHETIC) for row in self.rows)
+        return any(is_synthetic(row.uri) for row in self.rows)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -39,6 +39,11 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     out.print(table)
 
 
+def print_synthetic() -> None:
+    """Say that the results above come from the built-in samples."""
+    out.print("These results come from SYNTHETIC sample images, drawn by Nightscore itself.")
+
+
 def progress() -> Progress:
     """A progress bar on standard error that vanishes when it is done."""
     return Progress(

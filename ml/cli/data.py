@@ -50,6 +50,10 @@ def import_(
         f"{result.skipped:,} there already, {result.removed:,} removed"
     )
     print_table(("split/class", "images"), result.classes.items())
+    if result.left_out:
+        err.print(
+            f"{result.left_out:,} image files are not laid out SPLIT/CLASS/FILE: they are left out"
+        )
 
 
 @dataset_app.command()

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ml.cli.console import Json, err, out, parse_date, print_json, print_table
+from ml.cli.console import Json, err, out, parse_date, print_json, print_synthetic, print_table
 
 app = typer.Typer()
 
@@ -17,8 +17,8 @@ def run(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Folder with NAME.tar files or NAME/ folders laid out SPLIT/CLASS/FILE. "
-            "Without it, built-in synthetic images are used.",
+            help="Folder with NAME.tar files or NAME/ folders laid out SPLIT/CLASS/FILE. Without "
+            "it, what was imported before is used, else built-in synthetic images.",
             exists=True,
             file_okay=False,
         ),
@@ -43,8 +43,6 @@ def run(
 
     stack = LocalStack(state_folder())
     stack.up(say=say)
-    if data is None:
-        say("no DATA given: using the built-in SYNTHETIC sample images")
     summaries = job.run(data, parse_date(date), say)
     if json:
         print_json(summaries)
@@ -60,6 +58,6 @@ def _show(summaries: list[dict[str, Any]]) -> None:
     )  # fmt: skip
     print_table(columns, ([row[name] for name in columns] for row in summaries))
     if any(row["synthetic"] for row in summaries):
-        out.print("These results come from SYNTHETIC sample images, drawn by Nightscore itself.")
+        print_synthetic()
     for row in summaries:
         out.print(f"report of {row['stream']}: {row['report_uri']}", highlight=False)

@@ -57,6 +57,8 @@ def evaluate(
         print_json(metrics)
         return
     out.print(f"{name}/{version} on {split} of {data}", highlight=False, markup=False)
+    if program.info.synthetic:
+        out.print("The version was trained on SYNTHETIC sample images.")
     per_class = metrics.pop("per_class", {})
     print_table(("metric", "value"), metrics.items())
     if per_class:
@@ -129,7 +131,9 @@ def models(json: Json = False) -> None:
     if json:
         print_json(found)
         return
-    columns = ("model", "version", "alias", "gate_passed", "gate_reason", "registered_at")
+    columns = (
+        "model", "version", "alias", "gate_passed", "gate_reason", "synthetic", "registered_at",
+    )  # fmt: skip
     print_table(columns, ([row[column] for column in columns] for row in found))
     if not found:
         err.print("There is none yet; `nightscore train MODEL` makes one.")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ml.cli.console import Json, err, out, parse_date, print_json, progress
+from ml.cli.console import Json, err, out, parse_date, print_json, print_synthetic, progress
 
 app = typer.Typer()
 
@@ -33,6 +33,8 @@ def score(stream: Stream, date: Night = "today", json: Json = False) -> None:
         f"{stream}, night of {night}: {counts['discovered']} new images, "
         f"{counts['scored']} scored, {counts['rejected']} rejected, {counts['anomalies']} anomalies"
     )
+    if counts["synthetic"]:
+        print_synthetic()
     out.print(f"report: {counts['report_uri']}")
 
 

@@ -9,12 +9,12 @@ and its network does two things: `loss` for training and `forward` for scoring. 
 """
 
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ml.config import architectures
 from ml.errors import ConfigurationError
 
 NORMAL, ANOMALOUS = "normal", "anomalous"
@@ -64,12 +64,9 @@ def build(
 
     Raises ConfigurationError when there is no such file, or its options are not accepted.
     """
-    known = sorted(
-        file.stem for file in Path(__file__).parent.glob("*.py") if file.stem != "__init__"
-    )
-    if name not in known:
+    if name not in architectures():
         raise ConfigurationError(
-            f"There is no architecture {name!r}.", f"Known: {', '.join(known)}."
+            f"There is no architecture {name!r}.", f"Known: {', '.join(architectures())}."
         )
     try:
         network: Network = import_module(f"ml.models.{name}").build(size, classes, options)

@@ -9,7 +9,7 @@ from datetime import date
 from typing import Any
 from uuid import UUID
 
-from ml.errors import RunFailed
+from ml.errors import NightscoreError, RunFailed
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def score_shard(run_id: str, shard: int) -> dict[str, int]:
     return shards.score_shard(UUID(run_id), shard)
 
 
-def reconcile(run_id: str) -> dict[str, int]:
+def reconcile(run_id: str) -> dict[str, Any]:
     """Count and set the status; raises RunFailed. See `ml.scoring.reconcile.reconcile`."""
     from ml.scoring import reconcile as reconciliation
 
@@ -70,22 +70,26 @@ def score_night(
 
     Returns
     -------
-    run_id, discovered, scored, rejected, anomalies, report_uri.
+    run_id, discovered, scored, rejected, anomalies, synthetic, report_uri.
 
     Raises
     ------
-    RunFailed: after the report was written.
+    RunFailed: a shard failed, or the run did (see `reconcile`); after the report was written.
     """
     run_id = open_run(stream, night)
     discover(run_id)
     shards = plan_shards(run_id)
-    on_shard(0, len(shards))
-    for done, shard in enumerate(shards, start=1):
-        score_shard(run_id, shard)
-        on_shard(done, len(shards))
+    failure: NightscoreError | None = None
+    try:
+        on_shard(0, len(shards))
+        for done, shard in enumerate(shards, start=1):
+            score_shard(run_id, shard)
+            on_shard(done, len(shards))
+    except NightscoreError as error:
+        failure = error  # the run is counted and closed all the same
     try:
         counts = reconcile(run_id)
-    except RunFailed:
+    except RunFailed as failed:
         report(run_id)
-        raise
+        raise RunFailed(failed.message, str(failure or failed.hint)) from failure
     return {"run_id": run_id, **counts, "report_uri": report(run_id)}

@@ -14,7 +14,7 @@ from ml.tables import FAILED, FINISHED, ModelVersion, ScoringRun
 log = logging.getLogger(__name__)
 
 
-def reconcile(run_id: UUID) -> dict[str, int]:
+def reconcile(run_id: UUID) -> dict[str, Any]:
     """Count what became of the run's images and set its status.
 
     A run is `finished` when discovered = scored + rejected and the share of rejections is within
@@ -23,7 +23,8 @@ def reconcile(run_id: UUID) -> dict[str, int]:
 
     Returns
     -------
-    `discovered`, `scored`, `rejected`, `anomalies`: numbers of images.
+    `discovered`, `scored`, `rejected`, `anomalies`: numbers of images; `synthetic`: whether an
+    image or a model comes from the built-in samples.
 
     Raises
     ------
@@ -37,14 +38,15 @@ def reconcile(run_id: UUID) -> dict[str, int]:
         run.discovered = counts["discovered"] if listed else None
         run.scored, run.rejected = counts["scored"], counts["rejected"]
         run.anomalies = counts["anomalies"]
-        run.synthetic = counts["synthetic"] or _models_are_synthetic(run_id)
+        run.synthetic = synthetic = counts["synthetic"] or _models_are_synthetic(run_id)
         run.status, run.error = (FAILED, error) if error else (FINISHED, None)
         run.finished_at = current.scalar(sa.select(sa.func.clock_timestamp()))
         name = f"run {run_id} of {run.stream} for {run.night}"
     if error:
         raise RunFailed(f"The scoring {name} failed: {error}.", "What was stored stays stored.")
     log.info("The scoring %s is finished: %s", name, counts)
-    return {key: counts[key] for key in ("discovered", "scored", "rejected", "anomalies")}
+    numbers = {key: counts[key] for key in ("discovered", "scored", "rejected", "anomalies")}
+    return {**numbers, "synthetic": synthetic}
 
 
 def require_finished(run_id: UUID) -> None:

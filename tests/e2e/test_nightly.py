@@ -105,6 +105,14 @@ def test_scoring_the_night_again_changes_nothing(home):
     assert query(home, checksum) == before
 
 
+def test_a_second_run_trains_nothing_and_finds_nothing_new(home):
+    summaries = json.loads(nightscore("run", "--date", NIGHT, "--json", home=home))
+    assert {row["stream"]: row["discovered"] for row in summaries} == {"cifar10": 0, "spill": 0}
+    assert all(row["status"] == "finished" for row in summaries)
+    versions = query(home, "SELECT max(version) AS newest FROM reporting.model_versions")
+    assert versions == [{"newest": 1}]
+
+
 def test_ten_more_images_of_which_three_are_broken(home, tmp_path):
     from ml import samples
 

@@ -67,6 +67,21 @@ class TestImport:
         assert result.images == 180
         assert result.skipped > 0
 
+    def test_what_is_not_laid_out_so_is_counted(self, bucket, folder):
+        (folder / "cover.png").write_bytes(drawing.shade("dark", 1))
+        result = dataset.import_(folder, "shades", storage=bucket)
+        assert (result.images, result.left_out) == (180, 1)
+
+    def test_samples_and_other_images_are_told_apart(self, bucket, folder, tmp_path):
+        samples = tmp_path / "samples" / "train" / "dark"
+        samples.mkdir(parents=True)
+        (samples / "synthetic-1.png").write_bytes(drawing.shade("dark", 1))
+        assert not dataset.holds_real_images(bucket, "shades")
+        dataset.import_(tmp_path / "samples", "shades", storage=bucket)
+        assert not dataset.holds_real_images(bucket, "shades")
+        dataset.import_(folder, "shades", storage=bucket)
+        assert dataset.holds_real_images(bucket, "shades")
+
     def test_a_source_without_the_layout_is_explained(self, bucket, tmp_path):
         (tmp_path / "1.png").write_bytes(drawing.shade("dark", 1))
         with pytest.raises(DataError, match="SPLIT/CLASS/FILE"):
@@ -105,6 +120,15 @@ class TestIngest:
         ingest.ingest(tmp_path, stream, NIGHT)
         key = f"{bucket}/streams/s/dt=2026-01-15/camera 1/a ü #?%.png"
         assert object_store().get(key)[0] == b"not even an image"
+
+    def test_samples_can_be_removed_from_a_night(self, bucket, tmp_path):
+        stream = Stream(prefix=f"{bucket}/streams/s", models=["m"])
+        for name in ("synthetic-1.png", "synthetic-2.png", "own.png"):
+            (tmp_path / name).write_bytes(drawing.shade("dark", 1))
+        ingest.ingest(tmp_path, stream, NIGHT)
+        assert ingest.remove_samples(stream, NIGHT) == 2
+        assert _keys(f"{bucket}/streams/s/dt=2026-01-15") == {"/own.png"}
+        assert ingest.remove_samples(stream, NIGHT) == 0
 
     def test_nothing_to_ingest_is_an_error(self, bucket, folder, tmp_path):
         stream = Stream(prefix=f"{bucket}/streams/s", models=["m"])

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from contextlib import contextmanager
 from datetime import date, timedelta
 from uuid import UUID
 
@@ -200,11 +201,9 @@ def test_a_crash_before_the_merge_leaves_nothing_and_the_retry_scores_everything
     assert flow.reconcile(run_id)["scored"] == 8
 
 
-def test_an_outage_of_the_store_fails_the_shard_and_rejects_nothing(trained, night, monkeypatch):
-    _put("line", night, _shades(4))
-    run_id = flow.open_run("line", night.isoformat())
-    flow.discover(run_id)
-    (shard,) = flow.plan_shards(run_id)
+@contextmanager
+def _store_away(monkeypatch):
+    """The object store cannot be reached."""
     store = object_store()
     options = {
         **store._options(),
@@ -214,10 +213,53 @@ def test_an_outage_of_the_store_fails_the_shard_and_rejects_nothing(trained, nig
     with monkeypatch.context() as broken:
         broken.setattr(store, "_options", lambda: options)
         broken.setattr(store, "_buckets", {})
-        with pytest.raises(ServiceError):
-            flow.score_shard(run_id, shard)
+        yield
+
+
+def test_an_outage_of_the_store_fails_the_step_and_rejects_nothing(trained, night, monkeypatch):
+    _put("line", night, _shades(4))
+    run_id = flow.open_run("line", night.isoformat())
+    with (
+        _store_away(monkeypatch),
+        pytest.raises(ServiceError, match=r"object store failed at .*/streams/line/dt="),
+    ):
+        flow.discover(run_id)
+    flow.discover(run_id)
+    (shard,) = flow.plan_shards(run_id)
+    with _store_away(monkeypatch), pytest.raises(ServiceError, match="object store failed"):
+        flow.score_shard(run_id, shard)
     assert [row["count"] for row in _checksum(night)] == [0, 0]
     assert flow.score_shard(run_id, shard)["scored"] == 4
+
+
+def test_a_run_whose_shard_fails_is_closed_with_what_the_shards_before_stored(
+    trained, night, monkeypatch
+):
+    from ml.scoring.results import Results
+
+    _put("line", night, _shades(25))
+    merge = Results.merge
+
+    def merge_or_fail(self):
+        if self.shard == 1:
+            raise ServiceError("made to fail")
+        merge(self)
+
+    monkeypatch.setattr(Results, "merge", merge_or_fail)
+    with pytest.raises(
+        RunFailed, match="15 of 25 images are neither scored nor rejected"
+    ) as caught:
+        flow.score_night("line", night.isoformat())
+    assert "made to fail" in str(caught.value)
+    (run,) = _query(
+        "SELECT status, scored, report_uri FROM reporting.nightly_summary"
+        " WHERE stream = 'line' AND night = :n",
+        n=night,
+    )
+    assert (run["status"], run["scored"]) == ("failed", 10)
+    assert run["report_uri"]
+    monkeypatch.setattr(Results, "merge", merge)
+    assert flow.score_night("line", night.isoformat())["scored"] == 15
 
 
 def test_runs_of_one_night_at_the_same_time_store_every_image_once(trained, night):

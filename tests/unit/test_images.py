@@ -30,11 +30,28 @@ def test_every_format_decodes_to_rgb(kind):
     assert (image.mode, image.size) == ("RGB", (40, 24))
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "I;16", "1"])
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
 def test_every_mode_becomes_rgb(mode):
     kind = {"CMYK": "TIFF"}.get(mode, "PNG")
-    source = gradient().convert("L").convert(mode) if mode == "I;16" else gradient().convert(mode)
-    assert decode(encoded(source, kind), max_pixels=LIMIT).mode == "RGB"
+    assert decode(encoded(gradient().convert(mode), kind), max_pixels=LIMIT).mode == "RGB"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_of_16_bits_a_pixel_the_upper_8_are_kept(kind, order):
+    values = np.linspace(0, 65535, 40 * 24).astype(order).reshape(24, 40)
+    mode = "I;16" if order == "<u2" else "I;16B"
+    source = Image.frombytes(mode, (40, 24), values.tobytes())
+    image = decode(encoded(source, kind), max_pixels=LIMIT)
+    assert image.mode == "RGB"
+    assert np.array_equal(np.asarray(image)[..., 0], (values >> 8).astype(np.uint8))
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pixels_without_a_defined_range_are_rejected(mode):
+    with pytest.raises(Rejected) as caught:
+        decode(encoded(gradient().convert("L").convert(mode), "TIFF"), max_pixels=LIMIT)
+    assert caught.value.reason == Reason.UNSUPPORTED
 
 
 def test_exif_orientation_is_applied():

@@ -27,4 +27,4 @@ def test_the_same_images_are_drawn_every_time_and_named_synthetic(tmp_path):
     assert [path.name for path in sorted((first.datasets["cifar10"] / "test").iterdir())] == classes
     for path in (first.datasets["spill"] / "test" / "anomalous").iterdir():
         Image.open(path).verify()
-    assert len(list(first.extra["spill"].iterdir())) == 3
+    assert len(list(first.broken["spill"].iterdir())) == 3
