@@ -1,6 +1,6 @@
 """A program measured on labelled images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,12 @@ def evaluate(program: Program, pixels: np.ndarray, labels: np.ndarray) -> Evalua
     return _measured(program, outputs, labels)
 
 
-def evaluate_files(program: Program, path: Path, split: str) -> Evaluation:
+def evaluate_files(
+    program: Program, path: Path, split: str, on_progress: Callable[[int], None] = lambda done: None
+) -> Evaluation:
     """Measure on a split of a folder or tar laid out SPLIT/CLASS/FILE, with bounded memory.
+
+    `on_progress` is called with the number of images done so far.
 
     Raises
     ------
@@ -88,6 +92,7 @@ def evaluate_files(program: Program, path: Path, split: str) -> Evaluation:
     for batch in in_batches(map_ahead(read, images, threads=4, ahead=2 * BATCH), BATCH):
         outputs.append(predict(program, np.stack([pixels for pixels, _ in batch])))
         labels += [label for _, label in batch]
+        on_progress(len(labels))
     if not labels:
         raise DataError(f"{path} holds no image laid out {split}/CLASS/FILE.")
     return _measured(program, _joined(outputs), label_indices(program, labels))

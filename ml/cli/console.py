@@ -6,7 +6,8 @@ Results go to standard output; progress, messages and errors go to standard erro
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Annotated, Any
@@ -54,6 +55,14 @@ def progress() -> Progress:
         console=err,
         transient=True,
     )
+
+
+@contextmanager
+def counted(description: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar for work of unknown length; gives what takes the number done so far."""
+    with progress() as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done: bar.update(task, completed=done)
 
 
 def parse_date(text: str) -> date:

@@ -1,14 +1,12 @@
 """Commands that bring data in: `dataset`, `ingest`, `samples`."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ml.cli.console import Json, err, out, parse_date, print_json, print_table, progress
+from ml.cli.console import Json, counted, err, out, parse_date, print_json, print_table
 from ml.errors import ConfigurationError
 
 app = typer.Typer()
@@ -16,13 +14,6 @@ dataset_app = typer.Typer(help="Labelled images in S3.", no_args_is_help=True)
 app.add_typer(dataset_app, name="dataset")
 
 Source = Annotated[Path, typer.Argument(help="A folder or a tar file.", exists=True)]
-
-
-@contextmanager
-def _counted(description: str) -> Iterator[Callable[[int], None]]:
-    with progress() as bar:
-        task = bar.add_task(description, total=None)
-        yield lambda done: bar.update(task, completed=done)
 
 
 @dataset_app.command("import")
@@ -38,7 +29,7 @@ def import_(
     from ml import dataset
     from ml.config import configuration
 
-    with _counted(f"importing {name}") as done:
+    with counted(f"importing {name}") as done:
         result = dataset.import_(
             path, name, storage=configuration().storage, replace=replace, on_progress=done
         )
@@ -104,7 +95,7 @@ def ingest(
     from ml.config import configuration
     from ml.ingest import ingest
 
-    with _counted(f"ingesting into {stream}") as done:
+    with counted(f"ingesting into {stream}") as done:
         result = ingest(
             path, configuration().stream(stream), parse_date(date), split=split, on_progress=done
         )

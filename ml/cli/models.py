@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ml.cli.console import Json, err, out, print_json, print_table
+from ml.cli.console import Json, counted, err, out, print_json, print_table
 from ml.errors import ConfigurationError, DataError
 
 app = typer.Typer()
@@ -52,7 +52,8 @@ def evaluate(
 
     name, version = _resolve(model)
     program = Program.load(*registry.fetch(name, version), choose())
-    metrics = evaluate_files(program, data, split).metrics
+    with counted(f"measuring {name}/{version}") as done:
+        metrics = evaluate_files(program, data, split, done).metrics
     if json:
         print_json(metrics)
         return

@@ -22,9 +22,9 @@ def score(stream: Stream, date: Night = "today", json: Json = False) -> None:
 
     night = parse_date(date).isoformat()
     with progress() as bar:
-        task = bar.add_task("shards", total=None)
+        task = bar.add_task("scoring", total=None)
         counts = flow.score_night(
-            stream, night, lambda done, total: bar.update(task, completed=done, total=total)
+            stream, night, lambda count, total: bar.update(task, advance=count, total=total)
         )
     if json:
         print_json(counts)

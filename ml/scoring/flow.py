@@ -64,9 +64,11 @@ def require_finished(run_id: str) -> None:
 
 
 def score_night(
-    stream: str, night: str, on_shard: Callable[[int, int], None] = lambda done, total: None
+    stream: str, night: str, on_images: Callable[[int, int], None] = lambda count, total: None
 ) -> dict[str, Any]:
     """All the steps in this process: what the DAG does, without Airflow.
+
+    `on_images` hears how many images were scored since the last time, and how many there are.
 
     Returns
     -------
@@ -76,15 +78,15 @@ def score_night(
     ------
     RunFailed: a shard failed, or the run did (see `reconcile`); after the report was written.
     """
+    from ml.scoring import shard as shards
+
     run_id = open_run(stream, night)
-    discover(run_id)
-    shards = plan_shards(run_id)
+    total = discover(run_id)
+    on_images(0, total)
     failure: NightscoreError | None = None
     try:
-        on_shard(0, len(shards))
-        for done, shard in enumerate(shards, start=1):
-            score_shard(run_id, shard)
-            on_shard(done, len(shards))
+        for number in plan_shards(run_id):
+            shards.score_shard(UUID(run_id), number, lambda count: on_images(count, total))
     except NightscoreError as error:
         failure = error  # the run is counted and closed all the same
     try:

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 from uuid import UUID
 
 from ml import registry
@@ -22,10 +23,16 @@ log = logging.getLogger(__name__)
 _PROGRESS_EVERY_S = 10.0
 
 
-def score_shard(run_id: UUID, number: int) -> dict[str, int]:
+OnImages = Callable[[int], None]
+
+
+def score_shard(
+    run_id: UUID, number: int, on_images: OnImages = lambda count: None
+) -> dict[str, int]:
     """Score the images of a shard that its run still owes, and store the results.
 
-    Safe to repeat at any point: what is stored is not scored again.
+    Safe to repeat at any point: what is stored is not scored again. `on_images` hears how many
+    images each batch had.
 
     Returns
     -------
@@ -46,7 +53,7 @@ def score_shard(run_id: UUID, number: int) -> dict[str, int]:
         )
     items = [Item(**row) for row in found]
     config = configuration()
-    counts = _store(run_id, number, stream_name, items, versions, config)
+    counts = _store(run_id, number, stream_name, items, versions, config, on_images)
     log.info("Shard %s of run %s is stored: %s", number, run_id, dict(counts))
     return dict(counts)
 
@@ -58,6 +65,7 @@ def _store(
     items: list[Item],
     versions: dict[str, int],
     config: Configuration,
+    on_images: OnImages,
 ) -> Counter[str]:
     programs = load_programs(versions) if items else []
     counts: Counter[str] = Counter(scored=0, rejected=0)
@@ -68,6 +76,7 @@ def _store(
         batches = score(items, programs, object_store().get, limits) if items else ()
         for batch in batches:
             results.add(batch)
+            on_images(len(batch) // len(programs))
             counts.update("scored" if result.reason is None else "rejected" for result in batch)
             counts.update(str(result.reason) for result in batch if result.reason is not None)
             if (now := time.monotonic()) - reported > _PROGRESS_EVERY_S:

@@ -198,13 +198,13 @@ def airflow(home):
         yield client
 
 
-def _newest_run(airflow, dag_id: str) -> str:
+def _first_run(airflow, dag_id: str) -> str:
     runs = airflow.get(f"/api/v2/dags/{dag_id}/dagRuns").json()["dag_runs"]
-    return sorted(runs, key=lambda run: run["run_after"])[-1]["dag_run_id"]
+    return sorted(runs, key=lambda run: run["run_after"])[0]["dag_run_id"]
 
 
 def test_airflow_links_to_the_report_and_serves_it_to_whoever_is_logged_in(home, airflow):
-    run = _newest_run(airflow, "score_spill")
+    run = _first_run(airflow, "score_spill")
     links = airflow.get(f"/api/v2/dags/score_spill/dagRuns/{run}/taskInstances/report/links")
     address = links.json()["extra_links"]["Nightly report"]
     page = airflow.get(address)
@@ -216,7 +216,7 @@ def test_airflow_links_to_the_report_and_serves_it_to_whoever_is_logged_in(home,
 
 
 def test_airflow_links_to_the_version_in_mlflow(home, airflow):
-    run = _newest_run(airflow, "retrain_spill-anomaly")
+    run = _first_run(airflow, "retrain_spill-anomaly")
     links = airflow.get(
         f"/api/v2/dags/retrain_spill-anomaly/dagRuns/{run}/taskInstances/register/links"
     )
