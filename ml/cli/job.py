@@ -60,4 +60,6 @@ def _show(summaries: list[dict[str, Any]]) -> None:
     if any(row["synthetic"] for row in summaries):
         print_synthetic()
     for row in summaries:
+        if not row["discovered"]:
+            out.print(f"{row['stream']}: no new image; those of the night were scored before")
         out.print(f"report of {row['stream']}: {row['report_uri']}", highlight=False)

@@ -20,6 +20,7 @@ def _environment() -> Environment:
     environment.filters["percent"] = _percent
     environment.filters["time"] = _time
     environment.filters["figure"] = _figure
+    environment.filters["score"] = _score
     environment.filters["name"] = lambda uri: uri.rsplit("/", 1)[-1]
     return environment
 
@@ -39,6 +40,13 @@ def _percent(share: float | None) -> str:
 
 def _figure(number: float | None) -> str:
     return "–" if number is None else f"{number:.4g}"
+
+
+def _score(score: float | None) -> str:
+    """With enough digits to tell scores near 1 apart; never rounded up to 1."""
+    if score is None:
+        return "–"
+    return "> 0.99999" if score > 0.99999 else f"{score:.5f}"
 
 
 def _time(moment: datetime | None) -> str:

@@ -178,15 +178,16 @@ class LocalStack:
             api.ensure_pool("gpu", GPU_SLOTS, "Training and scoring: one slot a GPU (or machine)")
 
     def _stop(self, say: Say = lambda line: None) -> bool:
-        states = self.supervisor.states()
+        was_running = self.supervisor.is_running()
+        processes = self._processes(known_ports(self.layout))
         # Clients before the servers they write to.
-        for process in reversed(self._processes(known_ports(self.layout))):
-            if states.get(process.name, {}).get("statename") in (RUNNING, "STARTING", "BACKOFF"):
-                self.supervisor.stop(process.name)
-                say(f"{process.name} is stopped")
+        for service in reversed(SERVICES):
+            names = [process.name for process in processes if process.service == service]
+            for name in self.supervisor.stop(*names):
+                say(f"{name} is stopped")
         left = bool(self.supervisor.marked())
         self.supervisor.shut_down()
-        return bool(states) or left
+        return was_running or left
 
     def _ports(self, wanted: Mapping[str, int] | None, say: Say) -> dict[str, int]:
         if self.supervisor.is_running():

@@ -75,10 +75,16 @@ class Supervisor:
         if self.state(name)["statename"] not in (RUNNING, STARTING):
             self._rpc().supervisor.startProcess(name, False)
 
-    def stop(self, name: str) -> None:
-        """Stop a process and wait for its end."""
-        if self.state(name)["statename"] in (RUNNING, STARTING, "BACKOFF"):
-            self._rpc().supervisor.stopProcess(name, True)
+    def stop(self, *names: str) -> list[str]:
+        """Stop processes, side by side, and wait for their end; returns those that ran."""
+        states = self.states()
+        alive = [name for name in names if name in states and _is_alive(states[name])]
+        for name in alive:
+            self._rpc().supervisor.stopProcess(name, False)
+        for name in alive:
+            # supervisord kills what does not end in its `stopwaitsecs`.
+            _wait(lambda name=name: not _is_alive(self.state(name)), 60, f"{name} does not end.")
+        return alive
 
     def state(self, name: str) -> dict[str, Any]:
         """What supervisord says of a process: statename, pid, start, now, spawnerr ..."""
@@ -178,6 +184,10 @@ class Supervisor:
         }
         body = "\n".join(f"{key}={_escaped(value)}" for key, value in lines.items() if value)
         return f"[program:{process.name}]\n{body}\n"
+
+
+def _is_alive(state: dict[str, Any]) -> bool:
+    return state["statename"] in (RUNNING, STARTING, "BACKOFF", "STOPPING")
 
 
 def _escaped(value: str) -> str:

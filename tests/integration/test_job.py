@@ -1,0 +1,62 @@
+"""The main job: where its images come from. Its way through Airflow is tested end to end."""
+
+from contextlib import ExitStack
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from ml import dataset, job
+from ml.config import Configuration, load
+from ml.errors import DataError
+from ml.store import object_store
+from tests import drawing
+
+REPOSITORY = Path(__file__).parents[2]
+NIGHT = date(2026, 1, 15)
+
+
+@pytest.fixture
+def config(bucket, tmp_path) -> Configuration:
+    """The repository's configuration, in a part of the bucket of its own."""
+    text = (REPOSITORY / "nightscore.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "nightscore.yaml"
+    path.write_text(text.replace("s3://nightscore", bucket))
+    return load(path)
+
+
+def _names(prefix: str) -> set[str]:
+    return {found.uri.rsplit("/", 1)[-1] for page in object_store().pages(prefix) for found in page}
+
+
+def test_samples_are_drawn_only_for_data_sets_without_images_of_one_s_own(config, tmp_path):
+    drawing.write_dataset(tmp_path / "own", "shades")
+    dataset.import_(tmp_path / "own", "cifar10", storage=config.storage)
+    said: list[str] = []
+    with ExitStack() as stack:
+        source = job._samples(config, stack, said.append)
+        assert set(source.datasets) == set(source.broken) == {"spill"}
+        assert source.kept == {"cifar10"}
+    assert "data set cifar10: the images that were imported before are used" in said
+    assert any("SYNTHETIC sample images for spill" in line for line in said)
+
+
+def test_samples_leave_a_night_that_other_images_are_brought_into(config, tmp_path):
+    samples = tmp_path / "samples" / "test" / "a"
+    samples.mkdir(parents=True)
+    (samples / "synthetic-1.png").write_bytes(drawing.shade("dark", 1))
+    before = job.Source({"spill": tmp_path / "samples"}, synthetic=True)
+    job._ingest("spill", before, NIGHT, config, print)
+    night = f"{config.stream('spill').prefix}/dt={NIGHT}"
+    assert all(name.startswith("synthetic-") for name in _names(night))
+    drawing.write_dataset(tmp_path / "own", "moulds")
+    job._ingest("spill", job.Source({"spill": tmp_path / "own"}), NIGHT, config, print)
+    assert len(_names(night)) == 30
+    assert not any(name.startswith("synthetic-") for name in _names(night))
+
+
+def test_a_folder_without_a_known_data_set_is_explained(config, tmp_path):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(DataError, match="cifar10, spill") as caught:
+        job._real(tmp_path / "data", config)
+    assert "SPLIT/CLASS/FILE" in caught.value.hint
