@@ -13,6 +13,14 @@ from nightscore_wiring import RETRIES, champion, connect, nightly
 from ml.config import Model, configuration
 
 
+def _steps() -> Any:
+    """`ml.retrain`, loaded when a task runs and not when this file is parsed."""
+    connect()
+    from ml import retrain
+
+    return retrain
+
+
 def retrain_dag(name: str, model: Model) -> Any:
     @dag(
         dag_id=f"retrain_{name}",
@@ -27,49 +35,31 @@ def retrain_dag(name: str, model: Model) -> Any:
     def retrain() -> None:
         @task
         def snapshot() -> dict[str, Any]:
-            connect()
-            from ml import retrain
-
-            return retrain.snapshot(name)
+            return _steps().snapshot(name)
 
         @task(pool="gpu")
         def train(taken: dict[str, Any], run_id: str | None = None) -> dict[str, Any]:
-            connect()
-            from ml import retrain
-
-            return retrain.train(taken, attempt_key=run_id)
+            return _steps().train(taken, attempt_key=run_id)
 
         @task(pool="gpu")
         def evaluate(trained: dict[str, Any]) -> dict[str, Any]:
-            connect()
-            from ml import retrain
-
-            return retrain.evaluate(trained)
+            return _steps().evaluate(trained)
 
         @task
         def gate(evaluated: dict[str, Any]) -> dict[str, Any]:
-            connect()
-            from ml import retrain
-
-            return retrain.gate(evaluated)
+            return _steps().gate(evaluated)
 
         @task
         def register(decided: dict[str, Any]) -> dict[str, Any]:
-            connect()
-            from ml import retrain
-
-            return retrain.register(decided)
+            return _steps().register(decided)
 
         @task(outlets=[champion(name)])
         def promote(registered: dict[str, Any]) -> dict[str, Any]:
-            connect()
-            from ml import retrain
-
             if not registered["passed"]:
                 raise AirflowSkipException(
                     f"Version {registered['version']} did not pass the gate and stays challenger."
                 )
-            return retrain.promote(registered)
+            return _steps().promote(registered)
 
         registered = register(gate(evaluate(train(snapshot()))))
         registered.operator.operator_extra_links = (VersionLink(),)

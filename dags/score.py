@@ -18,6 +18,14 @@ from ml.config import Stream, configuration
 from ml.errors import RunFailed
 
 
+def _steps() -> Any:
+    """`ml.scoring.flow`, loaded when a task runs and not when this file is parsed."""
+    connect()
+    from ml.scoring import flow
+
+    return flow
+
+
 def score_dag(name: str, stream: Stream) -> Any:
     @dag(
         dag_id=f"score_{name}",
@@ -40,54 +48,37 @@ def score_dag(name: str, stream: Stream) -> Any:
     def score() -> None:
         @task
         def open_run(params: dict[str, Any] | None = None, **context: Any) -> str:
-            connect()
-            from ml.scoring import flow
-
             night = (params or {}).get("night") or _night_of(context["dag_run"])
             # One run a DAG run, so that a cleared task finds the versions pinned before.
-            return flow.open_run(
+            return _steps().open_run(
                 name, night, trigger=f"{context['dag'].dag_id}/{context['run_id']}"
             )
 
         @task
         def discover(scoring_run: str) -> int:
-            connect()
-            from ml.scoring import flow
-
-            return flow.discover(scoring_run)
+            return _steps().discover(scoring_run)
 
         @task
         def plan_shards(scoring_run: str) -> list[int]:
-            connect()
-            from ml.scoring import flow
-
-            return flow.plan_shards(scoring_run)
+            return _steps().plan_shards(scoring_run)
 
         @task(pool="gpu", map_index_template="shard {{ shard }}")
         def score_shard(scoring_run: str, shard: int) -> dict[str, int]:
-            connect()
-            from ml.scoring import flow
-
-            return flow.score_shard(scoring_run, shard)
+            return _steps().score_shard(scoring_run, shard)
 
         # Also after a failed shard: what the others stored is counted, and the run is marked. And
         # also when there was no shard to score.
         @task(trigger_rule=TriggerRule.ALL_DONE)
         def reconcile(scoring_run: str | None) -> dict[str, Any]:
-            connect()
-            from ml.scoring import flow
-
-            return flow.reconcile(_opened(scoring_run))
+            return _steps().reconcile(_opened(scoring_run))
 
         # Also after a failed run, whose page says why. As the last task it then fails too, because
         # the last task decides whether the DAG run is red.
         @task(trigger_rule=TriggerRule.ALL_DONE)
         def report(scoring_run: str | None) -> str:
-            connect()
-            from ml.scoring import flow
-
-            uri = flow.report(_opened(scoring_run))
-            flow.require_finished(_opened(scoring_run))
+            steps = _steps()
+            uri = steps.report(_opened(scoring_run))
+            steps.require_finished(_opened(scoring_run))
             return uri
 
         scoring_run = open_run()

@@ -103,7 +103,9 @@ def _documented() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("file", "query"), _documented())
 def test_the_queries_of_the_documentation_run_as_the_analyst(store_and_database, file, query):
     with analyst_engine().connect() as connection:
-        connection.exec_driver_sql(query, execution_options={"no_parameters": True}).all()
+        result = connection.exec_driver_sql(query, execution_options={"no_parameters": True})
+        assert result.keys()
+        result.all()
 
 
 def test_a_query_for_a_night_reads_that_night_s_partition_only(store_and_database):
