@@ -5,6 +5,7 @@ Nothing of Airflow is imported; this talks to its server.
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,31 +98,37 @@ class AirflowApi:
         `on_log` hears now and then what a running task has logged last.
         """
         deadline = time.monotonic() + timeout_s
-        seen: dict[tuple[DagRun, str], str] = {}
-        said: dict[tuple[DagRun, str], str] = {}
+        told: dict[tuple[DagRun, str, str], str] = {}
         states: dict[DagRun, str] = {}
         logs_at = 0.0
         while len(states) < len(runs):
-            if read_logs := time.monotonic() >= logs_at:
-                logs_at = time.monotonic() + LOG_POLL_S
+            now = time.monotonic()
+            if logs_are_due := now >= logs_at:
+                logs_at = now + LOG_POLL_S
             for run in (run for run in runs if run not in states):
                 state = self._call("GET", _path(run))["state"]
-                for found in self._task_instances(run):
-                    task, task_state = _name(found), found["state"]
-                    if task_state is not None and seen.get((run, task)) != task_state:
-                        seen[run, task] = task_state
-                        on_task(run, task, task_state)
-                    if read_logs and task_state == "running":
-                        line = self._log(run, found, lines=1)
-                        if line and said.get((run, task)) != line:
-                            said[run, task] = line
-                            on_log(run, task, line)
+                for task, what, news in self._news(run, with_logs=logs_are_due):
+                    if told.get((run, task, what)) != news:
+                        told[run, task, what] = news
+                        (on_log if what == "log" else on_task)(run, task, news)
                 if state in _DONE:
                     states[run] = state
-            if time.monotonic() > deadline:
+            if now > deadline:
                 raise ServiceError(f"{[run.dag_id for run in runs]} did not end in {timeout_s} s.")
             time.sleep(POLL_S if len(states) < len(runs) else 0)
         return states
+
+    def _news(self, run: DagRun, *, with_logs: bool) -> Iterator[tuple[str, str, str]]:
+        """Of each task of a run its `state`, and the last line of its `log` while it runs."""
+        for found in self._task_instances(run):
+            if found["state"] is None:
+                continue
+            yield _name(found), "state", found["state"]
+            if with_logs and found["state"] == "running":
+                # Only for whoever watches: a log that cannot be read must not end the wait.
+                with suppress(ServiceError):
+                    if line := self._log(run, found, lines=1):
+                        yield _name(found), "log", line
 
     def failure(self, run: DagRun, lines: int = 15) -> str:
         """The first failed task of a run and the end of its log."""

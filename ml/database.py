@@ -95,8 +95,12 @@ def copy(
     try:
         with closing(connection.connection.cursor()) as cursor:
             cursor.copy_expert(f"COPY {table} ({', '.join(columns)}) FROM STDIN", lines)
-    except psycopg2.OperationalError as error:  # SQLAlchemy does not see this statement
-        raise lines.error or _lost(connection.engine, error) from error
+    except psycopg2.OperationalError as error:
+        if lines.error is not None:
+            raise lines.error from error
+        # SQLAlchemy did not see this statement, and would roll back on a dead connection.
+        connection.invalidate(error)
+        raise _lost(connection.engine, error) from error
 
 
 class _Lines:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from uuid import UUID
 
 from ml import registry
-from ml.config import Configuration, Stream, configuration
+from ml.config import Stream, configuration
 from ml.database import rows, session, statement
 from ml.images import TRANSIENT
 from ml.program import Program
@@ -52,8 +52,7 @@ def score_shard(
             current, "shard_images", run_id=run_id, shard=number, transient=list(TRANSIENT)
         )
     items = [Item(**row) for row in found]
-    config = configuration()
-    counts = _store(run_id, number, stream_name, items, versions, config, on_images)
+    counts = _store(run_id, number, stream_name, items, versions, on_images)
     log.info("Shard %s of run %s is stored: %s", number, run_id, dict(counts))
     return dict(counts)
 
@@ -64,9 +63,9 @@ def _store(
     stream_name: str,
     items: list[Item],
     versions: dict[str, int],
-    config: Configuration,
     on_images: OnImages,
 ) -> Counter[str]:
+    config = configuration()
     programs = load_programs(versions) if items else []
     counts: Counter[str] = Counter(scored=0, rejected=0)
     started = reported = time.monotonic()

@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from ml.database import analyst_engine, engine, migrate
+from ml.database import analyst_engine, copy, engine, migrate
+from ml.errors import DataError, ServiceError
 from ml.tables import Base
 
 REPOSITORY = Path(__file__).parents[2]
@@ -90,6 +91,34 @@ def test_every_view_and_column_has_a_comment(store_and_database):
             )
         ).all()
     assert bare == []
+
+
+def test_what_stops_a_copy_is_named(store_and_database):
+    def rows(stop):
+        yield from ((number,) for number in range(100_000))
+        stop()
+        yield from ((number,) for number in range(1_000_000))
+
+    def an_outage_of_the_source():
+        raise DataError("made to fail")
+
+    with engine().connect() as connection:
+        connection.exec_driver_sql("CREATE TEMPORARY TABLE numbers (number int)")
+        with pytest.raises(DataError, match="made to fail"):
+            copy(connection, "numbers", ["number"], rows(an_outage_of_the_source))
+        connection.rollback()
+
+    def the_server_ends_the_session():
+        with engine().connect() as other:
+            other.execute(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": backend})
+
+    with (
+        pytest.raises(ServiceError, match=r"Postgres failed at 127\.0\.0\.1"),
+        engine().connect() as connection,
+    ):
+        connection.exec_driver_sql("CREATE TEMPORARY TABLE numbers (number int)")
+        backend = connection.scalar(sa.text("SELECT pg_backend_pid()"))
+        copy(connection, "numbers", ["number"], rows(the_server_ends_the_session))
 
 
 def _documented() -> list[tuple[str, str]]:

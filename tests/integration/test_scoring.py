@@ -232,6 +232,31 @@ def test_an_outage_of_the_store_fails_the_step_and_rejects_nothing(trained, nigh
     assert flow.score_shard(run_id, shard)["scored"] == 4
 
 
+def test_a_lost_database_session_fails_the_shard_and_a_retry_scores_it(trained, night, monkeypatch):
+    _put("line", night, _shades(8))
+    run_id = flow.open_run("line", night.isoformat())
+    flow.discover(run_id)
+    (shard,) = flow.plan_shards(run_id)
+    store = object_store()
+    get, fetched = store.get, iter(range(100))
+
+    def get_and_lose_the_sessions(uri):
+        if next(fetched) == 5:
+            _query(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE usename = current_user AND pid <> pg_backend_pid()"
+            )
+        return get(uri)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "get", get_and_lose_the_sessions)
+        with pytest.raises(ServiceError, match="Postgres failed at"):
+            flow.score_shard(run_id, shard)
+    assert _checksum(night)[0]["count"] == 0
+    assert flow.score_shard(run_id, shard)["scored"] == 8
+    assert flow.reconcile(run_id)["scored"] == 8
+
+
 def test_a_run_whose_shard_fails_is_closed_with_what_the_shards_before_stored(
     trained, night, monkeypatch
 ):
