@@ -1,7 +1,9 @@
 """A program measured on labelled images."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from ml.metrics import anomaly_metrics, classification_metrics
 from ml.parallel import in_batches, map_ahead
 from ml.program import CLASSIFICATION, Outputs, Program
 
-BATCH = 512
+BATCH = 128
 NORMAL = "normal"
 _MAX_PIXELS = 64_000_000
 
@@ -61,9 +63,9 @@ def evaluate(program: Program, pixels: np.ndarray, labels: np.ndarray) -> Evalua
     Metrics of classification: n, accuracy, macro_f1, per_class; of anomaly: n, auroc,
     average_precision, threshold, tpr, tnr at the threshold stored with the version.
     """
-    starts = range(0, len(pixels), BATCH)
-    outputs = _joined([predict(program, pixels[start : start + BATCH]) for start in starts])
-    return _measured(program, outputs, labels)
+    batches = (pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH))
+    outputs = list(_predicted(program, batches))
+    return _measured(program, _joined(outputs), labels)
 
 
 def evaluate_files(
@@ -88,11 +90,17 @@ def evaluate_files(
         return resize(found, size), image.label
 
     images = (image for image in labelled(path) if image.split == split)
-    outputs, labels = [], []
-    for batch in in_batches(map_ahead(read, images, threads=4, ahead=2 * BATCH), BATCH):
-        outputs.append(predict(program, np.stack([pixels for pixels, _ in batch])))
-        labels += [label for _, label in batch]
-        on_progress(len(labels))
+    outputs: list[Outputs] = []
+    labels: list[str] = []
+
+    def batches() -> Iterator[np.ndarray]:
+        for batch in in_batches(map_ahead(read, images, threads=4, ahead=2 * BATCH), BATCH):
+            labels.extend(label for _, label in batch)
+            yield np.stack([pixels for pixels, _ in batch])
+
+    for done in _predicted(program, batches()):
+        outputs.append(done)
+        on_progress(sum(len(batch) for batch in outputs))
     if not labels:
         raise DataError(f"{path} holds no image laid out {split}/CLASS/FILE.")
     return _measured(program, _joined(outputs), label_indices(program, labels))
@@ -100,10 +108,13 @@ def evaluate_files(
 
 def predict(program: Program, pixels: np.ndarray, *, heatmaps: bool = False) -> Outputs:
     """Outputs for uint8 pixels (N, 3, H, W)."""
-    import torch
-
-    outputs = program.predict(torch.from_numpy(np.array(pixels)))
+    outputs = program.predict(pixels)
     return outputs if heatmaps else replace(outputs, heatmaps=np.empty(0, dtype=np.float32))
+
+
+def _predicted(program: Program, batches: Iterable[np.ndarray]) -> Iterator[Outputs]:
+    cores = os.cpu_count() or 1
+    return map_ahead(partial(predict, program), batches, threads=cores, ahead=cores + 1)
 
 
 def _joined(outputs: Sequence[Outputs]) -> Outputs:

@@ -20,10 +20,11 @@ def overlay(pixels: np.ndarray, heat: np.ndarray) -> Image.Image:
     Parameters
     ----------
     pixels: uint8 (3, H, W), RGB, as the model saw them.
-    heat: float (H, W) in [0, 1]; 1 is painted nearly opaque.
+    heat: float (h, w) in [0, 1], of any resolution; 1 is painted nearly opaque.
     """
-    factor = max(1, round(_SHORTEST_SIDE / min(heat.shape)))
-    size = (heat.shape[1] * factor, heat.shape[0] * factor)
+    _, height, width = pixels.shape
+    factor = max(1, round(_SHORTEST_SIDE / min(height, width)))
+    size = (width * factor, height * factor)
     image = picture(pixels).resize(size, Image.Resampling.BICUBIC)
     smooth = Image.fromarray(np.nan_to_num(heat).astype(np.float32)).resize(
         size, Image.Resampling.BILINEAR

@@ -1,9 +1,12 @@
 """Work on many items with a few threads, without running ahead of whoever takes the results."""
 
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
+from queue import Empty, Queue
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -39,3 +42,47 @@ def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     source = iter(items)
     while batch := list(islice(source, size)):
         yield batch
+
+
+def in_background(items: Iterable[Item], ahead: int) -> Generator[Item, None, None]:
+    """The items, produced on a thread of their own, at most `ahead` of them early.
+
+    An error of the source is raised where its item would have come. When the iterator is closed,
+    the source is closed as well.
+    """
+    queue: Queue[tuple[Item | None, BaseException | None]] = Queue(maxsize=ahead)
+    stopped = threading.Event()
+
+    def produce() -> None:
+        source = iter(items)
+        try:
+            for item in source:
+                if stopped.is_set():
+                    return
+                queue.put((item, None))
+            queue.put((None, _END))
+        except BaseException as error:  # raised again where the items are taken
+            queue.put((None, error))
+        finally:
+            if hasattr(source, "close"):
+                source.close()
+
+    thread = threading.Thread(target=produce, name="in_background", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = queue.get()
+            if error is _END:
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]  # None only beside an error
+    finally:
+        stopped.set()
+        while thread.is_alive():  # it may wait for room in the queue
+            with suppress(Empty):
+                queue.get(timeout=0.05)
+            thread.join(0.01)
+
+
+_END = StopIteration()

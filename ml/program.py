@@ -2,6 +2,7 @@
 
 A program (`.pt2`, https://docs.pytorch.org/docs/stable/export.html) takes uint8 pixels and holds
 its own preprocessing. Its file is checked against the recorded SHA-256 before it is opened.
+`ml.runtime` executes it.
 """
 
 import hashlib
@@ -12,15 +13,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ml.errors import DataError
+from ml.device import Device
+from ml.errors import DataError, NightscoreError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch.export import ExportedProgram
+
+    from ml.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
@@ -58,23 +62,34 @@ class ProgramInfo:
 @dataclass(frozen=True)
 class Outputs:
     """A batch's outputs: `probabilities` float32 (B, classes) for a classifier; `scores` float32
-    (B,) and `heatmaps` float32 (B, H, W) for an anomaly detector."""
+    (B,) and `heatmaps` float32 (B, h, w), which may be coarser than the images, for an anomaly
+    detector."""
 
     probabilities: np.ndarray = field(default_factory=_nothing)
     scores: np.ndarray = field(default_factory=_nothing)
     heatmaps: np.ndarray = field(default_factory=_nothing)
 
+    def __len__(self) -> int:
+        return max(len(self.probabilities), len(self.scores))
+
 
 class Program:
-    """A loaded program; make one with `Program.load`."""
+    """A loaded program; make one with `Program.load`. Threads may share it."""
 
-    def __init__(self, module: Any, info: ProgramInfo, device: "torch.device") -> None:
-        self.module = module
+    def __init__(
+        self,
+        runtime: "Runtime",
+        info: ProgramInfo,
+        device: Device,
+        exact: "Runtime | None" = None,
+    ) -> None:
+        self.runtime = runtime
         self.info = info
         self.device = device
+        self.exact = exact
 
     @classmethod
-    def load(cls, path: Path, info: ProgramInfo, device: "torch.device") -> "Program":
+    def load(cls, path: Path, info: ProgramInfo, device: Device) -> "Program":
         """Verify, open and try a program.
 
         Raises
@@ -82,8 +97,6 @@ class Program:
         DataError: the file's hash is not the recorded one (the file is not opened), it is no
             exported program, or its outputs do not fit its task and classes.
         """
-        import torch
-
         found = sha256(path)
         if found != info.sha256:
             raise DataError(
@@ -92,35 +105,41 @@ class Program:
             )
         if info.task == ANOMALY and info.threshold is None:
             raise DataError(f"The anomaly version {info.name} has no threshold recorded.")
-        try:
-            with _LOADING:
-                exported = torch.export.load(path)
-        except Exception as error:
-            raise DataError(f"The program of {info.name} cannot be opened: {error}") from error
-        if device.type != "cpu":
-            from torch.export.passes import move_to_device_pass
-
-            exported = move_to_device_pass(exported, device)
-        program = cls(exported.module(), info, device)
+        program = cls(*_runtimes(path, info, device))
         program._try()
         return program
 
-    def predict(self, pixels: "Tensor") -> Outputs:
-        """Outputs for uint8 pixels (B, 3, H, W) on any device; B is at least 1."""
-        import torch
+    def predict(self, pixels: np.ndarray) -> Outputs:
+        """Outputs for uint8 pixels (B, 3, H, W); B is at least 1.
 
-        with torch.inference_mode():
-            outputs = self.module(pixels.to(self.device, non_blocking=True))
+        In bfloat16 (`ml.runtime.precision`) the images whose class or flag its error could change
+        are computed again in float32. On a CPU this computes on one core; many
+        images are best given in batches, from as many threads as there are cores.
+        """
+        outputs = self.runtime(pixels)
+        if self.exact is not None and len(close := self._too_close(outputs)):
+            for values, exact in zip(outputs, self.exact(pixels[close]), strict=True):
+                values[close] = exact
         if self.info.task == CLASSIFICATION:
-            return Outputs(probabilities=_numpy(outputs))
+            (probabilities,) = outputs
+            return Outputs(probabilities=probabilities)
         scores, heatmaps = outputs
-        return Outputs(scores=_numpy(scores), heatmaps=_numpy(heatmaps))
+        return Outputs(scores=scores, heatmaps=heatmaps)
+
+    def _too_close(self, outputs: tuple[np.ndarray, ...]) -> np.ndarray:
+        """The rows that an error within the tolerance could push across the threshold, or to
+        another class."""
+        from ml.runtime import TOLERANCE
+
+        values, error = outputs[0], TOLERANCE["bfloat16"]
+        if self.info.task == CLASSIFICATION:
+            best = np.partition(values, -2, axis=1)[:, -2:]
+            return np.flatnonzero(best[:, 1] - best[:, 0] < 2 * error)
+        return np.flatnonzero(np.abs(values - self.info.threshold) < error)
 
     def _try(self) -> None:
-        import torch
-
         height, width = self.info.input_size
-        example = torch.zeros(2, 3, height, width, dtype=torch.uint8)
+        example = np.zeros((2, 3, height, width), dtype=np.uint8)
         try:
             outputs = self.predict(example)
         except Exception as error:
@@ -131,7 +150,8 @@ class Program:
         if self.info.task == CLASSIFICATION:
             wanted: dict[str, tuple[int, ...]] = {"probabilities": (2, len(self.info.classes))}
         else:
-            wanted = {"scores": (2,), "heatmaps": (2, height, width)}
+            coarse = outputs.heatmaps.shape[1:]  # of any size, but two numbers
+            wanted = {"scores": (2,), "heatmaps": (2, *(coarse if len(coarse) == 2 else (1, 1)))}
         for name, shape in wanted.items():
             found = getattr(outputs, name).shape
             if found != shape:
@@ -139,6 +159,48 @@ class Program:
                     f"The program of {self.info.name} gives {name} of shape {tuple(found)} for two "
                     f"images; its task {self.info.task} needs {shape}."
                 )
+
+
+def _runtimes(
+    path: Path, info: ProgramInfo, device: Device
+) -> tuple["Runtime", ProgramInfo, Device, "Runtime | None"]:
+    """What runs the program quickest on the device, and what decides close cases, if another."""
+    from ml import runtime
+
+    if device == "cuda":
+        return runtime.TorchRuntime(_opened(path, info), device), info, device, None
+    try:
+        folder = _converted(path, info)
+        quick = runtime.OpenVinoRuntime(folder, runtime.precision())
+    except Exception as error:  # whatever an operation unknown to OpenVINO makes it raise
+        if isinstance(error, NightscoreError):
+            raise
+        reason = str(error).strip().split("\n", 1)[0]
+        log.warning("OpenVINO cannot run %s (%s); torch does, more slowly", info.name, reason)
+        return runtime.TorchRuntime(_opened(path, info), device), info, device, None
+    is_exact = quick.precision == "float32"
+    exact = None if is_exact else runtime.OpenVinoRuntime(folder, "float32")
+    return quick, info, device, exact
+
+
+def _converted(path: Path, info: ProgramInfo) -> Path:
+    """The folder with the program's form for OpenVINO: made, compared with torch, and kept."""
+    from ml import runtime
+
+    folder = path.with_suffix(".openvino")
+    if not runtime.is_converted(folder, info.sha256):
+        runtime.convert(_opened(path, info), folder, info.sha256, info.input_size)
+    return folder
+
+
+def _opened(path: Path, info: ProgramInfo) -> "ExportedProgram":
+    import torch
+
+    try:
+        with _LOADING:
+            return torch.export.load(path)
+    except Exception as error:
+        raise DataError(f"The program of {info.name} cannot be opened: {error}") from error
 
 
 def export(network: "torch.nn.Module", path: Path, input_size: tuple[int, int]) -> None:
@@ -167,7 +229,3 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _numpy(tensor: "Tensor") -> np.ndarray:
-    return tensor.float().cpu().numpy()

@@ -243,7 +243,7 @@ def _signature(info: ProgramInfo) -> Any:
     else:
         outputs = [
             TensorSpec(single, (-1,), "scores"),
-            TensorSpec(single, (-1, height, width), "heatmaps"),
+            TensorSpec(single, (-1, -1, -1), "heatmaps"),
         ]
     return ModelSignature(Schema([pixels]), Schema(outputs))
 

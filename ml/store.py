@@ -103,7 +103,7 @@ class ObjectStore:
         """Pages of the objects below `prefix` (taken as a folder), in the order of their keys."""
         bucket, key = split(prefix)
         folder, last = key.rstrip("/") + "/", ""
-        with _translated(prefix):
+        with translated(prefix):
             try:
                 for page in obstore.list(self.bucket(bucket), folder, chunk_size=1000):
                     last = page[-1]["path"]
@@ -141,7 +141,7 @@ class ObjectStore:
         Meant where folders hold folders: objects that lie beside them are listed in vain.
         """
         bucket, key = split(prefix)
-        with _translated(prefix):
+        with translated(prefix):
             found = obstore.list_with_delimiter(self.bucket(bucket), key.rstrip("/") + "/")
         return sorted(f"s3://{bucket}/{folder}" for folder in found["common_prefixes"])
 
@@ -151,8 +151,8 @@ class ObjectStore:
         Raises FileNotFoundError when it is gone, ServiceError when the store cannot be reached.
         """
         bucket, key = split(uri)
-        with _translated(uri):
-            if _is_odd(key):
+        with translated(uri):
+            if is_odd(key):
                 answer = self.boto.get_object(Bucket=bucket, Key=key)
                 return answer["Body"].read(), answer["ETag"].strip('"')
             result = obstore.get(self.bucket(bucket), key)
@@ -162,8 +162,8 @@ class ObjectStore:
         """Write an object whole; returns its ETag without quotes."""
         bucket, key = split(uri)
         attributes = {"Content-Type": content_type} if content_type else None
-        with _translated(uri):
-            if _is_odd(key):
+        with translated(uri):
+            if is_odd(key):
                 answer = self.boto.put_object(Bucket=bucket, Key=key, Body=content)
                 return str(answer["ETag"]).strip('"')
             result = obstore.put(self.bucket(bucket), key, content, attributes=attributes)
@@ -173,7 +173,7 @@ class ObjectStore:
         """Whether there is an object at `uri`."""
         bucket, key = split(uri)
         try:
-            with _translated(uri):
+            with translated(uri):
                 obstore.head(self.bucket(bucket), key)
         except FileNotFoundError:
             return False
@@ -183,9 +183,9 @@ class ObjectStore:
         """Delete objects; one that is already gone is no error."""
         for uri in uris:
             bucket, key = split(uri)
-            with _translated(uri):
+            with translated(uri):
                 try:
-                    if _is_odd(key):
+                    if is_odd(key):
                         self.boto.delete_object(Bucket=bucket, Key=key)
                     else:
                         obstore.delete(self.bucket(bucket), key)
@@ -193,12 +193,12 @@ class ObjectStore:
                     continue
 
 
-def _is_odd(key: str) -> bool:
-    """Whether obstore refuses the key."""
+def is_odd(key: str) -> bool:
+    """Whether obstore refuses the key: control characters, empty, `.` or `..` segments."""
     return _ODD.search(key) is not None
 
 
-class _translated:
+class translated:
     """Turns obstore's and boto3's errors into ours; `FileNotFoundError` passes through."""
 
     def __init__(self, uri: str) -> None:

@@ -46,9 +46,9 @@ def evaluate(
 ) -> None:
     """Measure a version on labelled images."""
     from ml import registry
+    from ml.device import choose
     from ml.evaluation import evaluate_files
     from ml.program import Program
-    from ml.training.device import choose
 
     name, version = _resolve(model)
     program = Program.load(*registry.fetch(name, version), choose())

@@ -52,7 +52,7 @@ class Network(nn.Module):
 
         classification: float32 (B, classes), probabilities that sum to 1.
         anomaly: a pair of float32 (B,), the score in [0, 1], larger is more anomalous, and
-        float32 (B, H, W), the heat map in [0, 1].
+        float32 (B, h, w), the heat map in [0, 1], as coarse as the network makes it.
         """
         raise NotImplementedError
 

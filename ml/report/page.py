@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from PIL import Image
 
 from ml import images
 from ml.config import configuration
@@ -97,9 +98,10 @@ def _thumbnail(uri: str) -> str | None:
     """The image as a data URI, small crops enlarged; None when it is gone or unreadable."""
     try:
         content, _ = object_store().get(uri)
-        image = images.decode(content, max_pixels=_MAX_PIXELS, at_least=(_THUMBNAIL_PX,) * 2)
+        pixels = images.decode(content, max_pixels=_MAX_PIXELS, at_least=(_THUMBNAIL_PX,) * 2)
     except (FileNotFoundError, NightscoreError, images.Rejected):
         return None
+    image = Image.fromarray(pixels)
     scale = _THUMBNAIL_PX / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     buffer = io.BytesIO()

@@ -1,29 +1,32 @@
 """The scoring engine: images in, results out, in one pass.
 
-Fetching (threads that wait), decoding (threads that compute), the forward passes (this thread)
-and whatever the caller does with the results overlap; between them lie queues of bounded length,
-so memory does not grow with the number of images. An image is fetched and decoded once, however
-many models score it.
+A thread fetches and makes batches of what arrives. As many threads as there are cores take a batch
+each, decode it and run it through the programs; this thread hands their results on. Between them
+lie queues of bounded length, so memory does not grow with the number of images. An image is
+fetched and decoded once, however many models score it.
 
-Needs torch, Pillow and a `fetch` function; neither mlflow nor Postgres nor Airflow.
+Needs numpy, Pillow, simplejpeg, what runs the programs (`ml.runtime`) and a `fetch` function;
+neither mlflow nor Postgres nor Airflow.
 """
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
+from ml.download import Download, Wanted
 from ml.images import Reason, Rejected, decode, resize
-from ml.parallel import in_batches, map_ahead
-from ml.program import Program
+from ml.parallel import in_background, map_ahead
+from ml.program import CLASSIFICATION, Outputs, Program
 
-FETCH_THREADS = 16
+# Images a forward pass: on a GPU enough to fill it, on a CPU no more than its caches hold.
+BATCH = {"cpu": 128, "cuda": 256}
+# A batch of large images is handed over earlier, so that all threads get some.
+_BYTES_A_BATCH = 4 * 2**20
 Size = tuple[int, int]
-Fetch = Callable[[str], tuple[bytes, str]]
 
 
 class Item(NamedTuple):
@@ -36,11 +39,13 @@ class Item(NamedTuple):
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+Fetch = Callable[[Iterable[Wanted[Item]]], Iterator[Download[Item]]]
+
+
+class Result(NamedTuple):
     """What one version makes of one image: a prediction, or a rejection when `reason` is set.
 
-    `pixels` (uint8, 3 x H x W) and `heat` (float32, H x W) are there for flagged images only.
+    `pixels` (uint8, 3 x H x W) and `heat` (float32, coarser) are there for flagged images only.
     """
 
     item: Item
@@ -65,13 +70,7 @@ class Limits:
     max_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Decoded:
-    """An image at each input size, or why it has none."""
-
-    item: Item
-    pixels: dict[Size, np.ndarray]
-    rejected: Rejected | None = None
+Loaded = tuple[Item, bytes | Rejected]
 
 
 def score(
@@ -79,131 +78,168 @@ def score(
     programs: Sequence[Program],
     fetch: Fetch,
     limits: Limits,
-    batch_size: int = 256,
+    batch_size: int | None = None,
 ) -> Iterator[list[Result]]:
-    """Score images with one or more programs.
+    """Score images with one or more programs, all on the same device.
 
     Parameters
     ----------
     items: the images; read as the work proceeds, not ahead of it.
     programs: the versions that score each image.
-    fetch: URI → (bytes, ETag); FileNotFoundError when the object is gone. Any other error stops
-        the scoring and is the caller's to retry: an outage must not turn into rejections.
+    fetch: as `ml.download.download`. An error it raises stops the scoring and is the caller's to
+        retry: an outage must not turn into rejections.
     limits: what is rejected instead of decoded.
-    batch_size: images a forward pass.
+    batch_size: images a forward pass; None: what suits the device.
 
     Yields
     ------
-    The results of a batch: one for each image and program, in the order of the items.
+    The results of a batch: one for each image and program. The images come in the order in which
+    they arrived.
     """
-    sizes = sorted({program.info.input_size for program in programs})
-
-    def load(item: Item) -> tuple[Item, bytes | Rejected]:
-        return item, _fetch(item, fetch, limits)
-
-    def unpack(loaded: tuple[Item, bytes | Rejected]) -> _Decoded:
-        return _decode(*loaded, sizes, limits)
-
+    if not programs:
+        return
+    device = programs[0].device
     cores = os.cpu_count() or 1
-    fetched = map_ahead(load, items, threads=FETCH_THREADS, ahead=2 * FETCH_THREADS)
-    decoded = map_ahead(unpack, fetched, threads=cores, ahead=2 * batch_size)
-    for batch in in_batches(decoded, batch_size):
-        yield list(chain.from_iterable(_predict(batch, program) for program in programs))
+    # While a GPU computes, the thread that waits for it should not leave a core idle.
+    threads = cores if device == "cpu" else cores + 2
+    sizes = sorted({program.info.input_size for program in programs})
+    batches = _batches(_load(items, fetch, limits), batch_size or BATCH[device])
 
+    def work(batch: list[Loaded]) -> list[Result]:
+        return _score_batch(batch, programs, sizes, limits)
 
-def _fetch(item: Item, fetch: Fetch, limits: Limits) -> bytes | Rejected:
-    if item.bytes > limits.max_bytes:
-        return Rejected(Reason.TOO_MANY_BYTES, f"{item.bytes} bytes; limit {limits.max_bytes}")
+    arriving = in_background(batches, ahead=threads)
     try:
-        content, etag = fetch(item.uri)
-    except FileNotFoundError:
-        return Rejected(Reason.GONE, "the object was there when the night was listed")
-    if etag != item.etag:
-        return Rejected(Reason.CHANGED, f"ETag {etag} instead of {item.etag} as listed")
-    return content
+        yield from map_ahead(work, arriving, threads=threads, ahead=threads + 1)
+    finally:
+        arriving.close()
+
+
+def _load(items: Iterable[Item], fetch: Fetch, limits: Limits) -> Iterator[Loaded]:
+    """Each image's bytes as they arrive, or why there are none."""
+    refused: list[Item] = []
+
+    def wanted() -> Iterator[Wanted[Item]]:
+        for item in items:
+            if item.bytes > limits.max_bytes:
+                refused.append(item)
+            else:
+                yield Wanted(item, item.uri, item.bytes)
+
+    for item, content, etag in fetch(wanted()):
+        if content is None:
+            detail = "the object was there when the night was listed"
+            yield item, Rejected(Reason.GONE, detail)
+        elif etag != item.etag:
+            detail = f"ETag {etag} instead of {item.etag} as listed"
+            yield item, Rejected(Reason.CHANGED, detail)
+        else:
+            yield item, content
+    for item in refused:
+        detail = f"{item.bytes} bytes; limit {limits.max_bytes}"
+        yield item, Rejected(Reason.TOO_MANY_BYTES, detail)
+
+
+def _batches(loaded: Iterable[Loaded], size: int) -> Iterator[list[Loaded]]:
+    batch: list[Loaded] = []
+    weight = 0
+    for item, content in loaded:
+        batch.append((item, content))
+        weight += len(content) if isinstance(content, bytes) else 0
+        if len(batch) == size or weight >= _BYTES_A_BATCH:
+            yield batch
+            batch, weight = [], 0
+    if batch:
+        yield batch
+
+
+def _score_batch(
+    batch: Sequence[Loaded], programs: Sequence[Program], sizes: Sequence[Size], limits: Limits
+) -> list[Result]:
+    pixels = {size: _room(len(batch), size) for size in sizes}
+    good: list[Item] = []
+    bad: list[tuple[Item, Rejected]] = []
+    for item, content in batch:
+        try:
+            _decode(content, pixels, len(good), limits)
+            good.append(item)
+        except Rejected as rejected:
+            bad.append((item, rejected))
+    results: list[Result] = []
+    for program in programs:
+        name, version = program.info.model, program.info.version or 0
+        results += [
+            Result(item, name, version, reason=why.reason, detail=why.detail) for item, why in bad
+        ]
+        if good:
+            results += _predict(good, pixels[program.info.input_size][: len(good)], program)
+    return results
+
+
+def _room(count: int, size: Size) -> np.ndarray:
+    """Room for images uint8 (count, 3, H, W), in channels-last order as decoders give them."""
+    return np.empty((count, *size, 3), dtype=np.uint8).transpose(0, 3, 1, 2)
 
 
 def _decode(
-    item: Item, content: bytes | Rejected, sizes: Sequence[Size], limits: Limits
-) -> _Decoded:
+    content: bytes | Rejected, pixels: dict[Size, np.ndarray], row: int, limits: Limits
+) -> None:
     if isinstance(content, Rejected):
-        return _Decoded(item, {}, content)
-    largest = max(size[0] for size in sizes), max(size[1] for size in sizes)
-    try:
-        image = decode(content, max_pixels=limits.max_pixels, at_least=largest)
-        return _Decoded(item, {size: resize(image, size) for size in sizes})
-    except Rejected as rejected:
-        return _Decoded(item, {}, rejected)
+        raise content
+    largest = max(size[0] for size in pixels), max(size[1] for size in pixels)
+    image = decode(content, max_pixels=limits.max_pixels, at_least=largest)
+    for size, room in pixels.items():
+        room[row] = resize(image, size)
 
 
-def _predict(batch: Sequence[_Decoded], program: Program) -> Iterator[Result]:
-    import torch
-
-    info = program.info
-    name, version = info.model, info.version or 0
-    good = [image for image in batch if image.rejected is None]
-    for image in batch:
-        if image.rejected is not None:
-            reason, detail = image.rejected.reason, image.rejected.detail
-            yield Result(image.item, name, version, reason=reason, detail=detail)
-    if not good:
-        return
-    pixels = np.stack([image.pixels[info.input_size] for image in good])
-    outputs = program.predict(torch.from_numpy(pixels))
-    if info.task == "classification":
-        yield from _classified(good, outputs.probabilities, program)
-    else:
-        yield from _judged(good, pixels, outputs.scores, outputs.heatmaps, program)
+def _predict(images: Sequence[Item], pixels: np.ndarray, program: Program) -> list[Result]:
+    outputs = program.predict(pixels)
+    if program.info.task == CLASSIFICATION:
+        return _classified(images, outputs, program)
+    return _judged(images, pixels, outputs, program)
 
 
-def _classified(
-    images: Sequence[_Decoded], probabilities: np.ndarray, program: Program
-) -> Iterator[Result]:
-    info = program.info
-    best = probabilities.argmax(axis=1)
-    for image, row, index in zip(images, probabilities, best, strict=True):
-        if not np.isfinite(row).all():
-            yield _not_finite(image, program)
-            continue
-        yield Result(
-            image.item,
-            info.model,
-            info.version or 0,
-            predicted_class=info.classes[index],
-            confidence=float(row[index]),
+def _classified(images: Sequence[Item], outputs: Outputs, program: Program) -> list[Result]:
+    name, version = program.info.model, program.info.version or 0
+    best = outputs.probabilities.argmax(axis=1)
+    confidences = outputs.probabilities[np.arange(len(best)), best].tolist()
+    finite = np.isfinite(outputs.probabilities).all(axis=1).tolist()
+    return [
+        Result(item, name, version, program.info.classes[index], confidence)
+        if whole
+        else _not_finite(item, program)
+        for item, index, confidence, whole in zip(
+            images, best.tolist(), confidences, finite, strict=True
         )
+    ]
 
 
 def _judged(
-    images: Sequence[_Decoded],
-    pixels: np.ndarray,
-    scores: np.ndarray,
-    heatmaps: np.ndarray,
-    program: Program,
-) -> Iterator[Result]:
-    info = program.info
-    assert info.threshold is not None  # checked when the program was loaded
-    for image, seen, score, heat in zip(images, pixels, scores, heatmaps, strict=True):
-        if not np.isfinite(score):
-            yield _not_finite(image, program)
-            continue
-        flagged = bool(score >= info.threshold)
-        yield Result(
-            image.item,
-            info.model,
-            info.version or 0,
-            predicted_class="anomalous" if flagged else "normal",
-            score=float(score),
-            threshold=info.threshold,
-            flagged=flagged,
-            pixels=seen if flagged else None,
-            heat=heat if flagged else None,
-        )
+    images: Sequence[Item], pixels: np.ndarray, outputs: Outputs, program: Program
+) -> list[Result]:
+    name, version, threshold = program.info.model, program.info.version or 0, program.info.threshold
+    assert threshold is not None  # checked when the program was loaded
+    flags = (outputs.scores >= threshold).tolist()
+    finite = np.isfinite(outputs.scores).tolist()
+    results = []
+    rows = zip(images, outputs.scores.tolist(), flags, finite, strict=True)
+    for row, (item, value, flagged, whole) in enumerate(rows):
+        if not whole:
+            results.append(_not_finite(item, program))
+        elif flagged:
+            # Copies, so that one anomaly does not keep its whole batch in memory.
+            seen, heat = pixels[row].copy(), outputs.heatmaps[row].copy()
+            results.append(
+                Result(item, name, version, "anomalous", None, value, threshold, True, seen, heat)
+            )
+        else:
+            results.append(Result(item, name, version, "normal", None, value, threshold))
+    return results
 
 
-def _not_finite(image: _Decoded, program: Program) -> Result:
+def _not_finite(item: Item, program: Program) -> Result:
     return Result(
-        image.item,
+        item,
         program.info.model,
         program.info.version or 0,
         reason=Reason.NOT_FINITE,

@@ -4,11 +4,14 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from uuid import UUID
 
 from ml import registry
 from ml.config import Stream, configuration
 from ml.database import rows, session, statement
+from ml.device import choose
+from ml.download import download
 from ml.images import TRANSIENT
 from ml.program import Program
 from ml.scoring import run as runs
@@ -16,23 +19,43 @@ from ml.scoring.engine import Item, Limits, score
 from ml.scoring.results import Results
 from ml.store import object_store
 from ml.tables import ModelVersion
-from ml.training.device import choose
 
 log = logging.getLogger(__name__)
 
 _PROGRESS_EVERY_S = 10.0
 
-
 OnImages = Callable[[int], None]
+Load = Callable[[dict[str, int]], list[Program]]
+
+
+def load_programs(versions: dict[str, int]) -> list[Program]:
+    """The exported programs of the pinned versions, checked and on the best device."""
+    device = choose()
+    with session() as current:
+        # With the hash that registration recorded here, a copy on this machine is good enough.
+        known = {
+            model: current.get(ModelVersion, (model, version))
+            for model, version in versions.items()
+        }
+        hashes = {model: row.program_sha256 if row else None for model, row in known.items()}
+    fetched = [registry.fetch(model, number, hashes[model]) for model, number in versions.items()]
+    return [Program.load(path, info, device) for path, info in fetched]
 
 
 def score_shard(
-    run_id: UUID, number: int, on_images: OnImages = lambda count: None
+    run_id: UUID,
+    number: int,
+    on_images: OnImages = lambda count: None,
+    load: Load = load_programs,
 ) -> dict[str, int]:
     """Score the images of a shard that its run still owes, and store the results.
 
-    Safe to repeat at any point: what is stored is not scored again. `on_images` hears how many
-    images each batch had.
+    Safe to repeat at any point: what is stored is not scored again.
+
+    Parameters
+    ----------
+    on_images: hears how many images each batch had.
+    load: the programs of pinned versions (model → version).
 
     Returns
     -------
@@ -52,7 +75,8 @@ def score_shard(
             current, "shard_images", run_id=run_id, shard=number, transient=list(TRANSIENT)
         )
     items = [Item(**row) for row in found]
-    counts = _store(run_id, number, stream_name, items, versions, on_images)
+    programs = load(versions) if items else []
+    counts = _store(run_id, number, stream_name, items, programs, on_images)
     log.info("Shard %s of run %s is stored: %s", number, run_id, dict(counts))
     return dict(counts)
 
@@ -62,18 +86,16 @@ def _store(
     number: int,
     stream_name: str,
     items: list[Item],
-    versions: dict[str, int],
+    programs: list[Program],
     on_images: OnImages,
 ) -> Counter[str]:
     config = configuration()
-    programs = load_programs(versions) if items else []
     counts: Counter[str] = Counter(scored=0, rejected=0)
     started = reported = time.monotonic()
     heatmaps = f"{config.storage}/heatmaps/{stream_name}"
     with Results(run_id, number, stream_name, heatmaps) as results:
         limits = _limits(config.stream(stream_name))
-        batches = score(items, programs, object_store().get, limits) if items else ()
-        for batch in batches:
+        for batch in score(items, programs, partial(download, object_store()), limits):
             results.add(batch)
             on_images(len(batch) // len(programs))
             counts.update("scored" if result.reason is None else "rejected" for result in batch)
@@ -83,20 +105,6 @@ def _store(
                 log.info("%s results, %.0f a second", done, done / (now - started))
         results.merge()
     return counts
-
-
-def load_programs(versions: dict[str, int]) -> list[Program]:
-    """The exported programs of the pinned versions, checked and on the best device."""
-    device = choose()
-    with session() as current:
-        # With the hash that registration recorded here, a copy on this machine is good enough.
-        known = {
-            model: current.get(ModelVersion, (model, version))
-            for model, version in versions.items()
-        }
-        hashes = {model: row.program_sha256 if row else None for model, row in known.items()}
-    fetched = [registry.fetch(model, number, hashes[model]) for model, number in versions.items()]
-    return [Program.load(path, info, device) for path, info in fetched]
 
 
 def _limits(stream: Stream) -> Limits:

@@ -204,9 +204,10 @@ def _airflow(current: Settings) -> str:
 
 
 def _device(_: Settings) -> str:
+    from ml.device import choose
+
+    if choose() == "cpu":
+        return "cpu (no GPU)"
     import torch
 
-    from ml.training.device import choose
-
-    device = choose()
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu (no GPU)"
+    return torch.cuda.get_device_name()

@@ -1,1 +1,1 @@
-"""Training: pixels on disk, the device, the loop, thresholds."""
+"""Training: pixels on disk, the loop, thresholds."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ml import heatmap, plots, registry
+from ml import device, heatmap, plots, registry
 from ml.config import Model
 from ml.errors import DataError
 from ml.evaluation import Evaluation, evaluate, predict
@@ -13,7 +13,7 @@ from ml.gate import Champion
 from ml.metrics import score_reference
 from ml.program import CLASSIFICATION, Program
 from ml.snapshot import Snapshot
-from ml.training import data, device
+from ml.training import data
 
 log = logging.getLogger(__name__)
 

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ml import plots, registry
+from ml import device, plots, registry
 from ml.config import Model
 from ml.metrics import anomaly_metrics
 from ml.models import Network, build
 from ml.program import ProgramInfo
 from ml.snapshot import Snapshot
-from ml.training import data, device, loop, thresholds
+from ml.training import data, loop, thresholds
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def run(name: str, model: Model, snapshot: Snapshot, run_id: str) -> None:
             "architecture": model.architecture,
             "input_size": list(model.input_size),
             "seed": model.seed,
-            "device": place.type,
+            "device": place,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "code": registry.code_version(),
@@ -62,7 +62,7 @@ def run(name: str, model: Model, snapshot: Snapshot, run_id: str) -> None:
         torch.from_numpy(parts.fit.pixels),
         torch.from_numpy(parts.fit.labels),
         parameters,
-        device=place,
+        device=torch.device(place),
         seed=model.seed,
         validate=lambda trained: _validate(trained, model, parts.holdout),
         on_epoch=on_epoch,

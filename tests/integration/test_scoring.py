@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from ml import promotion, registry, retrain
 from ml.config import configuration
 from ml.database import session
+from ml.download import download
 from ml.errors import DataError, RunFailed, ServiceError
 from ml.scoring import flow
 from ml.scoring.shard import score_shard
@@ -237,19 +238,18 @@ def test_a_lost_database_session_fails_the_shard_and_a_retry_scores_it(trained, 
     run_id = flow.open_run("line", night.isoformat())
     flow.discover(run_id)
     (shard,) = flow.plan_shards(run_id)
-    store = object_store()
-    get, fetched = store.get, iter(range(100))
 
-    def get_and_lose_the_sessions(uri):
-        if next(fetched) == 5:
-            _query(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE usename = current_user AND pid <> pg_backend_pid()"
-            )
-        return get(uri)
+    def download_and_lose_the_sessions(store, wanted):
+        for number, found in enumerate(download(store, wanted)):
+            if number == 5:
+                _query(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE usename = current_user AND pid <> pg_backend_pid()"
+                )
+            yield found
 
     with monkeypatch.context() as broken:
-        broken.setattr(store, "get", get_and_lose_the_sessions)
+        broken.setattr("ml.scoring.shard.download", download_and_lose_the_sessions)
         with pytest.raises(ServiceError, match="Postgres failed at"):
             flow.score_shard(run_id, shard)
     assert _checksum(night)[0]["count"] == 0

@@ -34,8 +34,8 @@ def test_only_the_registry_imports_mlflow():
 @pytest.mark.parametrize(
     ("module", "without"),
     [
-        ("ml.scoring.engine", {"mlflow", "airflow", "sqlalchemy", "boto3"}),
-        ("ml.scoring.shard", {"mlflow", "airflow", "sklearn", "matplotlib"}),
+        ("ml.scoring.engine", {"torch", "openvino", "mlflow", "airflow", "sqlalchemy", "boto3"}),
+        ("ml.scoring.shard", {"torch", "mlflow", "airflow", "sklearn", "matplotlib"}),
         ("ml.cli", {"torch", "mlflow", "airflow", "sqlalchemy", "numpy", "boto3"}),
         ("ml.config", {"torch", "mlflow", "airflow", "sqlalchemy", "numpy", "boto3"}),
     ],

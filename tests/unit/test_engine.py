@@ -1,7 +1,7 @@
 """The scoring engine, fed from memory: one pass, bounded, every image accounted for."""
 
 import io
-import threading
+import os
 from datetime import date
 
 import numpy as np
@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from ml.download import Download
 from ml.models import build
 from ml.program import Program, ProgramInfo, export, sha256
-from ml.scoring.engine import FETCH_THREADS, Item, Limits, score
+from ml.scoring.engine import Item, Limits, score
 
 LIMITS = Limits(max_pixels=10_000, max_bytes=100_000)
-CPU = torch.device("cpu")
 
 
 def _png(value: int, size=(24, 16)) -> bytes:
@@ -32,7 +32,7 @@ def _program(folder, name: str, architecture: str, classes, size) -> Program:
     # Below every score, so that everything is flagged and heat maps come along.
     threshold = 1e-9 if task == "anomaly" else None
     return Program.load(
-        path, ProgramInfo(name, 3, task, classes, size, threshold, sha256(path)), CPU
+        path, ProgramInfo(name, 3, task, classes, size, threshold, sha256(path)), "cpu"
     )
 
 
@@ -51,14 +51,14 @@ class Bucket:
     def __init__(self, objects: dict[str, bytes]) -> None:
         self.objects = objects
         self.fetched: list[str] = []
-        self.lock = threading.Lock()
 
-    def fetch(self, uri: str) -> tuple[bytes, str]:
-        with self.lock:
+    def fetch(self, wanted):
+        for item, uri, _ in wanted:
             self.fetched.append(uri)
-        if uri not in self.objects:
-            raise FileNotFoundError(uri)
-        return self.objects[uri], f"etag of {uri}"
+            if uri in self.objects:
+                yield Download(item, self.objects[uri], f"etag of {uri}")
+            else:
+                yield Download(item, None, "")
 
     def items(self) -> list[Item]:
         return [
@@ -81,7 +81,7 @@ def test_each_image_is_fetched_once_and_scored_by_every_program(programs):
         assert all(r.reason is None and r.version == 3 for r in own)
     judged = [r for r in results if r.model == "detector"]
     assert all(
-        r.flagged and r.pixels.shape == (3, 16, 24) and r.heat.shape == (16, 24) for r in judged
+        r.flagged and r.pixels.shape == (3, 16, 24) and r.heat.shape == (8, 12) for r in judged
     )
     classified = [r for r in results if r.model == "classifier"]
     assert all(
@@ -142,20 +142,26 @@ def test_it_reads_only_a_bounded_way_ahead(programs):
             taken += 1
             yield Item(date(2026, 1, 1), number, "s3://b/x.png", "e", len(content))
 
-    batches = score(items(), programs[:1], lambda uri: (content, "e"), LIMITS, batch_size=8)
+    def fetch(wanted):
+        return (Download(item, content, "e") for item, _, _ in wanted)
+
+    batches = score(items(), programs[:1], fetch, LIMITS, batch_size=8)
     next(batches)
     batches.close()
-    assert taken < 8 * 4 + 4 * FETCH_THREADS
+    assert taken < 8 * 4 * (os.cpu_count() + 2)
 
 
 def test_an_outage_is_not_a_rejection(programs):
-    def fetch(uri):
-        raise ConnectionError("the store is away")
+    def fetch(wanted):
+        for number, (item, _, _) in enumerate(wanted):
+            if number == 3:
+                raise ConnectionError("the store is away")
+            yield Download(item, _png(1), item.etag)
 
-    bucket = Bucket({"s3://b/1.png": _png(1)})
+    bucket = Bucket({f"s3://b/{n}.png": _png(n) for n in range(5)})
     with pytest.raises(ConnectionError):
         list(score(bucket.items(), programs[:1], fetch, LIMITS))
 
 
 def test_nothing_to_score_gives_nothing(programs):
-    assert list(score([], programs, lambda uri: (b"", ""), LIMITS)) == []
+    assert list(score([], programs, Bucket({}).fetch, LIMITS)) == []

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ml.parallel import in_batches, map_ahead
+from ml.parallel import in_background, in_batches, map_ahead
 
 
 def test_order_is_kept_whatever_finishes_first():
@@ -54,3 +54,37 @@ def test_nothing_in_nothing_out():
     assert list(map_ahead(str, [], threads=4, ahead=4)) == []
     assert list(in_batches([], 3)) == []
     assert list(in_batches(range(5), 2)) == [[0, 1], [2, 3], [4]]
+
+
+def test_in_background_gives_the_items_in_order_and_raises_the_sources_error_in_its_place():
+    def source():
+        yield from range(5)
+        raise ValueError("the sixth")
+
+    items = in_background(source(), ahead=2)
+    assert [next(items) for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="the sixth"):
+        next(items)
+    assert list(in_background([], ahead=1)) == []
+    assert list(in_background([None, 0, None], ahead=1)) == [None, 0, None]
+
+
+def test_in_background_runs_ahead_by_a_bound_and_closes_its_source():
+    closed = threading.Event()
+    taken = 0
+
+    def source():
+        nonlocal taken
+        try:
+            while True:
+                taken += 1
+                yield taken
+        finally:
+            closed.set()
+
+    items = in_background(source(), ahead=3)
+    assert next(items) == 1
+    time.sleep(0.1)
+    assert taken <= 1 + 3 + 2  # one in the producer's hands, one waiting to be taken
+    items.close()
+    assert closed.is_set()

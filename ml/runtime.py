@@ -1,0 +1,224 @@
+"""What executes an exported program: OpenVINO on a CPU, torch on a GPU.
+
+OpenVINO (https://docs.openvino.ai) takes the exported program as it is. Against torch on a CPU it
+needs a third less time in float32 and half in bfloat16, no compiler on the machine, and, once the
+program is converted, no torch in the process at all (docs/decisions/0008-scoring-path.md).
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ml.device import Device
+from ml.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+
+log = logging.getLogger(__name__)
+
+# How far outputs, all in [0, 1], may be from those of torch in float32.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
+_OPENVINO_NAMES = {"float32": "f32", "bfloat16": "bf16"}
+_GRAPH, _MADE = "graph.xml", "made.json"
+
+
+class Runtime(Protocol):
+    """Runs a program; may be called from several threads at once."""
+
+    def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Outputs (float32) for pixels: uint8 (B, 3, H, W), B at least 1."""
+        ...
+
+
+def precision() -> str:
+    """`NIGHTSCORE_PRECISION`: float32 (when it is not set) or bfloat16.
+
+    bfloat16 is for processors that multiply in it; on others OpenVINO stays with float32. Raises
+    ConfigurationError for anything else.
+    """
+    wish = os.environ.get("NIGHTSCORE_PRECISION", "").strip().lower() or "float32"
+    if wish not in TOLERANCE:
+        allowed = ", ".join(TOLERANCE)
+        raise ConfigurationError(f"NIGHTSCORE_PRECISION is {wish!r}; allowed: {allowed}.")
+    return wish
+
+
+class TorchRuntime:
+    """Runs a program as it is, operation by operation; on a GPU from pinned memory.
+
+    On a CPU it is the reference that others are compared with.
+    """
+
+    def __init__(self, exported: "ExportedProgram", device: Device) -> None:
+        if device != "cpu":
+            from torch.export.passes import move_to_device_pass
+
+            exported = move_to_device_pass(exported, device)
+        self.exported = exported
+        self._module = exported.module()
+        self._device = device
+        self._launching = threading.Lock()
+        self._local = threading.local()
+
+    def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+        import torch
+
+        on_host = self._pinned(pixels) if self._device == "cuda" else _as_tensor(pixels)
+        # One thread launches at a time; the others decode, copy, or wait for their results.
+        with self._launching, torch.inference_mode():
+            outputs = self._module(on_host.to(self._device, non_blocking=True))
+        found = outputs if isinstance(outputs, tuple | list) else (outputs,)
+        return tuple(tensor.float().cpu().numpy() for tensor in found)
+
+    def _pinned(self, pixels: np.ndarray) -> "torch.Tensor":
+        """The pixels in page-locked memory, which the GPU reads while this thread goes on; each
+        thread has a buffer, used again for every batch."""
+        import torch
+
+        count, *shape = pixels.shape
+        buffer = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < count or list(buffer.shape[1:]) != shape:
+            buffer = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
+            self._local.buffer = buffer
+        filled: torch.Tensor = buffer[:count].copy_(_as_tensor(pixels))
+        return filled
+
+
+class OpenVinoRuntime:
+    """Runs a program on the CPU, on one core for each thread that calls it.
+
+    Parameters
+    ----------
+    folder: written by `convert`.
+    precision: as that function returns it; the attribute says which was taken.
+    """
+
+    def __init__(self, folder: Path, precision: str) -> None:
+        import openvino
+
+        streams = os.cpu_count() or 1
+        options: dict[str, Any] = {
+            # The threads that call are the parallelism; within a batch there is none to wait for.
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": streams,
+            "ENABLE_CPU_PINNING": False,  # the cores are shared with decoding and with servers
+            "INFERENCE_PRECISION_HINT": _OPENVINO_NAMES[precision],
+        }
+        self._compiled = openvino.Core().compile_model(str(folder / _GRAPH), "CPU", options)
+        used = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        self.precision = next(name for name, theirs in _OPENVINO_NAMES.items() if theirs == used)
+        self._local = threading.local()
+
+    def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+        request = getattr(self._local, "request", None)
+        if request is None:
+            request = self._local.request = self._compiled.create_infer_request()
+        # OpenVINO reads the array's own memory, so the array has to stay until it is done.
+        contiguous = np.ascontiguousarray(pixels)
+        request.set_input_tensor(_shared(contiguous))
+        request.infer()
+        # The tensors are the request's, which the next batch overwrites.
+        return tuple(np.array(tensor.data) for tensor in request.output_tensors)
+
+
+def _shared(pixels: np.ndarray) -> Any:
+    import openvino
+
+    return openvino.Tensor(pixels, shared_memory=True)
+
+
+def convert(
+    exported: "ExportedProgram", folder: Path, sha256: str, input_size: tuple[int, int]
+) -> None:
+    """Write the OpenVINO form of a program to `folder`, whole or not at all.
+
+    Parameters
+    ----------
+    sha256: the hash of the program's file; `is_converted` asks for it.
+    input_size: (height, width) in pixels.
+
+    Raises
+    ------
+    ValueError: on images of noise its outputs are not those of torch. Whatever OpenVINO or the
+    file system raises passes through.
+    """
+    import openvino
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.partial-"))
+    try:
+        openvino.save_model(_graph(exported), scratch / _GRAPH, compress_to_fp16=False)
+        _compare(OpenVinoRuntime(scratch, "float32"), TorchRuntime(exported, "cpu"), input_size)
+        made = {"program": sha256, "openvino": openvino.__version__, "files": _hashes(scratch)}
+        (scratch / _MADE).write_text(json.dumps(made), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another process was quicker
+            scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _graph(exported: "ExportedProgram") -> Any:
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+    # `openvino.convert_model` does the same two steps, and reports to its makers' telemetry.
+    with _without_warnings():
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        decoder = TorchFXPythonDecoder.from_exported_program(exported)
+        return frontend.convert(frontend.load(decoder))
+
+
+def _compare(made: Runtime, reference: Runtime, input_size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 3, *input_size), dtype=np.uint8)
+    for found, expected in zip(made(pixels), reference(pixels), strict=True):
+        furthest = float(np.abs(found - expected).max())
+        # What is not finite in torch is rejected, whatever it is here.
+        if np.isfinite(expected).all() and not furthest <= TOLERANCE["float32"]:
+            raise ValueError(f"its outputs differ from those of torch by {furthest:.2g}")
+
+
+def is_converted(folder: Path, sha256: str) -> bool:
+    """Whether `folder` holds, undamaged, what the OpenVINO of this process made of that program."""
+    import openvino
+
+    try:
+        made = json.loads((folder / _MADE).read_text(encoding="utf-8"))
+        expected = {"program": sha256, "openvino": openvino.__version__, "files": _hashes(folder)}
+    except (OSError, ValueError):
+        return False
+    return bool(made == expected)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.iterdir() if path.name != _MADE)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _as_tensor(pixels: np.ndarray) -> "torch.Tensor":
+    import torch
+
+    return torch.from_numpy(np.require(pixels, requirements="W"))
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """The decoder logs a traceback for each operation that torch does not decompose any more."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
