@@ -90,7 +90,7 @@ class Stream(Strict):
     schedule: Cron | None = None
     models: Annotated[list[Name], Field(min_length=1)]
     lookback_nights: int = Field(3, ge=0, le=366)
-    shard_size: int = Field(4096, ge=1, le=1_000_000)
+    shard_size: int = Field(50_000, ge=1, le=1_000_000)
     max_rejected_share: Share = 0.5
     rescore_nights: int = Field(0, ge=0, le=366)
     limits: Limits = Limits()

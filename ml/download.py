@@ -23,7 +23,7 @@ import pycurl
 from ml.parallel import in_batches
 from ml.store import ObjectStore, is_odd, split, translated
 
-CONNECTIONS = 32
+CONNECTIONS = 64
 # What the transfers under way may come to, by the sizes that were listed.
 _BYTES_IN_FLIGHT = 64 * 2**20
 _SIGNED_AT_ONCE = 64

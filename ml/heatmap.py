@@ -37,5 +37,6 @@ def overlay(pixels: np.ndarray, heat: np.ndarray) -> Image.Image:
 def png(pixels: np.ndarray, heat: np.ndarray) -> bytes:
     """`overlay` as the bytes of a PNG file."""
     buffer = io.BytesIO()
-    overlay(pixels, heat).save(buffer, "PNG")
+    # Pillow's default makes it a sixth smaller in seven times the time.
+    overlay(pixels, heat).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

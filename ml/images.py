@@ -8,6 +8,7 @@ import io
 import warnings
 from enum import StrEnum
 
+import cv2
 import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageOps
@@ -15,9 +16,11 @@ from PIL import ExifTags, Image, ImageOps
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
-_JPEG = b"\xff\xd8\xff"
+_JPEG, _SCAN = b"\xff\xd8\xff", b"\xff\xda"
 _SIGNATURES = (_JPEG, b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
 
+# Whole images go to threads of ours; threads within an image would wait for each other.
+cv2.setNumThreads(1)
 # The limit is ours to check, with a reason code, before any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -137,8 +140,10 @@ def _twice(at_least: tuple[int, int], turned: bool) -> tuple[int, int]:
 
 
 def _may_be_turned(content: bytes) -> bool:
-    """Whether the file holds metadata that may say it is to be turned (Exif, or XMP)."""
-    return b"Exif\0\0" in content or b"tiff:Orientation" in content
+    """Whether a JPEG holds metadata that may say it is to be turned (Exif, or XMP)."""
+    # Metadata come before the first scan; a thumbnail has a scan too, but lies in the Exif data.
+    header = content[: content.find(_SCAN)]
+    return b"Exif\0\0" in header or b"tiff:Orientation" in header
 
 
 def _is_turned(image: Image.Image) -> bool:
@@ -157,17 +162,38 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """An image uint8 (height, width, 3) at a model's input size, as uint8 (3, height, width).
+def resize(pixels: np.ndarray, size: tuple[int, int], out: np.ndarray | None = None) -> np.ndarray:
+    """An image at a model's input size, the mean of what each pixel covers (bilinear to enlarge).
 
-    Bilinear with antialiasing; the aspect ratio is not kept, as every crop of a line has the same.
-    What is returned may be a view of the pixels in channels-last order.
+    The aspect ratio is not kept, as every crop of a line has the same.
+
+    Parameters
+    ----------
+    pixels: uint8 (height, width, 3).
+    size: (height, width) wanted.
+    out: uint8 (3, height, width) in channels-last order, as `room` makes it, to write to.
+
+    Returns
+    -------
+    uint8 (3, height, width): `out`, or a view in channels-last order.
     """
-    if pixels.shape[:2] != size:
-        height, width = size
-        image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
-        pixels = np.asarray(image)
-    return pixels.transpose(2, 0, 1)
+    height, width = size
+    if out is None:
+        out = room(1, size)[0]
+    by_rows = out.transpose(1, 2, 0)
+    if pixels.shape[:2] == size:
+        by_rows[:] = pixels
+        return out
+    shrinks = pixels.shape[0] > height or pixels.shape[1] > width
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    cv2.resize(pixels, (width, height), dst=by_rows, interpolation=method)
+    return out
+
+
+def room(count: int, size: tuple[int, int]) -> np.ndarray:
+    """Room for images uint8 (count, 3, height, width), in channels-last order: that in which
+    decoders give them and convolutions want them."""
+    return np.empty((count, *size, 3), dtype=np.uint8).transpose(0, 3, 1, 2)
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,8 +10,10 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 log = logging.getLogger(__name__)
+
+# Where this package is installed, OpenVINO reports to its makers; where it cannot be imported, not.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 # How far outputs, all in [0, 1], may be from those of torch in float32.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
@@ -45,8 +50,8 @@ class Runtime(Protocol):
 def precision() -> str:
     """`NIGHTSCORE_PRECISION`: float32 (when it is not set) or bfloat16.
 
-    bfloat16 is for processors that multiply in it; on others OpenVINO stays with float32. Raises
-    ConfigurationError for anything else.
+    bfloat16 is for processors that multiply in it, others stay with float32; on a GPU it means
+    that TF32 may be used. Raises ConfigurationError for anything else.
     """
     wish = os.environ.get("NIGHTSCORE_PRECISION", "").strip().lower() or "float32"
     if wish not in TOLERANCE:
@@ -62,10 +67,14 @@ class TorchRuntime:
     """
 
     def __init__(self, exported: "ExportedProgram", device: Device) -> None:
-        if device != "cpu":
+        if device == "cuda":
+            import torch
             from torch.export.passes import move_to_device_pass
 
+            # A program exported on a CPU carries its device in its operations.
             exported = move_to_device_pass(exported, device)
+            # cuDNN would use TF32, with a mantissa of 10 bits, for what is declared as float32.
+            torch.backends.cudnn.allow_tf32 = precision() != "float32"
         self.exported = exported
         self._module = exported.module()
         self._device = device
@@ -160,12 +169,13 @@ def convert(
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.partial-"))
     try:
         openvino.save_model(_graph(exported), scratch / _GRAPH, compress_to_fp16=False)
-        _compare(OpenVinoRuntime(scratch, "float32"), TorchRuntime(exported, "cpu"), input_size)
+        compare(OpenVinoRuntime(scratch, "float32"), TorchRuntime(exported, "cpu"), input_size)
         made = {"program": sha256, "openvino": openvino.__version__, "files": _hashes(scratch)}
         (scratch / _MADE).write_text(json.dumps(made), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # another process was quicker
-            scratch.rename(folder)
+        if not is_converted(folder, sha256):  # another process may have been quicker
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -181,7 +191,11 @@ def _graph(exported: "ExportedProgram") -> Any:
         return frontend.convert(frontend.load(decoder))
 
 
-def _compare(made: Runtime, reference: Runtime, input_size: tuple[int, int]) -> None:
+def compare(made: Runtime, reference: Runtime, input_size: tuple[int, int]) -> None:
+    """Raise ValueError unless both give the same for images of noise, within float32's tolerance.
+
+    `input_size` is (height, width) in pixels.
+    """
     pixels = np.random.default_rng(0).integers(0, 256, (16, 3, *input_size), dtype=np.uint8)
     for found, expected in zip(made(pixels), reference(pixels), strict=True):
         furthest = float(np.abs(found - expected).max())
@@ -215,10 +229,13 @@ def _as_tensor(pixels: np.ndarray) -> "torch.Tensor":
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """The decoder logs a traceback for each operation that torch does not decompose any more."""
+    """The decoder logs a traceback for each operation that torch does not decompose any more, and
+    torch warns of what its own classes do when the decoder copies them."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logging.disable(before)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ml.download import Download, Wanted
-from ml.images import Reason, Rejected, decode, resize
+from ml.images import Reason, Rejected, decode, resize, room
 from ml.parallel import in_background, map_ahead
 from ml.program import CLASSIFICATION, Outputs, Program
 
@@ -141,14 +141,15 @@ def _load(items: Iterable[Item], fetch: Fetch, limits: Limits) -> Iterator[Loade
 
 
 def _batches(loaded: Iterable[Loaded], size: int) -> Iterator[list[Loaded]]:
+    """Batches of up to `size` images; the first are small, so that no core waits long for one."""
     batch: list[Loaded] = []
-    weight = 0
+    weight, enough = 0, max(1, size // 8)
     for item, content in loaded:
         batch.append((item, content))
         weight += len(content) if isinstance(content, bytes) else 0
-        if len(batch) == size or weight >= _BYTES_A_BATCH:
+        if len(batch) == enough or weight >= _BYTES_A_BATCH:
             yield batch
-            batch, weight = [], 0
+            batch, weight, enough = [], 0, min(2 * enough, size)
     if batch:
         yield batch
 
@@ -156,7 +157,7 @@ def _batches(loaded: Iterable[Loaded], size: int) -> Iterator[list[Loaded]]:
 def _score_batch(
     batch: Sequence[Loaded], programs: Sequence[Program], sizes: Sequence[Size], limits: Limits
 ) -> list[Result]:
-    pixels = {size: _room(len(batch), size) for size in sizes}
+    pixels = {size: room(len(batch), size) for size in sizes}
     good: list[Item] = []
     bad: list[tuple[Item, Rejected]] = []
     for item, content in batch:
@@ -176,11 +177,6 @@ def _score_batch(
     return results
 
 
-def _room(count: int, size: Size) -> np.ndarray:
-    """Room for images uint8 (count, 3, H, W), in channels-last order as decoders give them."""
-    return np.empty((count, *size, 3), dtype=np.uint8).transpose(0, 3, 1, 2)
-
-
 def _decode(
     content: bytes | Rejected, pixels: dict[Size, np.ndarray], row: int, limits: Limits
 ) -> None:
@@ -188,8 +184,8 @@ def _decode(
         raise content
     largest = max(size[0] for size in pixels), max(size[1] for size in pixels)
     image = decode(content, max_pixels=limits.max_pixels, at_least=largest)
-    for size, room in pixels.items():
-        room[row] = resize(image, size)
+    for size, batch in pixels.items():
+        resize(image, size, out=batch[row])
 
 
 def _predict(images: Sequence[Item], pixels: np.ndarray, program: Program) -> list[Result]:

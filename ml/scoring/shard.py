@@ -9,7 +9,7 @@ from uuid import UUID
 
 from ml import registry
 from ml.config import Stream, configuration
-from ml.database import rows, session, statement
+from ml.database import session, statement
 from ml.device import choose
 from ml.download import download
 from ml.images import TRANSIENT
@@ -71,10 +71,8 @@ def score_shard(
         stream_name = run.stream
         versions = runs.pinned(current, run_id)
         current.execute(statement("start_shard"), {"run_id": run_id, "shard": number})
-        found = rows(
-            current, "shard_images", run_id=run_id, shard=number, transient=list(TRANSIENT)
-        )
-    items = [Item(**row) for row in found]
+        wanted = {"run_id": run_id, "shard": number, "transient": list(TRANSIENT)}
+        items = [Item(*row) for row in current.execute(statement("shard_images"), wanted)]
     programs = load(versions) if items else []
     counts = _store(run_id, number, stream_name, items, programs, on_images)
     log.info("Shard %s of run %s is stored: %s", number, run_id, dict(counts))

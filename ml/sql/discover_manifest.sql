@@ -39,21 +39,15 @@ WITH pending AS (
             AND manifest.night = image.night
             AND manifest.image_id = image.image_id
     )
-),
-first_free AS (
-    SELECT coalesce(max(number) + 1, 0) AS shard
-    FROM nightscore.shard
-    WHERE run_id = :run_id
-),
-sized AS (
-    -- At most :max_shards mapped tasks, however long the night.
-    SELECT greatest(:shard_size, ceil(count(*)::numeric / :max_shards)) AS images FROM pending
 )
+-- At most :max_shards mapped tasks, however long the night. The number of images comes from a
+-- window: a subquery of it beside `pending` would be counted anew for each of them.
 INSERT INTO nightscore.manifest (run_id, night, image_id, shard)
 SELECT
     :run_id,
-    pending.night,
-    pending.image_id,
-    first_free.shard
-        + (row_number() OVER (ORDER BY pending.night, pending.uri) - 1)::bigint / sized.images::bigint
-FROM pending, first_free, sized
+    night,
+    image_id,
+    (SELECT coalesce(max(number) + 1, 0) FROM nightscore.shard WHERE run_id = :run_id)
+        + (row_number() OVER (ORDER BY night, uri) - 1)
+        / greatest(:shard_size, ceil(count(*) OVER ()::numeric / :max_shards))::bigint
+FROM pending
