@@ -8,7 +8,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install run stop test lint types format bench clean lock
+.PHONY: help install run stop test lint types format bench growth clean lock
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -42,11 +42,16 @@ format: $(INSTALLED)  ## rewrite the code in the project's style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(INSTALLED)  ## measure the scoring path against a plain one (needs nothing running)
-	@$(BIN)/python -m benchmarks.score
+bench: $(INSTALLED)  ## measure scoring against other ways and stage by stage (ARGS="--workload photos")
+	@$(BIN)/python -c 'import ray' 2>/dev/null || $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/bench.txt
+	@$(BIN)/python -m benchmarks.score $(ARGS)
+
+growth: $(INSTALLED)  ## measure nights of 10 thousand to 1 million images (ten minutes)
+	@$(BIN)/python -m benchmarks.growth $(ARGS)
 
 lock: $(INSTALLED)  ## resolve requirements/*.txt again from pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --all-extras --upgrade pyproject.toml -o requirements/lock.txt
+	@$(BIN)/uv pip compile --quiet --no-deps --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade -c requirements/lock.txt requirements/bench.in -o requirements/bench.txt
 
 clean:  ## stop the stack and delete .venv, caches and the local stack's data
 	@[ ! -x $(BIN)/nightscore ] || $(BIN)/nightscore down || true

@@ -1,130 +1,312 @@
-"""How fast a shard is scored, against a script that takes one image after the other.
+"""How fast images are scored: Nightscore's engine, other ways to do the same, and each stage.
 
-Both fetch the same JPEGs from the same local S3 server, decode them, run the same exported program
-and store a row an image in the same Postgres; they take turns, and the best turn of each counts.
+All fetch the same images from the same local S3 server, run the same exported program and store a
+row an image in the same local Postgres; both servers are started for the purpose and stopped
+afterwards. Each pass is a process of its own. Getting ready (imports, loading the model, the
+discovery, Ray's start, a warm-up) is not timed. Every turn takes every contender once, in a
+rotated order, and then the stages; medians count. Every pass must leave a row for each image.
 """
 
 import argparse
-import io
+import json
 import os
+import signal
+import sys
 import tempfile
-import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-import boto3
-import numpy as np
+import psutil
 import psycopg2
-import torch
-from PIL import Image
-from psycopg2.extras import execute_values
 
-from ml import samples
-from ml.config import configuration
-from ml.database import copy, engine
-from ml.models import build
-from ml.program import Program, ProgramInfo, export, sha256
-from ml.scoring.engine import Item, Limits, score
+from benchmarks import machine, report, workloads
+from benchmarks.contender import Job
+from benchmarks.nightscore import load_program
+from benchmarks.report import OURS
+from benchmarks.runner import Pass, run_pass
+from benchmarks.workloads import WORKLOADS, Workload
+from ml.device import choose
+from ml.program import export
 from ml.settings import settings
 from ml.stack.local import LocalStack
-from ml.store import object_store, split
+from ml.store import split
 from ml.upload import upload
 
-TABLE = "CREATE TEMPORARY TABLE result (uri text, class text, score real)"
-PREFIX = "s3://nightscore/benchmark"
+CONTENDERS = {
+    OURS: "benchmarks.nightscore",
+    "per_image_script": "benchmarks.peers.per_image_script",
+    "dataloader_orm": "benchmarks.peers.dataloader_orm",
+    "dataloader_copy": "benchmarks.peers.dataloader_copy",
+    "ray_data": "benchmarks.peers.ray_data",
+}
+STAGES = ("list", "fetch", "decode_resize", "host_to_device", "forward", "write")
+_NEEDS = {"ray_data": "ray"}
+_SCHEMA = "benchmark"
+_COLUMNS = "uri text PRIMARY KEY, predicted_class text, score real, flagged boolean"
+_OURS_AS_THEIRS = f"""
+INSERT INTO {_SCHEMA}.{OURS}
+SELECT uri, predicted_class, coalesce(score, confidence), flagged
+FROM nightscore.prediction JOIN nightscore.image USING (night, image_id)
+WHERE model = %s AND version = %s
+"""
+_DIFFERENCES = """
+SELECT count(*) FILTER (WHERE ours.predicted_class <> theirs.predicted_class),
+    count(*) FILTER (WHERE ours.flagged <> theirs.flagged),
+    max(abs(ours.score - theirs.score))
+FROM {ours} AS ours JOIN {theirs} AS theirs USING (uri)
+"""
 
 
-def put_images(count: int) -> list[Item]:
-    """`count` synthetic moulds in S3, as a listing gives them."""
-    random = np.random.default_rng(0)
-    kinds = [samples.jpeg(samples.mould(random)) for _ in range(200)]
-    content = ((f"{PREFIX}/{n:06}.jpg", kinds[n % len(kinds)]) for n in range(count))
-    upload(content, [PREFIX], lambda done: None)
-    listed = [found for page in object_store().pages(PREFIX) for found in page]
-    return [Item(date(2026, 1, 1), n, f.uri, f.etag, f.size) for n, f in enumerate(listed)]
+@dataclass
+class Bench:
+    """A workload in a running stack, and what its passes took so far."""
+
+    job: Job
+    folder: Path
+    servers: Sequence[psutil.Process]
+    contenders: Sequence[str]
+    with_stages: bool
+    passes: dict[str, list[Pass]] = field(default_factory=dict)
+    stages: dict[str, list[Pass]] = field(default_factory=dict)
+    agreement: dict[str, dict[str, float]] = field(default_factory=dict)
+    flagged: int = 0
+
+    def turn(self, number: int) -> None:
+        """Every contender once, beginning with another one each turn, then every stage."""
+        first = (number - 1) % max(len(self.contenders), 1)
+        for name in [*self.contenders[first:], *self.contenders[:first]]:
+            job = replace(self.job, turn=number, table=f"{_SCHEMA}.{name}")
+            self._make_table(job.table)
+            found = self._run([CONTENDERS[name]], job)
+            self._check_rows(name, job)
+            self.passes.setdefault(name, []).append(found)
+            _say(f"turn {number}: {name} {found.rate:,.0f} images/s")
+        if number == 1:
+            self._compare()
+        for name in STAGES if self.with_stages else ():
+            if name == "host_to_device" and self.job.device != "cuda":
+                found = Pass(0, 0.0, 0.0, 0.0, 0.0, None)
+            else:
+                found = self._run(["benchmarks.stages", name], replace(self.job, turn=number))
+                _say(f"turn {number}: {name} alone {found.rate:,.0f} images/s")
+            self.stages.setdefault(name, []).append(found)
+
+    def _run(self, arguments: Sequence[str], job: Job) -> Pass:
+        path = self.folder / f"{arguments[-1]}-{job.workload}-{job.turn}.json"
+        job.write(path)
+        return run_pass(arguments, path, self.servers, job.device)
+
+    def _make_table(self, table: str) -> None:
+        with _cursor(self.job) as cursor:
+            cursor.execute(f"CREATE SCHEMA IF NOT EXISTS {_SCHEMA}")
+            cursor.execute(f"DROP TABLE IF EXISTS {table}")
+            cursor.execute(f"CREATE TABLE {table} ({_COLUMNS})")
+
+    def _check_rows(self, name: str, job: Job) -> None:
+        with _cursor(job) as cursor:
+            if name == OURS:
+                cursor.execute(_OURS_AS_THEIRS, (job.model, job.turn))
+            counted = f"SELECT count(*), count(DISTINCT uri), sum(flagged::int) FROM {job.table}"
+            cursor.execute(counted)
+            count, distinct, flagged = cursor.fetchone()
+            if not count == distinct == len(job.keys):
+                raise SystemExit(f"{name} stored {count} rows for {len(job.keys)} images.")
+            self.flagged = int(flagged)
+
+    def _compare(self) -> None:
+        """How the others' rows differ from Nightscore's."""
+        if OURS not in self.contenders:
+            return
+        ours = f"{_SCHEMA}.{OURS}"
+        with _cursor(self.job) as cursor:
+            for name in self.contenders:
+                if name != OURS:
+                    cursor.execute(_DIFFERENCES.format(ours=ours, theirs=f"{_SCHEMA}.{name}"))
+                    found = zip(
+                        ("classes_differ", "flags_differ", "largest_score"),
+                        cursor.fetchone(),
+                        strict=True,
+                    )
+                    self.agreement[name] = dict(found)
+
+    def document(self) -> dict[str, Any]:
+        """Rows, stages, efficiency and agreement, as they go into the JSON file."""
+        rows = [report.row(name, self.passes[name]) for name in self.contenders]
+        stages = {name: report.stage(passes) for name, passes in self.stages.items()}
+        bound = report.bound(stages, self.job.device, self.job.cores) if stages else None
+        ours = next((row["images_per_second"] for row in rows if row["name"] == OURS), None)
+        return {
+            "rows": rows,
+            "stages": stages,
+            "efficiency": round(ours["median"] / bound, 3) if bound and ours else None,
+            "bound": round(bound, 1) if bound else None,
+            "agreement": self.agreement,
+            "flagged": self.flagged,
+        }
 
 
-def program(folder: Path, device: torch.device) -> Program:
-    """The reference detector with fresh weights: what it says does not matter here."""
-    model = configuration().model("spill-anomaly")
-    torch.manual_seed(0)
-    classes = ("normal", "anomalous")
-    network = build(model.architecture, model.input_size, classes, model.options)
-    path = folder / "model.pt2"
-    export(network.to(memory_format=torch.channels_last), path, model.input_size)
-    info = ProgramInfo("bench", 1, "anomaly", classes, model.input_size, 2.0, sha256(path))
-    return Program.load(path, info, device)
+@contextmanager
+def _cursor(job: Job) -> Iterator[Any]:
+    """A cursor of a connection of its own, committed at the end."""
+    opened = closing(psycopg2.connect(job.database_url))
+    with opened as connection, connection, connection.cursor() as cursor:
+        yield cursor
 
 
-def nightscore(items: list[Item], loaded: Program) -> None:
-    """The engine, with rows copied as they come."""
-    with engine().connect() as connection:
-        connection.exec_driver_sql(TABLE)
-        for results in score(items, [loaded], object_store().get, Limits(10**7, 10**7)):
-            rows = ((r.item.uri, r.predicted_class, r.score) for r in results)
-            copy(connection, "result", ("uri", "class", "score"), rows)
-        stored = connection.exec_driver_sql("SELECT count(*) FROM result").scalar()
-        connection.rollback()
-    assert stored == len(items)
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
-def script(items: list[Item], loaded: Program) -> None:
-    """One image after the other: boto3, Pillow, a forward pass, an INSERT for each hundred."""
+@contextmanager
+def _stack(folder: Path) -> Iterator[list[psutil.Process]]:
+    """Postgres and S3 in `folder`; yields their processes and always stops them."""
+    for name in list(os.environ):
+        # Settings of another stack must not lead the passes there.
+        if name.startswith(("AWS_", "NIGHTSCORE_")) and name != "NIGHTSCORE_DEVICE":
+            del os.environ[name]
+    os.environ["NIGHTSCORE_HOME"] = str(folder / "stack")
+    os.environ["NIGHTSCORE_CONFIG"] = str(folder / "nightscore.yaml")
+    workloads.write_configuration(folder / "nightscore.yaml")
+    settings.cache_clear()
+    stack = LocalStack(folder / "stack")
+    try:
+        stack.up(("postgres", "s3"))
+        yield [psutil.Process(found.pid) for found in stack.status() if found.pid is not None]
+    finally:
+        stack.down()
+
+
+def _prepare(workload: Workload, contents: Sequence[bytes], folder: Path) -> Job:
+    """Put the images into S3 and export the model; the job less its turn and table."""
+    bucket, key = split(workload.prefix)
+    keys = tuple(f"{key}/{number:07}.jpg" for number in range(len(contents)))
+    pairs = ((f"s3://{bucket}/{k}", content) for k, content in zip(keys, contents, strict=True))
+    upload(pairs, [], lambda done: None)
+    network = workloads.network(workload)
+    threshold = workloads.threshold(workload, network, list(contents))
+    program = folder / f"{workload.name}.pt2"
+    export(network, program, workload.input_size)
     current = settings()
-    client = boto3.client(
-        "s3",
-        endpoint_url=current.s3_endpoint,
-        aws_access_key_id=current.s3_access_key,
-        aws_secret_access_key=current.s3_secret_key.get_secret_value(),
-        region_name=current.s3_region,
+    job = Job(
+        workload=workload.name,
+        model=workload.model,
+        night=workloads.NIGHT,
+        turn=0,
+        endpoint=current.s3_endpoint,
+        key_id=current.s3_access_key,
+        secret=current.s3_secret_key.get_secret_value(),
+        region=current.s3_region,
+        bucket=bucket,
+        keys=keys,
+        program=str(program),
+        task=workload.task,
+        classes=workload.classes,
+        input_size=workload.input_size,
+        threshold=threshold,
+        database_url=current.require_owner_url().replace("+psycopg2", ""),
+        table="",
+        cores=machine.cores(),
+        device=choose(),
     )
-    height, width = loaded.info.input_size
-    url = current.require_database_url().replace("+psycopg2", "")
-    connection = psycopg2.connect(url)
-    cursor = connection.cursor()
-    cursor.execute(TABLE)
-    waiting: list[tuple[str, str, float]] = []
-    for item in items:
-        bucket, key = split(item.uri)
-        content = client.get_object(Bucket=bucket, Key=key)["Body"].read()
-        image = Image.open(io.BytesIO(content)).convert("RGB").resize((width, height))
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].contiguous()
-        value = float(loaded.predict(pixels).scores[0])
-        waiting.append((item.uri, "anomalous" if value >= 2 else "normal", value))
-        if len(waiting) == 100 or item is items[-1]:
-            execute_values(cursor, "INSERT INTO result VALUES %s", waiting)
-            waiting.clear()
-    cursor.execute("SELECT count(*) FROM result")
-    assert cursor.fetchone() == (len(items),)
-    connection.close()
+    # The engine converts a program once for a machine; it is no work of the passes.
+    load_program(job, version=1)
+    return job
+
+
+def _measure(
+    workload: Workload,
+    arguments: argparse.Namespace,
+    folder: Path,
+    servers: Sequence[psutil.Process],
+) -> dict[str, Any]:
+    count = arguments.images or workload.images
+    _say(f"{workload.name}: preparing {count:,} images")
+    contents, source = workloads.images(workload, count, arguments.data)
+    job = _prepare(workload, contents, folder)
+    bench = Bench(job, folder, servers, _contenders(arguments.only), not arguments.no_stages)
+    for number in range(1, arguments.turns + 1):
+        bench.turn(number)
+    return {
+        "workload": workload.name,
+        "machine": machine.describe(job.device),
+        **bench.document(),
+        "images": count,
+        "source": source,
+        "mean_kb": round(sum(map(len, contents)) / count / 1000, 2),
+        "turns": arguments.turns,
+        "date": date.today().isoformat(),
+    }
+
+
+def _contenders(only: Sequence[str] | None) -> list[str]:
+    """The contenders to run; one whose package is missing is left out, and said so."""
+    chosen = [name for name in CONTENDERS if not only or name in only]
+    missing = [n for n in chosen if n in _NEEDS and find_spec(_NEEDS[n]) is None]
+    for name in missing:
+        _say(f"{name} is left out: the package {_NEEDS[name]} is not installed.")
+    return [name for name in chosen if name not in missing]
+
+
+def _save(document: Mapping[str, Any], path: Path, several: bool) -> None:
+    if several:
+        path = path.with_name(f"{path.stem}-{document['workload']}{path.suffix}")
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.score",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    defaults = ", ".join(f"{one.name} {one.images}" for one in WORKLOADS.values())
+    parser.add_argument(
+        "--workload",
+        action="append",
+        choices=WORKLOADS,
+        help="what to score, default spill; can be given several times. photos: drawn JPEGs of "
+        "1920 x 1080; imagenet: drawn JPEGs of 500 x 375, ResNet-18",
+    )
+    parser.add_argument("--images", type=int, help=f"how many; default: {defaults}")
+    parser.add_argument("--turns", type=int, default=5, help="default 5")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="holds spill.tar and cifar10.tar or folders of that name; default: "
+        "../shared/datasets beside the checkout where it exists, else images are drawn",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the figures there; with several workloads to FILE with -WORKLOAD in its name",
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=CONTENDERS, metavar="NAME", help=", ".join(CONTENDERS)
+    )
+    parser.add_argument("--no-stages", action="store_true", help="leave the single stages out")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=4000)
-    parser.add_argument("--turns", type=int, default=3)
-    arguments = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    arguments = _arguments()
+    names = list(dict.fromkeys(arguments.workload or ["spill"]))
+    # Ended from outside, it stops what it started all the same.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="nightscore-bench-") as folder:
-        os.environ["NIGHTSCORE_HOME"] = f"{folder}/stack"
-        settings.cache_clear()
-        stack = LocalStack(Path(folder) / "stack")
-        try:
-            stack.up(("postgres", "s3"))
-            items = put_images(arguments.images)
-            loaded = program(Path(folder), device)
-            best = {nightscore: float("inf"), script: float("inf")}
-            for _ in range(arguments.turns):
-                for way in best:
-                    started = time.perf_counter()
-                    way(items, loaded)
-                    best[way] = min(best[way], time.perf_counter() - started)
-        finally:
-            stack.down()
-    print(f"{len(items)} JPEGs of about 50 x 28 pixels, {device}, {os.cpu_count()} cores")
-    for way, seconds in best.items():
-        print(f"{way.__name__:12} {len(items) / seconds:8.0f} images/s")
-    print(f"ratio        {best[script] / best[nightscore]:8.1f}")
+        Path(folder).chmod(0o700)
+        with _stack(Path(folder)) as servers:
+            for name in names:
+                document = _measure(WORKLOADS[name], arguments, Path(folder), servers)
+                print("\n" + "\n".join(report.lines(document)), flush=True)
+                if arguments.json:
+                    _save(document, arguments.json, several=len(names) > 1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,63 @@
+"""Nightscore's engine, called as the shard task of the DAG calls it."""
+
+from datetime import date
+from pathlib import Path
+from uuid import UUID, uuid4
+
+from benchmarks.contender import Job, Run, main
+from ml.config import configuration
+from ml.database import session
+from ml.program import Program, ProgramInfo, sha256
+from ml.scoring.discovery import discover, plan_shards
+from ml.scoring.shard import score_shard
+from ml.tables import OPEN, ScoringRun, ScoringRunModel
+
+
+def load_program(job: Job, version: int) -> Program:
+    """The job's program as that version of its model."""
+    path = Path(job.program)
+    info = ProgramInfo(
+        job.model, version, job.task, job.classes, job.input_size, job.threshold, sha256(path)
+    )
+    return Program.load(path, info, "cuda" if job.device == "cuda" else "cpu")
+
+
+def open_run(job: Job, version: int) -> UUID:
+    """A run of the job's night that owes every image a result by `version`, discovered and cut
+    into shards. Without a registry, so its rows are written here."""
+    run_id, night = uuid4(), date.fromisoformat(job.night)
+    stream = configuration().stream(job.workload)
+    with session() as current:
+        current.add(
+            ScoringRun(
+                run_id=run_id,
+                trigger=f"benchmark-{run_id}",
+                stream=job.workload,
+                night=night,
+                status=OPEN,
+                lookback_from=night,
+                max_rejected_share=stream.max_rejected_share,
+                shard_size=stream.shard_size,
+            )
+        )
+        current.flush()
+        current.add(ScoringRunModel(run_id=run_id, model=job.model, version=version))
+    discover(run_id)
+    return run_id
+
+
+def setup(job: Job) -> Run:
+    # A version of its own for each turn: so every image is to be scored again.
+    program = load_program(job, job.turn)
+    run_id = open_run(job, job.turn)
+    shards = plan_shards(run_id)
+
+    def run() -> int:
+        counts = [score_shard(run_id, number, load=lambda versions: [program]) for number in shards]
+        return sum(count["scored"] + count["rejected"] for count in counts)
+
+    return run
+
+
+if __name__ == "__main__":
+    main(setup)

@@ -1,0 +1,127 @@
+"""What processes cost: CPU seconds, memory, and the share of time that a GPU is busy."""
+
+import contextlib
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import mean
+from types import TracebackType
+
+import psutil
+
+_SAMPLE_EVERY_S = 0.1
+# Reading a process's memory map costs time of the cores that are measured.
+_LARGEST_SHARE = 0.02
+
+
+def tree(root: psutil.Process) -> list[psutil.Process]:
+    """The process and all its living descendants."""
+    try:
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def cpu_seconds(roots: Iterable[psutil.Process]) -> float:
+    """CPU seconds so far of the process trees, those of ended descendants included.
+
+    A process that ended is in its parent's `children_*` times, once the parent has waited for it.
+    """
+    total = 0.0
+    for process in (found for root in roots for found in tree(root)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def memory_mb(root: psutil.Process) -> float:
+    """Memory of a process tree in MB; pages that processes share count once (PSS)."""
+    return sum(_bytes(process) for process in tree(root)) / 1e6
+
+
+def _bytes(process: psutil.Process) -> int:
+    try:
+        rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
+        return next(int(x.split()[1]) * 1024 for x in rollup.splitlines() if x.startswith("Pss:"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return int(process.memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+class PeakMemory:
+    """The largest memory of a process tree while the context is open, in `mb`."""
+
+    def __init__(self, root: psutil.Process) -> None:
+        self.root = root
+        self.mb = 0.0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "PeakMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.mb = max(self.mb, memory_mb(self.root))
+
+    def _watch(self) -> None:
+        pause = 0.0
+        while not self._ended.wait(pause):
+            started = time.perf_counter()
+            self.mb = max(self.mb, memory_mb(self.root))
+            pause = max(_SAMPLE_EVERY_S, (time.perf_counter() - started) / _LARGEST_SHARE)
+
+
+@contextmanager
+def gpu_busy(device: str) -> Iterator[list[float]]:
+    """Percent of the time that the GPU ran a kernel while the context was open, as the one item
+    of a list; an empty list where there is no GPU or no `nvidia-smi`."""
+    busy: list[float] = []
+    if device != "cuda" or shutil.which("nvidia-smi") is None:
+        yield busy
+        return
+    query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+    watching = subprocess.Popen(
+        [*query, "--id=0", "--loop-ms=200"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield busy
+    finally:
+        watching.terminate()
+        said = [line.strip() for line in watching.communicate()[0].splitlines()]
+        samples = [float(line) for line in said if line.isdecimal()]
+        busy.extend([mean(samples)] if samples else [])
+
+
+def end(processes: Iterable[psutil.Process], wait_s: float) -> None:
+    """Wait for processes to end, and kill those that do not."""
+    _, alive = psutil.wait_procs(list(processes), timeout=wait_s)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=10)
+
+
+def marked(name: str, value: str) -> list[psutil.Process]:
+    """The living processes whose environment says NAME=VALUE."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(name) == value and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found

@@ -1,0 +1,120 @@
+"""One pass of a contender: a fresh process, measured from outside while it scores."""
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from benchmarks.processes import PeakMemory, cpu_seconds, end, gpu_busy, marked, tree
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+MARKER = "NIGHTSCORE_BENCHMARK"
+_LONGEST_S = 3600
+_LINES_OF_LOG = 30
+
+
+class ContenderError(Exception):
+    """A contender did not do its work; the message ends with what it said."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a pass took: CPU seconds of its own processes and of the servers that it used, peak
+    memory of its own processes in MB, and how busy the GPU was, in percent."""
+
+    images: int
+    seconds: float
+    own_cpu_seconds: float
+    servers_cpu_seconds: float
+    peak_memory_mb: float
+    gpu_busy: float | None
+
+    @property
+    def rate(self) -> float:
+        """Images a second; 0 for a stage that has nothing to do."""
+        return self.images / self.seconds if self.images else 0.0
+
+    @property
+    def cpu_seconds_per_1000(self) -> float:
+        """CPU seconds of all processes for 1,000 images."""
+        total = self.own_cpu_seconds + self.servers_cpu_seconds
+        return 1000 * total / self.images if self.images else 0.0
+
+
+def run_pass(
+    arguments: Sequence[str], job: Path, servers: Sequence[psutil.Process], device: str
+) -> Pass:
+    """Run `python -m ARGUMENTS JOB` from setup to result.
+
+    Raises
+    ------
+    ContenderError: it failed or took more than an hour. Nothing of it is left running.
+    """
+    log = job.with_suffix(".log")
+    mark = str(job)
+    with log.open("w", encoding="utf-8") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *arguments, str(job)],
+            cwd=REPOSITORY,
+            env=os.environ | {MARKER: mark, "PYTHONFAULTHANDLER": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    own = psutil.Process(process.pid)
+    try:
+        _line(process, log)
+        before, at_servers = cpu_seconds([own]), cpu_seconds(servers)
+        with PeakMemory(own) as peak, gpu_busy(device) as busy:
+            _say(process, "go\n")
+            answer = json.loads(_line(process, log))
+            after, at_servers_after = cpu_seconds([own]), cpu_seconds(servers)
+        left = tree(own)
+        process.communicate(timeout=120)
+        end(left, wait_s=30)
+        if process.returncode != 0:
+            raise ContenderError(_failure(process, log))
+    finally:
+        process.kill()
+        process.wait()
+        end(marked(MARKER, mark), wait_s=0)
+    return Pass(
+        answer["images"],
+        answer["seconds"],
+        after - before,
+        at_servers_after - at_servers,
+        peak.mb,
+        busy[0] if busy else None,
+    )
+
+
+def _line(process: "subprocess.Popen[str]", log: Path) -> str:
+    """The next line that a contender prints."""
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], _LONGEST_S)
+    line = process.stdout.readline() if ready else ""
+    if not line:
+        raise ContenderError(_failure(process, log))
+    return line.removesuffix("\n")
+
+
+def _say(process: "subprocess.Popen[str]", text: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(text)
+    process.stdin.flush()
+
+
+def _failure(process: "subprocess.Popen[str]", log: Path) -> str:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(5)
+    said = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LINES_OF_LOG:]
+    state = "does not answer" if process.poll() is None else f"ended with {process.returncode}"
+    return f"{log.stem} {state}. It said last:\n" + "\n".join(said)

@@ -1,0 +1,152 @@
+"""Each stage of scoring alone, on the same images, with all cores: `python -m benchmarks.stages
+STAGE JOB.json`, a contender like the others.
+
+Each function prepares what the stage needs and returns the stage itself. Short stages go over the
+images again until they have taken a while.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
+
+import numpy as np
+
+from benchmarks.contender import Job, Run, main
+from benchmarks.nightscore import load_program, open_run
+from benchmarks.workloads import WORKLOADS
+from ml.config import configuration
+from ml.database import rows, session
+from ml.download import Wanted, download
+from ml.images import TRANSIENT, decode, resize, room
+from ml.parallel import in_batches
+from ml.scoring.discovery import plan_shards
+from ml.scoring.engine import BATCH, Item, Limits, Result, score
+from ml.scoring.results import Results
+from ml.store import object_store
+
+LEAST_SECONDS = 2.0
+_LIMITS = Limits(64_000_000, 64 * 1024 * 1024)
+# The versions of these runs must not meet those of the contender, which are the turns.
+_FIRST_VERSION = 1_000_000
+
+
+def list_(job: Job) -> Run:
+    """The night's folder, page by page."""
+    prefix = WORKLOADS[job.workload].prefix
+    return _repeated(lambda: sum(len(page) for page in object_store().pages(prefix)))
+
+
+def fetch(job: Job) -> Run:
+    """From S3 into memory."""
+    wanted = _wanted(job)
+    return _repeated(lambda: sum(1 for found in download(object_store(), wanted)))
+
+
+def decode_resize(job: Job) -> Run:
+    """From files' bytes to batches of pixels of the input size."""
+    batches, pool = _files(job), ThreadPoolExecutor(job.cores)
+    unpack = partial(_pixels, job.input_size)
+    return _repeated(lambda: sum(map(len, pool.map(unpack, batches))))
+
+
+def host_to_device(job: Job) -> Run:
+    """Batches of pixels from pinned memory to the GPU; nothing to do on the CPU."""
+    if job.device != "cuda":
+        return lambda: 0
+    import torch
+
+    batches = [torch.from_numpy(_pixels(job.input_size, b)).pin_memory() for b in _files(job)]
+
+    def once() -> int:
+        for batch in batches:
+            batch.to(job.device, non_blocking=True)
+        torch.cuda.synchronize()
+        return len(job.keys)
+
+    return _repeated(once)
+
+
+def forward(job: Job) -> Run:
+    """The program on batches of pixels, on as many threads as the engine has for it."""
+    program = load_program(job, _FIRST_VERSION)
+    threads = job.cores if job.device == "cpu" else job.cores + 2
+    pool = ThreadPoolExecutor(threads)
+    batches = list(pool.map(partial(_pixels, job.input_size), _files(job)))
+    list(pool.map(program.predict, batches[:1] * threads))
+    return _repeated(lambda: sum(map(len, pool.map(program.predict, batches))))
+
+
+def write(job: Job) -> Run:
+    """Results into Postgres, heat maps into S3, and the merge of each shard."""
+    version = _FIRST_VERSION + job.turn
+    program = load_program(job, version)
+    run_id = open_run(job, version)
+    heatmaps = f"{configuration().storage}/heatmaps/{job.workload}"
+    ready: dict[int, list[list[Result]]] = {}
+    for shard in plan_shards(run_id):
+        with session() as current:
+            transient = list(TRANSIENT)
+            found = rows(current, "shard_images", run_id=run_id, shard=shard, transient=transient)
+        items = [Item(**row) for row in found]
+        ready[shard] = list(score(items, [program], partial(download, object_store()), _LIMITS))
+
+    def run() -> int:
+        for shard, batches in ready.items():
+            with Results(run_id, shard, job.workload, heatmaps) as results:
+                for batch in batches:
+                    results.add(batch)
+                results.merge()
+        return sum(map(len, chain.from_iterable(ready.values())))
+
+    return run
+
+
+STAGES: dict[str, Callable[[Job], Run]] = {
+    "list": list_,
+    "fetch": fetch,
+    "decode_resize": decode_resize,
+    "host_to_device": host_to_device,
+    "forward": forward,
+    "write": write,
+}
+
+
+def _wanted(job: Job) -> list[Wanted[int]]:
+    pages = object_store().pages(WORKLOADS[job.workload].prefix)
+    return [Wanted(n, found.uri, found.size) for n, found in enumerate(chain.from_iterable(pages))]
+
+
+def _files(job: Job) -> list[list[bytes]]:
+    """The images' files, in batches of the engine's size."""
+    found: Iterator[bytes | None] = (d.content for d in download(object_store(), _wanted(job)))
+    size = BATCH["cuda" if job.device == "cuda" else "cpu"]
+    return list(in_batches((content for content in found if content is not None), size))
+
+
+def _pixels(size: tuple[int, int], contents: list[bytes]) -> np.ndarray:
+    """uint8 (B, 3, height, width), in channels-last order as the engine makes them."""
+    pixels = room(len(contents), size)
+    for row, content in enumerate(contents):
+        image = decode(content, max_pixels=_LIMITS.max_pixels, at_least=size)
+        resize(image, size, out=pixels[row])
+    return pixels
+
+
+def _repeated(once: Run) -> Run:
+    """`once`, again and again until it has taken long enough to be measured."""
+
+    def run() -> int:
+        end = time.perf_counter() + LEAST_SECONDS
+        count = once()
+        while time.perf_counter() < end:
+            count += once()
+        return count
+
+    return run
+
+
+if __name__ == "__main__":
+    main(STAGES[sys.argv[1]])
