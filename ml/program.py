@@ -113,8 +113,8 @@ class Program:
         """Outputs for uint8 pixels (B, 3, H, W); B is at least 1.
 
         In bfloat16 (`ml.runtime.precision`) the images whose class or flag its error could change
-        are computed again in float32. On a CPU this computes on one core; many
-        images are best given in batches, from as many threads as there are cores.
+        are computed again in float32. On a CPU this computes on one core; many images are best
+        given in batches, from as many threads as there are cores.
         """
         outputs = self.runtime(pixels)
         if self.exact is not None and len(close := self._too_close(outputs)):
