@@ -23,7 +23,7 @@ from ml.download import Wanted, download
 from ml.images import TRANSIENT, decode, resize, room
 from ml.parallel import in_batches
 from ml.scoring.discovery import plan_shards
-from ml.scoring.engine import BATCH, Item, Limits, Result, score
+from ml.scoring.engine import BATCH, Item, Limits, Result, score, threads_for
 from ml.scoring.results import Results
 from ml.store import object_store
 
@@ -72,7 +72,7 @@ def host_to_device(job: Job) -> Run:
 def forward(job: Job) -> Run:
     """The program on batches of pixels, on as many threads as the engine has for it."""
     program = load_program(job, _FIRST_VERSION)
-    threads = job.cores if job.device == "cpu" else job.cores + 2
+    threads = threads_for("cuda" if job.device == "cuda" else "cpu")
     pool = ThreadPoolExecutor(threads)
     batches = list(pool.map(partial(_pixels, job.input_size), _files(job)))
     list(pool.map(program.predict, batches[:1] * threads))

@@ -111,7 +111,9 @@ def _thumbnail(uri: str) -> str | None:
 
 def _embedded(uri: str) -> str | None:
     try:
-        return _data_uri(object_store().get(uri)[0], "image/png")
+        # Those of older runs are PNGs.
+        kind = "image/png" if uri.endswith(".png") else "image/jpeg"
+        return _data_uri(object_store().get(uri)[0], kind)
     except (FileNotFoundError, NightscoreError):
         return None
 

@@ -1,7 +1,7 @@
 """The scoring engine: images in, results out, in one pass.
 
-A thread fetches and makes batches of what arrives. As many threads as there are cores take a batch
-each, decode it and run it through the programs; this thread hands their results on. Between them
+A thread fetches and makes batches of what arrives. A few threads for each core take a batch each,
+decode it and run it through the programs; this thread hands their results on. Between them
 lie queues of bounded length, so memory does not grow with the number of images. An image is
 fetched and decoded once, however many models score it.
 
@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ml.device import Device
 from ml.download import Download, Wanted
 from ml.images import Reason, Rejected, decode, resize, room
 from ml.parallel import in_background, map_ahead
@@ -99,9 +100,7 @@ def score(
     if not programs:
         return
     device = programs[0].device
-    cores = os.cpu_count() or 1
-    # While a GPU computes, the thread that waits for it should not leave a core idle.
-    threads = cores if device == "cpu" else cores + 2
+    threads = threads_for(device)
     sizes = sorted({program.info.input_size for program in programs})
     batches = _batches(_load(items, fetch, limits), batch_size or BATCH[device])
 
@@ -113,6 +112,13 @@ def score(
         yield from map_ahead(work, arriving, threads=threads, ahead=threads + 1)
     finally:
         arriving.close()
+
+
+def threads_for(device: Device) -> int:
+    """Threads that take a batch each: more than there are cores, since each waits now and then,
+    for the GPU, or for another to have had Python's lock."""
+    cores = os.cpu_count() or 1
+    return 2 * cores if device == "cpu" else cores + 2
 
 
 def _load(items: Iterable[Item], fetch: Fetch, limits: Limits) -> Iterator[Loaded]:

@@ -123,8 +123,8 @@ class Results:
     def _upload(self, result: Result) -> tuple[tuple[str, int], str]:
         assert result.pixels is not None and result.heat is not None
         item = result.item
-        uri = f"{self.heatmaps}/dt={item.night}/{result.model}/{result.version}/{item.image_id}.png"
-        object_store().put(uri, heatmap.png(result.pixels, result.heat), "image/png")
+        uri = f"{self.heatmaps}/dt={item.night}/{result.model}/{result.version}/{item.image_id}.jpg"
+        object_store().put(uri, heatmap.jpeg(result.pixels, result.heat), "image/jpeg")
         return (result.model, item.image_id), uri
 
     def _finish_thread(self) -> None:

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ml import device, heatmap, plots, registry
 from ml.config import Model
@@ -118,5 +119,5 @@ def _worst_judged(program: Program, holdout: data.Part, held: Evaluation) -> byt
     heat = predict(program, pixels, heatmaps=True).heatmaps
     names = ("normal", "anomalous")
     captions = [f"{names[held.labels[i]]}\nscore {scores[i]:.4f}" for i in chosen]
-    pictures = [heatmap.overlay(image, warm) for image, warm in zip(pixels, heat, strict=True)]
-    return plots.gallery(pictures, captions)
+    overlaid = [heatmap.overlay(image, warm) for image, warm in zip(pixels, heat, strict=True)]
+    return plots.gallery([Image.fromarray(picture) for picture in overlaid], captions)

@@ -327,7 +327,7 @@ def test_every_model_of_a_stream_scores_the_images_with_its_pinned_version(train
     assert len(flagged) == counts["anomalies"]
     for row in flagged:
         assert row["score"] >= row["threshold"]
-        assert object_store().get(row["heatmap_uri"])[0].startswith(b"\x89PNG")
+        assert object_store().get(row["heatmap_uri"])[0].startswith(b"\xff\xd8\xff")
 
 
 def test_a_run_keeps_its_versions_while_the_champion_changes(trained, night):
