@@ -45,7 +45,7 @@ def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 def in_background(items: Iterable[Item], ahead: int) -> Generator[Item, None, None]:
-    """The items, produced on a thread of their own, at most `ahead` of them early.
+    """The items, produced on a thread of their own, at most `ahead` of them early (0: any number).
 
     An error of the source is raised where its item would have come. When the iterator is closed,
     the source is closed as well.

@@ -171,7 +171,7 @@ def _runtimes(
         return runtime.TorchRuntime(_opened(path, info), device), info, device, None
     try:
         folder = _converted(path, info)
-        quick = runtime.OpenVinoRuntime(folder, runtime.precision())
+        quick = runtime.OpenVinoRuntime(folder, runtime.precision(), info.input_size)
     except Exception as error:  # whatever an operation unknown to OpenVINO makes it raise
         if isinstance(error, NightscoreError):
             raise
@@ -179,7 +179,7 @@ def _runtimes(
         log.warning("OpenVINO cannot run %s (%s); torch does, more slowly", info.name, reason)
         return runtime.TorchRuntime(_opened(path, info), device), info, device, None
     is_exact = quick.precision == "float32"
-    exact = None if is_exact else runtime.OpenVinoRuntime(folder, "float32")
+    exact = None if is_exact else runtime.OpenVinoRuntime(folder, "float32", info.input_size)
     return quick, info, device, exact
 
 

@@ -147,9 +147,9 @@ def _load(items: Iterable[Item], fetch: Fetch, limits: Limits) -> Iterator[Loade
 
 
 def _batches(loaded: Iterable[Loaded], size: int) -> Iterator[list[Loaded]]:
-    """Batches of up to `size` images; the first are small, so that no core waits long for one."""
+    """Batches of up to `size` images; the first is smaller, so that no core waits long for it."""
     batch: list[Loaded] = []
-    weight, enough = 0, max(1, size // 8)
+    weight, enough = 0, max(1, size // 2)
     for item, content in loaded:
         batch.append((item, content))
         weight += len(content) if isinstance(content, bytes) else 0

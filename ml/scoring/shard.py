@@ -3,8 +3,10 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from functools import partial
+from itertools import chain
 from uuid import UUID
 
 from ml import registry
@@ -13,6 +15,7 @@ from ml.database import session, statement
 from ml.device import choose
 from ml.download import download
 from ml.images import TRANSIENT
+from ml.parallel import in_background
 from ml.program import Program
 from ml.scoring import run as runs
 from ml.scoring.engine import Item, Limits, score
@@ -23,6 +26,9 @@ from ml.tables import ModelVersion
 log = logging.getLogger(__name__)
 
 _PROGRESS_EVERY_S = 10.0
+_PAGE = 1000
+# Its list of images fits in memory; Postgres is not kept waiting for the scoring of what it lists.
+_WHOLE_SHARD = 0
 
 OnImages = Callable[[int], None]
 Load = Callable[[dict[str, int]], list[Program]]
@@ -71,19 +77,30 @@ def score_shard(
         stream_name = run.stream
         versions = runs.pinned(current, run_id)
         current.execute(statement("start_shard"), {"run_id": run_id, "shard": number})
-        wanted = {"run_id": run_id, "shard": number, "transient": list(TRANSIENT)}
-        items = [Item(*row) for row in current.execute(statement("shard_images"), wanted)]
-    programs = load(versions) if items else []
-    counts = _store(run_id, number, stream_name, items, programs, on_images)
+    # The first images are fetched while the rest are still being listed.
+    with closing(in_background(_owed(run_id, number), ahead=_WHOLE_SHARD)) as pages:
+        first = next(pages, [])
+        programs = load(versions) if first else []
+        items = chain(first, chain.from_iterable(pages))
+        counts = _store(run_id, number, stream_name, items, programs, on_images)
     log.info("Shard %s of run %s is stored: %s", number, run_id, dict(counts))
     return dict(counts)
+
+
+def _owed(run_id: UUID, number: int) -> Iterator[list[Item]]:
+    wanted = {"run_id": run_id, "shard": number, "transient": list(TRANSIENT)}
+    with session() as current:
+        as_read = {"stream_results": True}
+        found = current.execute(statement("shard_images"), wanted, execution_options=as_read)
+        for page in found.partitions(_PAGE):
+            yield [Item(*row) for row in page]
 
 
 def _store(
     run_id: UUID,
     number: int,
     stream_name: str,
-    items: list[Item],
+    items: Iterable[Item],
     programs: list[Program],
     on_images: OnImages,
 ) -> Counter[str]:

@@ -1,5 +1,5 @@
 -- The images of a shard that a pinned version has not settled: all of them at the first attempt,
--- what is left at a retry.
+-- what is left at a retry. In no order: so the first come at once.
 SELECT image.night, image.image_id, image.uri, image.etag, image.bytes
 FROM nightscore.manifest
 JOIN nightscore.image USING (night, image_id)
@@ -27,4 +27,3 @@ WHERE manifest.run_id = :run_id
                     AND rejection.reason <> ALL (:transient)
             )
     )
-ORDER BY image.night, image.uri

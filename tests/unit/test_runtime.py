@@ -197,7 +197,7 @@ def test_a_conversion_that_gives_other_outputs_than_torch_is_refused(tmp_path):
         programs.append(torch.export.load(path))
     folder = tmp_path / "made"
     convert(programs[0], folder, "0" * 64, (16, 16))
-    made = OpenVinoRuntime(folder, "float32")
+    made = OpenVinoRuntime(folder, "float32", (16, 16))
     runtime.compare(made, TorchRuntime(programs[0], "cpu"), (16, 16))
     with pytest.raises(ValueError, match="its outputs differ from those of torch by"):
         runtime.compare(made, TorchRuntime(programs[1], "cpu"), (16, 16))
