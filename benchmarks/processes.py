@@ -15,7 +15,7 @@ import psutil
 
 _SAMPLE_EVERY_S = 0.1
 # Reading a process's memory map costs time of the cores that are measured.
-_LARGEST_SHARE = 0.02
+_LARGEST_SHARE = 0.01
 
 
 def tree(root: psutil.Process) -> list[psutil.Process]:

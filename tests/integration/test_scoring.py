@@ -16,6 +16,7 @@ from ml.database import session
 from ml.download import download
 from ml.errors import DataError, RunFailed, ServiceError
 from ml.scoring import flow
+from ml.scoring import shard as scoring_shard
 from ml.scoring.shard import score_shard
 from ml.store import object_store
 from tests import drawing
@@ -64,6 +65,15 @@ def test_a_night_is_scored_and_a_second_run_changes_nothing(trained, night):
     assert (second["discovered"], second["scored"]) == (0, 0)
     assert _checksum(night) == before
     assert before[0]["count"] == 25
+
+
+def test_a_shard_whose_images_come_in_many_pages_is_scored_whole_and_once(
+    trained, night, monkeypatch
+):
+    _put("line", night, _shades(25))
+    monkeypatch.setattr(scoring_shard, "_PAGE", 4)
+    assert flow.score_night("line", night.isoformat())["scored"] == 25
+    assert _checksum(night)[0]["count"] == 25
 
 
 def test_the_predictions_are_right_where_it_is_easy(trained, night):
