@@ -13,11 +13,20 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageOps
 
+from ml.parallel import Budget
+
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 _JPEG = b"\xff\xd8\xff"
 _SIGNATURES = (_JPEG, b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
+
+# Pixels that Pillow may hold at once in all threads: four bytes each, and three more as an array.
+_DECODING = Budget(64_000_000)
+# Blocks of more than 32 MiB go back to the system when they are freed; smaller ones would stay with
+# the thread that had them (https://pillow.readthedocs.io/en/stable/reference/block_allocator.html).
+Image.core.set_block_size(64 * 2**20)
+_BAND = 1024
 
 # Whole images go to threads of ours; threads within an image would wait for each other.
 cv2.setNumThreads(1)
@@ -86,8 +95,10 @@ def decode(
         if at_least is not None and image.format == "JPEG":
             height, width = _twice(at_least, _is_turned(image))
             image.draft("RGB", (width, height))
-        image.load()
-        return np.asarray(_rgb(ImageOps.exif_transpose(image)))
+        with _DECODING.of(image.width * image.height):
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return _array(_rgb(image))
     except Rejected:
         raise
     except Exception as error:  # a decoder may raise anything on hostile bytes
@@ -160,6 +171,18 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise Rejected(Reason.UNSUPPORTED, f"pixels of mode {image.mode} have no defined range")
     return image.convert("RGB")
+
+
+def _array(image: Image.Image) -> np.ndarray:
+    """uint8 (height, width, 3); a large image goes over in bands, since Pillow copies it twice."""
+    width, height = image.size
+    if height <= _BAND:
+        return np.asarray(image)
+    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    for top in range(0, height, _BAND):
+        bottom = min(top + _BAND, height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
+    return pixels
 
 
 def resize(pixels: np.ndarray, size: tuple[int, int], out: np.ndarray | None = None) -> np.ndarray:

@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from queue import Empty, Queue
 from typing import TypeVar
@@ -42,6 +42,31 @@ def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     source = iter(items)
     while batch := list(islice(source, size)):
         yield batch
+
+
+class Budget:
+    """Lets threads go on while what they use together stays within `total`.
+
+    One that wants more than that has to wait until it is alone.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._used = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def of(self, amount: int) -> Iterator[None]:
+        """Hold `amount` while the context is open; waits until there is room for it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + amount <= self.total)
+            self._used += amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= amount
+                self._changed.notify_all()
 
 
 def in_background(items: Iterable[Item], ahead: int) -> Generator[Item, None, None]:

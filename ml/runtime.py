@@ -37,6 +37,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 _OPENVINO_NAMES = {"float32": "f32", "bfloat16": "bf16"}
 _GRAPH, _MADE = "graph.xml", "made.json"
+# Of all images that one call takes, measured with 64 of 32 x 56 pixels and with 4 of 128 x 224.
 _PIXELS_AT_ONCE = 64 * 32 * 56
 
 

@@ -5,8 +5,8 @@ decode it and run it through the programs; this thread hands their results on. B
 lie queues of bounded length, so memory does not grow with the number of images. An image is
 fetched and decoded once, however many models score it.
 
-Needs numpy, Pillow, simplejpeg, what runs the programs (`ml.runtime`) and a `fetch` function;
-neither mlflow nor Postgres nor Airflow.
+Needs numpy, Pillow, simplejpeg, OpenCV, what runs the programs (`ml.runtime`) and a `fetch`
+function; neither mlflow nor Postgres nor Airflow.
 """
 
 import os

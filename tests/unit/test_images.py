@@ -1,6 +1,8 @@
 """Bytes to pixels: what is decoded, how it is turned, and what is rejected for which reason."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -169,3 +171,28 @@ def test_damage_is_judged_as_pillow_judges_it():
             assert np.array_equal(found, expected)
         scored, rejected = scored + (found is not None), rejected + (found is None)
     assert scored > 50 and rejected > 5
+
+
+@pytest.mark.parametrize("height", [1023, 1024, 1025, 3000])
+def test_a_tall_image_is_the_same_in_bands(height):
+    noise = np.random.default_rng(0).integers(0, 256, (height, 7, 3), dtype=np.uint8)
+    content = encoded(Image.fromarray(noise), "PNG")
+    assert np.array_equal(decode(content, max_pixels=LIMIT), noise)
+
+
+def test_images_at_the_limit_stay_within_memory_whatever_the_number_of_threads():
+    code = """
+import io, resource
+from PIL import Image
+from ml.images import decode
+from ml.parallel import map_ahead
+buffer = io.BytesIO()
+Image.new("RGB", (8000, 8000), (90, 80, 70)).save(buffer, "PNG")
+content = buffer.getvalue()
+def work(_):
+    return decode(content, max_pixels=64_000_000)[0, 0].tolist()
+assert list(map_ahead(work, range(12), threads=8, ahead=9)) == [[90, 80, 70]] * 12
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1500

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ml.parallel import in_background, in_batches, map_ahead
+from ml.parallel import Budget, in_background, in_batches, map_ahead
 
 
 def test_order_is_kept_whatever_finishes_first():
@@ -88,3 +88,31 @@ def test_in_background_runs_ahead_by_a_bound_and_closes_its_source():
     assert taken <= 1 + 3 + 2  # one in the producer's hands, one waiting to be taken
     items.close()
     assert closed.is_set()
+
+
+def test_a_budget_is_never_exceeded_and_what_is_too_large_goes_alone():
+    budget, lock = Budget(10), threading.Lock()
+    held: list[int] = []
+    seen: list[list[int]] = []
+
+    def work(amount: int) -> None:
+        with budget.of(amount):
+            with lock:
+                held.append(amount)
+                seen.append(list(held))
+            time.sleep(0.001)
+            with lock:
+                held.remove(amount)
+
+    list(map_ahead(work, [3, 4, 25, 1, 6, 10, 2] * 10, threads=8, ahead=8))
+    assert len(seen) == 70
+    assert all(sum(amounts) <= 10 or amounts == [25] for amounts in seen)
+    assert any(len(amounts) > 1 for amounts in seen)
+
+
+def test_a_budget_is_given_back_after_an_error():
+    budget = Budget(1)
+    with pytest.raises(ValueError), budget.of(1):
+        raise ValueError
+    with budget.of(1):
+        pass
