@@ -107,6 +107,7 @@ class Training(Strict):
     batch_size: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(0.0, ge=0)
+    processes: int = Field(1, ge=1, le=64, description="of one machine, a GPU each")
 
 
 class Gate(Strict):
@@ -114,7 +115,9 @@ class Gate(Strict):
 
     metric: str = ""
     minimum: float = Field(0.0, description="floor of the metric")
+    minimum_recall: Share = Field(0.0, description="floor of each class's recall")
     max_drop: float = Field(0.01, ge=0, description="how far below the champion it may be")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="with which it must be no worse")
 
 
 class Threshold(Strict):
@@ -122,13 +125,20 @@ class Threshold(Strict):
 
     `midpoint`: halfway between a high quantile of the normal and a low quantile of the anomalous
     scores; needs calibration anomalies. `target_fpr`: the quantile of the normal scores at a
-    wished false-alarm rate.
+    wished false-alarm rate. `cost`: where misses and false alarms are expected to cost least;
+    needs calibration anomalies.
     """
 
-    policy: Literal["midpoint", "target_fpr"] = "midpoint"
+    policy: Literal["midpoint", "target_fpr", "cost"] = "midpoint"
     target_fpr: float = Field(0.01, gt=0, lt=1)
     normal_quantile: float = Field(0.99, gt=0, lt=1)
     anomalous_quantile: float = Field(0.05, gt=0, lt=1)
+    miss_cost: float = Field(10.0, gt=0, description="of an anomaly that is not flagged")
+    false_alarm_cost: float = Field(1.0, gt=0, description="of a normal image that is flagged")
+    anomaly_share: float = Field(0.01, gt=0, lt=1, description="anomalies among a night's images")
+    review_share: float = Field(
+        0.01, gt=0, lt=1, description="held-out normal images that would be marked for review"
+    )
 
 
 class Model(Strict):
@@ -143,6 +153,7 @@ class Model(Strict):
     schedule: Cron | None = None
     seed: int = 0
     holdout_share: float = Field(0.1, gt=0, lt=0.5)
+    holdout_by: Literal["image", "scene"] = "image"
     options: dict[str, Any] = Field(default_factory=dict)
     training: dict[Literal["cpu", "gpu"], Training]
     gate: Gate = Gate()

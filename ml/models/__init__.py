@@ -37,6 +37,15 @@ class Network(nn.Module):
         """
         raise NotImplementedError
 
+    def finish(self, pixels: Tensor, labels: Tensor) -> None:
+        """Called once when the weights are final: fit what is computed from them in closed form.
+
+        Parameters
+        ----------
+        pixels, labels: the images that were trained from, as `loss` takes them, all at once: uint8
+            (N, 3, H, W), perhaps a memory-mapped file. The network is on the CPU, in eval mode.
+        """
+
     def optimizer(self, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
         """How the weights are changed; SGD with Nesterov momentum unless overridden."""
         return torch.optim.SGD(

@@ -67,6 +67,7 @@ def run(name: str, model: Model, snapshot: Snapshot, run_id: str) -> None:
         validate=lambda trained: _validate(trained, model, parts.holdout),
         on_epoch=on_epoch,
     )
+    network.finish(torch.from_numpy(parts.fit.pixels), torch.from_numpy(parts.fit.labels))
     registry.log_figures(run_id, {"training_curves": plots.training_curves(history)})
     chosen = _threshold(network, model, parts.holdout) if model.task == "anomaly" else None
     _log_program(name, model, snapshot, run_id, network, parts.classes, chosen)
