@@ -37,14 +37,19 @@ class Network(nn.Module):
         """
         raise NotImplementedError
 
-    def finish(self, pixels: Tensor, labels: Tensor) -> None:
-        """Called once when the weights are final: fit what is computed from them in closed form.
+    def start(self, pixels: Tensor, labels: Tensor) -> None:
+        """Called once before training, with fresh weights: fit what is computed from the images in
+        closed form, and keep what every batch needs.
 
         Parameters
         ----------
-        pixels, labels: the images that were trained from, as `loss` takes them, all at once: uint8
-            (N, 3, H, W), perhaps a memory-mapped file. The network is on the CPU, in eval mode.
+        pixels, labels: the images to train from, as `loss` takes them, all at once: uint8
+            (N, 3, H, W), perhaps a memory-mapped file. The network is on the CPU.
         """
+
+    def finish(self, pixels: Tensor, labels: Tensor) -> None:
+        """Called once when the weights are final, on the CPU and in eval mode, with what `start`
+        was given: fit what is computed from the weights in closed form, and forget the images."""
 
     def optimizer(self, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
         """How the weights are changed; SGD with Nesterov momentum unless overridden."""

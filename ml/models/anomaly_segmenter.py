@@ -1,13 +1,14 @@
 """A detector that learns to tell normal images from drawn and from known anomalies.
 
 A small encoder-decoder gives a logit for every second pixel and row (the heat map) and one for
-the image. It is trained on normal images against copies with an anomaly put in: a generator's
-(`ml.training.synthetic_anomalies`) or a known anomalous image's, pasted whole or in part. So it
-learns what an anomaly looks like rather than what these particular moulds look like, which is what
-carries over to moulds it has not seen. After DRAEM (Zavrtanik et al., 2021), without its
-reconstruction half. The decoder narrows, enlarges and adds to the encoder's maps, as feature
-pyramids do (Lin et al., 2017, arXiv:1612.03144): a third of the work of convolving both, side by
-side, at the larger size.
+the image. It is trained on normal images against copies with an anomaly put in: a drawn one
+(`ml.anomalies`) or a known anomalous image's, pasted whole or in part. So it learns what an anomaly
+looks like rather than what these particular moulds look like, which is what carries over to moulds
+it has not seen; for the same end every image is moved and put under other light, and harmless
+things pass in front of normal and anomalous images alike. After DRAEM (Zavrtanik et al., 2021),
+without its reconstruction half. The decoder narrows, enlarges and adds to the encoder's maps, as
+feature pyramids do (Lin et al., 2017, arXiv:1612.03144): a third of the work of convolving both,
+side by side, at the larger size.
 """
 
 from typing import Any
@@ -16,11 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ml import anomalies
 from ml.models import Network
-from ml.training import synthetic_anomalies as synthetic
+from ml.training.augmentation import noisy, occluders, varied
+from ml.training.drawing import blob, chance, uniform
 
 _KNOWN_SHARE = 0.35  # of the anomalies shown, how many are made from known ones
+_OCCLUDED_SHARE = 0.3
 _MAP_WEIGHT = 0.5
+# Keeps the logits of what is easy small (label smoothing, Szegedy et al., 2016): a threshold
+# halfway between two logits would else follow the kind of anomaly that is found most easily.
+_SMOOTHING = 0.03
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -34,9 +41,10 @@ def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 class AnomalySegmenter(Network):
     """See the module; `width` is the number of channels at half resolution."""
 
-    def __init__(self, width: int, generators: list[str]) -> None:
+    def __init__(self, width: int, kinds: list[str]) -> None:
         super().__init__()
-        self.generators = [synthetic.GENERATORS[name] for name in generators]
+        self.drawings = [anomalies.drawing(kind) for kind in kinds]
+        self.known = torch.empty(0, dtype=torch.uint8)
         self.to_half = nn.Sequential(_conv(4, width, 2), _conv(width, width))
         self.to_quarter = nn.Sequential(_conv(width, 2 * width, 2), _conv(2 * width, 2 * width))
         self.to_eighth = nn.Sequential(_conv(2 * width, 4 * width, 2), _conv(4 * width, 4 * width))
@@ -47,22 +55,34 @@ class AnomalySegmenter(Network):
         self.map = nn.Conv2d(width, 1, 1)
         self.image = nn.Linear(4 * width + 2, 1)
 
+    def start(self, pixels: Tensor, labels: Tensor) -> None:
+        # They are so few that most batches would have none.
+        self.known = pixels[labels == 1]
+
+    def finish(self, pixels: Tensor, labels: Tensor) -> None:
+        self.known = torch.empty(0, dtype=torch.uint8)
+
     def optimizer(self, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), lr=learning_rate, weight_decay=weight_decay)
 
     def loss(self, pixels: Tensor, labels: Tensor) -> Tensor:
         images = pixels.float() / 255
-        normal = _occluded(_varied(images[labels == 0]))
-        anomalous, mask, drawn = self._anomalies(normal.roll(1, 0), images[labels == 1])
-        map_logits, image_logits = self._logits(_noisy(torch.cat([normal, anomalous])))
-        truth = torch.cat([torch.zeros_like(normal[:, 0, 0, 0]), torch.ones_like(drawn)])
-        image_loss = F.binary_cross_entropy_with_logits(image_logits, truth)
-        wanted = torch.cat([torch.zeros_like(normal[:, :1]), mask])
+        normal = varied(images[labels == 0])
+        anomalous, mask, drawn = self._anomalies(normal.roll(1, 0))
+        images = torch.cat([normal, anomalous])
+        wanted = torch.cat([torch.zeros_like(mask), mask])
+        cover, front = occluders(images, _OCCLUDED_SHARE)
+        images, wanted = images * (1 - cover) + front * cover, wanted * (1 - cover)
+        map_logits, image_logits = self._logits(noisy(images))
+        truth = torch.cat([torch.zeros_like(drawn), torch.ones_like(drawn)])
+        image_loss = F.binary_cross_entropy_with_logits(
+            image_logits, truth * (1 - 2 * _SMOOTHING) + _SMOOTHING
+        )
         by_pixel = F.binary_cross_entropy_with_logits(
             map_logits, F.interpolate(wanted, map_logits.shape[2:]), reduction="none"
         )
         # Where a known anomaly lies in its image nobody has said; its map teaches nothing.
-        counted = torch.cat([torch.ones_like(normal[:, 0, 0, 0]), drawn])
+        counted = torch.cat([torch.ones_like(drawn), drawn])
         map_loss = (by_pixel.mean((1, 2, 3)) * counted).mean()
         return image_loss + _MAP_WEIGHT * map_loss
 
@@ -84,18 +104,19 @@ class AnomalySegmenter(Network):
         features = [eighth.mean((2, 3)), strongest[:, :1], strongest.mean(1, keepdim=True)]
         return map_logits, self.image(torch.cat(features, 1))[:, 0]
 
-    def _anomalies(self, normal: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _anomalies(self, normal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """An anomaly in each image: the images, masks (B, 1, H, W), and 1 where it was drawn."""
         count = len(normal)
-        from_known = round(_KNOWN_SHARE * count) if len(known) else 0
+        from_known = round(_KNOWN_SHARE * count) if len(self.known) else 0
         images, masks = [], []
         if from_known:
-            chosen = torch.randint(len(known), (from_known,), device=known.device)
-            images.append(_transplanted(normal[:from_known], _varied(known[chosen])))
+            chosen = self.known[torch.randint(len(self.known), (from_known,))]
+            known = varied(chosen.to(normal.device).float() / 255)
+            images.append(_transplanted(normal[:from_known], known))
             masks.append(torch.zeros_like(normal[:from_known, :1]))
-        parts = normal[from_known:].tensor_split(len(self.generators))
-        for generator, part in zip(self.generators, parts, strict=True):
-            image, mask = generator(part)
+        parts = normal[from_known:].tensor_split(len(self.drawings))
+        for draw, part in zip(self.drawings, parts, strict=True):
+            image, mask = draw(part)
             images.append(image)
             masks.append(mask)
         drawn = torch.arange(count, device=normal.device) >= from_known
@@ -114,71 +135,21 @@ def _enlarged(small: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(small, like.shape[2:], mode="nearest")
 
 
-def _varied(images: Tensor) -> Tensor:
-    """Moved, scaled, turned, flipped, and under other light; float (B, 3, H, W) in [0, 1]."""
-    count, device = len(images), images.device
-    if count == 0:
-        return images
-
-    def draw(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(count, *(shape or (1, 1, 1)), device=device)
-
-    angle, scale = draw(-0.15, 0.15, 1), draw(0.75, 1.15, 1)
-    flip = torch.where(torch.rand(count, 2, device=device) < 0.5, -1.0, 1.0)
-    ratio = images.shape[2] / images.shape[3]
-    cos, sin = angle.cos() * scale, angle.sin() * scale
-    stretch = draw(0.85, 1.18, 1)
-    rows = [
-        torch.cat([cos * stretch * flip[:, :1], -sin * ratio, draw(-0.2, 0.2, 1)], 1),
-        torch.cat([sin / ratio, cos * flip[:, 1:], draw(-0.2, 0.2, 1)], 1),
-    ]
-    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
-    moved = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-    colour = 1 + 0.08 * torch.randn(count, 3, 1, 1, device=device)
-    light = moved.clamp(1e-4, 1) ** draw(0.7, 1.4) * draw(0.7, 1.3) * colour
-    contrast = (light - 0.5) * draw(0.75, 1.3) + 0.5 + draw(-0.06, 0.06)
-    return contrast.clamp(0, 1)
-
-
-def _occluded(images: Tensor) -> Tensor:
-    """A quarter of the images with something plain and harmless in front: a bar with soft edges."""
-    count, _, height, width = images.shape
-    device = images.device
-    y = torch.linspace(-1, 1, height, device=device)[None, None, :, None]
-    x = torch.linspace(-1, 1, width, device=device)[None, None, None, :]
-    angle = 3.1416 * torch.rand(count, 1, 1, 1, device=device)
-    place = 1.6 * torch.rand(count, 1, 1, 1, device=device) - 0.8
-    breadth = 0.1 + 0.45 * torch.rand(count, 1, 1, 1, device=device)
-    distance = (x * angle.cos() + y * angle.sin() - place).abs() / breadth
-    mask = torch.sigmoid((1 - distance) * 12)
-    mask = mask * (torch.rand(count, 1, 1, 1, device=device) < 0.25)
-    colour = torch.rand(count, 3, 1, 1, device=device)
-    shading = 1 + 0.15 * synthetic.noise(count, height, width, 3, device)
-    return (images * (1 - mask) + colour * shading * mask).clamp(0, 1)
-
-
 def _transplanted(normal: Tensor, known: Tensor) -> Tensor:
     """A known anomaly whole, or a ragged part of it in a normal image."""
-    count, _, height, width = normal.shape
-    whole = torch.rand(count, 1, 1, 1, device=normal.device) < 0.6
-    part = synthetic.blob(count, height, width, 0.35, 0.8, normal.device)
-    opacity = part * (0.6 + 0.4 * torch.rand(count, 1, 1, 1, device=normal.device))
-    return torch.where(whole, known, normal * (1 - opacity) + known * opacity)
-
-
-def _noisy(images: Tensor) -> Tensor:
-    """Sensor noise of a strength of its own for each image."""
-    strength = 0.02 * torch.rand(len(images), 1, 1, 1, device=images.device)
-    return (images + strength * torch.randn_like(images)).clamp(0, 1)
+    opacity = blob(normal, 0.35, 0.8) * uniform(normal, 0.6, 1)
+    return torch.where(chance(normal, 0.6), known, normal * (1 - opacity) + known * opacity)
 
 
 def build(size: tuple[int, int], classes: tuple[str, ...], options: dict[str, Any]) -> Network:
-    """`options`: width (24), synthetic (names of generators; all)."""
-    defaults: dict[str, Any] = {"width": 24, "synthetic": list(synthetic.GENERATORS)}
+    """`options`: width (24), synthetic (names of kinds in `ml/anomalies/`; all)."""
+    known = anomalies.kinds()
+    defaults: dict[str, Any] = {"width": 24, "synthetic": known}
     if unknown := set(options) - set(defaults):
         raise TypeError(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(defaults)}")
     chosen = defaults | options
-    if missing := set(chosen["synthetic"]) - set(synthetic.GENERATORS):
-        known = ", ".join(synthetic.GENERATORS)
-        raise TypeError(f"synthetic: no generator {', '.join(sorted(missing))}; known: {known}")
+    if missing := set(chosen["synthetic"]) - set(known):
+        raise TypeError(
+            f"synthetic: no kind {', '.join(sorted(missing))}; known: {', '.join(known)}"
+        )
     return AnomalySegmenter(chosen["width"], chosen["synthetic"])

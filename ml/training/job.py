@@ -57,17 +57,19 @@ def run(name: str, model: Model, snapshot: Snapshot, run_id: str) -> None:
         shown = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
         log.info("Epoch %s of %s: %s", epoch.number, epoch.epochs, shown)
 
+    pixels, labels = torch.from_numpy(parts.fit.pixels), torch.from_numpy(parts.fit.labels)
+    network.start(pixels, labels)
     loop.fit(
         network,
-        torch.from_numpy(parts.fit.pixels),
-        torch.from_numpy(parts.fit.labels),
+        pixels,
+        labels,
         parameters,
         device=torch.device(place),
         seed=model.seed,
         validate=lambda trained: _validate(trained, model, parts.holdout),
         on_epoch=on_epoch,
     )
-    network.finish(torch.from_numpy(parts.fit.pixels), torch.from_numpy(parts.fit.labels))
+    network.finish(pixels, labels)
     registry.log_figures(run_id, {"training_curves": plots.training_curves(history)})
     chosen = _threshold(network, model, parts.holdout) if model.task == "anomaly" else None
     _log_program(name, model, snapshot, run_id, network, parts.classes, chosen)

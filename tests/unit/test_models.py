@@ -123,7 +123,7 @@ def test_an_unknown_architecture_or_option_lists_the_known_ones():
         build("transformer", SIZE, ("a", "b"), {})
     with pytest.raises(ConfigurationError, match=r"unknown: depth; known: width"):
         build("residual_network", SIZE, ("a", "b"), {"depth": 3})
-    with pytest.raises(ConfigurationError, match="no generator dust"):
+    with pytest.raises(ConfigurationError, match="no kind dust"):
         build("anomaly_segmenter", SIZE, ("normal", "anomalous"), {"synthetic": ["dust"]})
 
 

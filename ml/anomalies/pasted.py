@@ -1,0 +1,14 @@
+"""A piece of another image, under other light, where it does not belong."""
+
+from torch import Tensor
+
+from ml.training.augmentation import relit
+from ml.training.drawing import blob
+
+
+def draw(images: Tensor) -> tuple[Tensor, Tensor]:
+    """See `ml.anomalies`."""
+    height, width = images.shape[2:]
+    mask = blob(images, 0.2, 0.6)
+    other = relit(images.roll(1, 0).roll((height // 2, width // 3), (2, 3)))
+    return images * (1 - mask) + other * mask, mask
