@@ -40,6 +40,13 @@ class Evaluation:
             return self.outputs.scores
         return self.outputs.probabilities.max(axis=1)
 
+    @property
+    def answers(self) -> np.ndarray:
+        """What the program says of each image, to compare with `labels`: int (N,)."""
+        if len(self.outputs.scores):
+            return (self.outputs.scores >= self.metrics["threshold"]).astype(np.int64)
+        return self.outputs.probabilities.argmax(axis=1)
+
 
 def label_indices(program: Program, labels: Sequence[str]) -> np.ndarray:
     """Labels as the program counts them; for task anomaly everything not `normal` is anomalous.

@@ -3,6 +3,8 @@
 What later steps need is in the run's artifacts and in the version's tags, never in memory.
 """
 
+import csv
+import io
 import json
 import logging
 import os
@@ -31,6 +33,9 @@ _PROGRAM_FILE = "data/model.pt2"
 _PROGRAM_INFO = "program.json"
 _SHA256 = "nightscore.sha256"
 _ATTEMPT = "nightscore.attempt"
+_SAMPLING_INTERVAL_S = 5.0
+# What MLflow's tables have room for.
+_LONGEST_TAG = _LONGEST_DESCRIPTION = 5000
 
 
 @lru_cache(maxsize=1)
@@ -173,6 +178,46 @@ def log_figures(run_id: str, figures: Mapping[str, bytes]) -> None:
         _client().log_artifacts(run_id, folder, "plots")
 
 
+def log_table(run_id: str, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Store rows, all of the same columns, as a CSV file below `tables/` of a run's artifacts."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [])
+    writer.writeheader()
+    writer.writerows(rows)
+    # Not MLflow's log_table, which appends to what an earlier try of the step has left.
+    with _translated():
+        _client().log_text(run_id, text.getvalue(), f"tables/{name}.csv")
+
+
+@contextmanager
+def monitored(run_id: str) -> Iterator[None]:
+    """Record how busy the machine is (processor, memory, disk, network) as metrics of a run; a GPU
+    as well, where the package nvidia-ml-py is installed.
+
+    They are sampled every few seconds while the context is open. A monitor that cannot start is
+    warned of, and what is in the context goes on.
+    """
+    monitor = _monitor(run_id)
+    try:
+        yield
+    finally:
+        if monitor is not None:
+            monitor.finish()
+
+
+def _monitor(run_id: str) -> Any | None:
+    _client()
+    try:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(run_id, sampling_interval=_SAMPLING_INTERVAL_S)
+        monitor.start()
+    except Exception as error:  # of whatever library asks the machine or its drivers
+        log.warning("The machine is not monitored while training: %s", error)
+        return None
+    return monitor
+
+
 def log_snapshot(run_id: str, snapshot: "Snapshot") -> None:
     """Record the snapshot as the run's data set input."""
     from mlflow.data.dataset_source_registry import resolve_dataset_source
@@ -304,8 +349,8 @@ def register(run_id: str, model: str, tags: Mapping[str, str], description: str)
             made = mlflow.register_model(f"models:/{stored['model_id']}", model)
             version = int(made.version)
         for key, value in {**tags, _SHA256: stored["sha256"]}.items():
-            client.set_model_version_tag(model, str(version), key, value[:5000])
-        client.update_model_version(model, str(version), description)
+            client.set_model_version_tag(model, str(version), key, value[:_LONGEST_TAG])
+        client.update_model_version(model, str(version), description[:_LONGEST_DESCRIPTION])
     return version
 
 

@@ -6,17 +6,20 @@ run. snapshot → train → evaluate → gate → register → promote.
 
 import getpass
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import TypeAdapter
 from sqlalchemy.dialects.postgresql import insert
 
 from ml import promotion, registry
 from ml import snapshot as snapshots
-from ml.config import Model, configuration
+from ml.config import configuration
 from ml.database import session
+from ml.description import describe
 from ml.gate import Champion, Decision, decide
 from ml.tables import CHAMPION, ModelVersion
 
@@ -59,7 +62,8 @@ def train(value: Value, attempt_key: str | None = None) -> Value:
     tags = {_SNAPSHOT: taken.uri, _SYNTHETIC: str(taken.synthetic).lower()}
     run_id = registry.start_run(model, attempt_key, tags | {"nightscore.model": model})
     try:
-        job.run(model, settings, taken, run_id)
+        with registry.monitored(run_id):
+            job.run(model, settings, taken, run_id)
     except BaseException:
         registry.end_run(run_id, failed=True)
         raise
@@ -84,8 +88,7 @@ def gate(value: Value) -> Value:
     model, run_id = value["model"], value["run_id"]
     settings = configuration().model(model)
     found = registry.read_json(run_id, _EVALUATION)
-    champion = Champion(**found["champion"]) if found["champion"] else None
-    decision = decide(settings.gate, settings.task, found["holdout"], champion)
+    decision = decide(settings.gate, settings.task, found["holdout"], _champion(found))
     registry.log_json(run_id, _DECISION, asdict(decision))
     log.info("Gate: %s: %s", "passed" if decision.passed else "not passed", decision.reason)
     return {**value, "passed": decision.passed}
@@ -95,19 +98,26 @@ def register(value: Value) -> Value:
     """Register the run's program as challenger: {model, run_id, version, passed}."""
     model, run_id = value["model"], value["run_id"]
     found = registry.read_json(run_id, _EVALUATION)
-    decision = Decision(**registry.read_json(run_id, _DECISION))
+    decision = TypeAdapter(Decision).validate_python(registry.read_json(run_id, _DECISION))
     tags = registry.run_tags(run_id)
     _, info = registry.program_of_run(run_id)
     version = registry.register(
         run_id,
         model,
         {
-            "nightscore.gate": "passed" if decision.passed else "not passed",
-            "nightscore.gate_reason": decision.reason,
+            **_gate_tags(decision),
             _SNAPSHOT: tags[_SNAPSHOT],
             _SYNTHETIC: tags[_SYNTHETIC],
         },
-        _description(configuration().model(model), found, decision, tags),
+        describe(
+            configuration().model(model),
+            found["holdout"],
+            found["test"],
+            _champion(found),
+            decision,
+            snapshot_uri=tags[_SNAPSHOT],
+            synthetic=tags[_SYNTHETIC] == "true",
+        ),
     )
     row = {
         "task": info.task,
@@ -122,6 +132,7 @@ def register(value: Value) -> Value:
         "synthetic": info.synthetic,
         "gate_passed": decision.passed,
         "gate_reason": decision.reason,
+        "gate": asdict(decision),
     }
     with session() as current:
         statement = insert(ModelVersion).values(model=model, version=version, **row)
@@ -162,31 +173,35 @@ def retrain(model: str, on_step: Callable[[str], None] = lambda step: None) -> V
     return {**value, "promoted": value["passed"]}
 
 
-def _flat(found: dict[str, Any]) -> dict[str, Any]:
-    """The held-out metrics, and those of the test split with the prefix test_."""
-    test = {f"test_{key}": item for key, item in (found["test"] or {}).items()}
+def _champion(found: Value) -> Champion | None:
+    return TypeAdapter(Champion | None).validate_python(found["champion"])
+
+
+def _gate_tags(decision: Decision) -> dict[str, str]:
+    """The decision on the version's page; what was not compared has no tag."""
+    numbers = {
+        "value": decision.challenger,
+        "champion_value": decision.champion,
+        "difference": decision.difference,
+        "lower_bound": decision.lower,
+        "confidence": decision.confidence,
+        "p_value": decision.p_value,
+        "images": decision.n,
+    }
     return {
-        key: item for key, item in (found["holdout"] | test).items() if not isinstance(item, dict)
+        "nightscore.gate": "passed" if decision.passed else "not passed",
+        "nightscore.gate_reason": decision.reason,
+        "nightscore.gate_metric": decision.metric,
+        **{f"nightscore.gate_{key}": f"{x:.6g}" for key, x in numbers.items() if x is not None},
     }
 
 
-def _description(
-    settings: Model, found: dict[str, Any], decision: Decision, tags: dict[str, str]
-) -> str:
-    """The text of the version's page: where it comes from, how it did, and what the gate said."""
-    held = {k: v for k, v in found["holdout"].items() if isinstance(v, int | float)}
-    test = {k: v for k, v in (found["test"] or {}).items() if isinstance(v, int | float)}
-    table = [f"| {key} | {_number(held[key])} | {_number(test.get(key))} |" for key in held]
-    banner = "**SYNTHETIC SAMPLE DATA: drawn by Nightscore, says nothing of a real line.**\n\n"
-    verdict = "passed" if decision.passed else "NOT passed, not promoted"
-    return (
-        (banner if tags[_SYNTHETIC] == "true" else "")
-        + f"**Gate {verdict}:** {decision.reason}\n\n"
-        + f"{settings.task}, architecture {settings.architecture}, snapshot `{tags[_SNAPSHOT]}`\n\n"
-        + "| metric | held-out images | test split (reported only) |\n| --- | --- | --- |\n"
-        + "\n".join(table)
-    )
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+def _flat(found: Value) -> Value:
+    """The held-out metrics, and those of the test split with the prefix test_; None for what is
+    no number, which JSON in Postgres cannot say."""
+    test = {f"test_{key}": item for key, item in (found["test"] or {}).items()}
+    return {
+        key: item if item is not None and math.isfinite(item) else None
+        for key, item in (found["holdout"] | test).items()
+        if not isinstance(item, dict)
+    }

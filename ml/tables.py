@@ -139,7 +139,8 @@ class ModelVersion(Base):
     """A registered version: what MLflow holds of it, for SQL, and its score distribution.
 
     `reference_edges` are the inner edges of the bins of the held-out scores, `reference_shares`
-    the share of held-out images in each bin, one more than there are edges.
+    the share of held-out images in each bin, one more than there are edges. `gate` is the decision
+    as `ml.gate.Decision`; null for a version registered before there was one.
     """
 
     __tablename__ = "model_version"
@@ -158,6 +159,7 @@ class ModelVersion(Base):
     synthetic: Mapped[bool]
     gate_passed: Mapped[bool]
     gate_reason: Mapped[str]
+    gate: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     registered_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

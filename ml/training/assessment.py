@@ -1,30 +1,32 @@
 """Challenger and champion on the same held-out images, with the pictures of the version's page."""
 
 import logging
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from ml import device, heatmap, plots, registry
+from ml import device, plots, registry
+from ml.comparison import compare
 from ml.config import Model
 from ml.errors import DataError
-from ml.evaluation import Evaluation, evaluate, predict
+from ml.evaluation import Evaluation, evaluate
 from ml.gate import Champion
-from ml.metrics import score_reference
+from ml.metrics import Calibration, calibration, score_reference
 from ml.program import CLASSIFICATION, Program
 from ml.snapshot import Snapshot
-from ml.training import data
+from ml.training import data, examples
 
 log = logging.getLogger(__name__)
-
-EXAMPLES = 24
 
 
 def run(
     name: str, model: Model, snapshot: Snapshot, run_id: str, champion: int | None
 ) -> dict[str, Any]:
-    """Evaluate the program of a training run; metrics and plots go to the run.
+    """Evaluate the program of a training run; metrics, tables and plots go to the run.
+
+    The comparison with the champion is made here, where both outputs are at hand; the gate then
+    needs its numbers only.
 
     Returns
     -------
@@ -36,14 +38,25 @@ def run(
     program = Program.load(*registry.program_of_run(run_id), device.choose())
     held = evaluate(program, parts.holdout.pixels, parts.holdout.labels)
     test = evaluate(program, parts.test.pixels, parts.test.labels) if len(parts.test) else None
+    found, other = None, None
+    if champion:
+        found, other = _champion(name, champion, program, parts, held, model.gate.confidence)
+    metrics = _metrics(held)
+    test_metrics = _metrics(test) if test else None
     registry.log_metrics(
-        run_id, _numbers("holdout", held) | (_numbers("test", test) if test else {})
+        run_id, _numbers("holdout", metrics) | _numbers("test", test_metrics or {})
     )
     registry.log_figures(run_id, _figures(program, parts.holdout, held))
+    if "per_class" in metrics:
+        rows = [{"class": name} | row for name, row in metrics["per_class"].items()]
+        registry.log_table(run_id, "per_class", rows)
+    if champion and other:
+        seen = examples.disagreements(program, parts.holdout, held, other, champion)
+        registry.log_figures(run_id, {"disagreements": seen} if seen else {})
     return {
-        "holdout": held.metrics,
-        "test": test.metrics if test else None,
-        "champion": _champion(name, champion, program, parts) if champion else None,
+        "holdout": metrics,
+        "test": test_metrics,
+        "champion": asdict(found) if found else None,
         "reference": score_reference(_reference(held)),
     }
 
@@ -54,70 +67,71 @@ def _reference(held: Evaluation) -> np.ndarray:
     return held.values[normal] if len(held.outputs.scores) and normal.any() else held.values
 
 
-def _champion(name: str, version: int, challenger: Program, parts: data.Parts) -> dict[str, Any]:
-    def noted(metrics: dict[str, Any] | None, note: str) -> dict[str, Any]:
-        return vars(Champion(version, metrics, note))
+def _champion(
+    name: str,
+    version: int,
+    challenger: Program,
+    parts: data.Parts,
+    held: Evaluation,
+    confidence: float,
+) -> tuple[Champion, Evaluation | None]:
+    """The champion against the challenger, and its evaluation; None when it has none."""
+
+    def noted(note: str) -> tuple[Champion, None]:
+        return Champion(version, None, None, note), None
 
     try:
         program = Program.load(*registry.fetch(name, version), challenger.device)
     except DataError as error:
-        return noted(None, f"it cannot be loaded ({error.message})")
+        return noted(f"it cannot be loaded ({error.message})")
     if (program.info.task, program.info.classes) != (challenger.info.task, challenger.info.classes):
-        return noted(None, "it has other classes")
+        return noted("it has other classes")
     if program.info.input_size != challenger.info.input_size:
-        return noted(None, "it takes images of another size")
-    return noted(evaluate(program, parts.holdout.pixels, parts.holdout.labels).metrics, "")
+        return noted("it takes images of another size")
+    other = evaluate(program, parts.holdout.pixels, parts.holdout.labels)
+    if not np.isfinite(other.values).all():
+        return noted("its outputs are not all numbers")
+    return Champion(version, other.metrics, compare(held, other, confidence)), other
 
 
-def _numbers(prefix: str, measured: Evaluation) -> dict[str, float]:
+def _metrics(measured: Evaluation) -> dict[str, Any]:
+    found = _calibration(measured)
+    return measured.metrics | ({"calibration_error": found.error} if found else {})
+
+
+def _calibration(measured: Evaluation) -> Calibration | None:
+    """Of a classifier's confidences, or of anomaly scores as probabilities, if there are both
+    kinds to tell apart."""
+    if not len(measured.outputs.scores):
+        return calibration(measured.values, measured.answers == measured.labels)
+    if len(np.unique(measured.labels)) < 2:
+        return None
+    return calibration(measured.outputs.scores, measured.labels == 1)
+
+
+def _numbers(prefix: str, metrics: dict[str, Any]) -> dict[str, float]:
     return {
         f"{prefix}_{key}": float(value)
-        for key, value in measured.metrics.items()
+        for key, value in metrics.items()
         if isinstance(value, int | float)
     }
 
 
 def _figures(program: Program, holdout: data.Part, held: Evaluation) -> dict[str, bytes]:
-    if program.info.task == CLASSIFICATION:
-        predicted = held.outputs.probabilities.argmax(axis=1)
-        return {
-            "confusion_matrix": plots.confusion_matrix(
-                held.labels, predicted, program.info.classes
-            ),
-            "worst_predictions": _worst_classified(program, holdout, held, predicted),
-        }
-    threshold = program.info.threshold or 0.0
-    anomalous = held.labels == 1
-    return {
-        "rates_by_threshold": plots.rates_by_threshold(held.outputs.scores, anomalous, threshold),
-        "score_histogram": plots.score_histogram(held.outputs.scores, anomalous, threshold),
-        "worst_predictions": _worst_judged(program, holdout, held),
+    figures = {
+        "worst_predictions": examples.worst(program, holdout, held),
+        "right_predictions": examples.right(program, holdout, held),
     }
-
-
-def _worst_classified(
-    program: Program, holdout: data.Part, held: Evaluation, predicted: np.ndarray
-) -> bytes:
-    """The images whose own class got the least probability."""
-    own = held.outputs.probabilities[np.arange(len(held.labels)), held.labels]
-    worst = np.argsort(own)[:EXAMPLES]
-    classes = program.info.classes
-    captions = [
-        f"{classes[held.labels[i]]} ({own[i]:.2f})\nseen as {classes[predicted[i]]}" for i in worst
-    ]
-    return plots.gallery([heatmap.picture(holdout.pixels[i]) for i in worst], captions)
-
-
-def _worst_judged(program: Program, holdout: data.Part, held: Evaluation) -> bytes:
-    """The normal images with the highest and the anomalous ones with the lowest scores."""
-    scores, half = held.outputs.scores, EXAMPLES // 2
-    order = np.argsort(scores)
-    anomalous = [i for i in order if held.labels[i] == 1][:half]
-    normal = [i for i in order[::-1] if held.labels[i] == 0][: EXAMPLES - len(anomalous)]
-    chosen = np.array(normal + anomalous)
-    pixels = np.array(holdout.pixels[chosen])
-    heat = predict(program, pixels, heatmaps=True).heatmaps
-    names = ("normal", "anomalous")
-    captions = [f"{names[held.labels[i]]}\nscore {scores[i]:.4f}" for i in chosen]
-    overlaid = [heatmap.overlay(image, warm) for image, warm in zip(pixels, heat, strict=True)]
-    return plots.gallery([Image.fromarray(picture) for picture in overlaid], captions)
+    classifies = program.info.task == CLASSIFICATION
+    if found := _calibration(held):
+        axes = ("confidence", "accuracy") if classifies else ("anomaly score", "share anomalous")
+        figures["reliability"] = plots.reliability(found, *axes)
+    if classifies:
+        matrix = plots.confusion_matrix(held.labels, held.answers, program.info.classes)
+        per_class = plots.per_class(held.metrics["per_class"])
+        return figures | {"confusion_matrix": matrix, "per_class": per_class}
+    judged = held.outputs.scores, held.labels == 1, program.info.threshold or 0.0
+    return figures | {
+        "rates_by_threshold": plots.rates_by_threshold(*judged),
+        "score_histogram": plots.score_histogram(*judged),
+    }

@@ -70,17 +70,38 @@ def run(name: str, model: Model, snapshot: Snapshot, run_id: str) -> None:
         on_epoch=on_epoch,
     )
     network.finish(pixels, labels)
-    registry.log_figures(run_id, {"training_curves": plots.training_curves(history)})
+    registry.log_figures(
+        run_id,
+        {
+            "training_curves": plots.training_curves(history),
+            "weights_and_gradients": _weights_and_gradients(network),
+        },
+    )
     chosen = _threshold(network, model, parts.holdout) if model.task == "anomaly" else None
     _log_program(name, model, snapshot, run_id, network, parts.classes, chosen)
 
 
 def _validate(network: Network, model: Model, holdout: data.Part) -> dict[str, float]:
-    outputs = loop.predict(network, torch.from_numpy(holdout.pixels))
+    pixels, labels = torch.from_numpy(holdout.pixels), torch.from_numpy(holdout.labels)
+    loss = {"holdout_loss": loop.holdout_loss(network, pixels, labels, seed=model.seed)}
+    outputs = loop.predict(network, pixels)
     if model.task == "classification":
-        return {"holdout_accuracy": float((outputs.argmax(axis=1) == holdout.labels).mean())}
+        return loss | {"holdout_accuracy": float((outputs.argmax(axis=1) == holdout.labels).mean())}
     measured = anomaly_metrics(outputs, holdout.labels == 1, None)
-    return {"holdout_auroc": measured["auroc"]} if measured["auroc"] is not None else {}
+    return loss | ({"holdout_auroc": measured["auroc"]} if measured["auroc"] is not None else {})
+
+
+def _weights_and_gradients(network: Network) -> bytes:
+    """Of the layers with a matrix of weights; biases and scales are too few for a histogram."""
+    layers = {
+        name.removesuffix(".weight"): parameter
+        for name, parameter in network.named_parameters()
+        if parameter.ndim > 1
+    }
+    return plots.weights_and_gradients(
+        {name: parameter.detach().numpy() for name, parameter in layers.items()},
+        {name: layer.grad.numpy() for name, layer in layers.items() if layer.grad is not None},
+    )
 
 
 def _threshold(network: Network, model: Model, holdout: data.Part) -> thresholds.ChosenThreshold:

@@ -27,13 +27,16 @@ _GRADIENT_NORM = 5.0
 
 @dataclass(frozen=True)
 class Epoch:
-    """How an epoch went: mean training loss, last learning rate, images and seconds, and what
-    the caller's validation measured after it."""
+    """How an epoch went: mean training loss, last learning rate, mean norm of the gradient before
+    it is clipped, norm of the weights (L2, both), images and seconds, and what the caller's
+    validation measured after it."""
 
     number: int
     epochs: int
     train_loss: float
     learning_rate: float
+    gradient_norm: float
+    weight_norm: float
     images_per_second: float
     seconds: float
     validation: dict[str, float] = field(default_factory=dict)
@@ -80,24 +83,53 @@ def fit(
     for number in range(1, parameters.epochs + 1):
         started = time.perf_counter()
         network.train()
-        losses = []
+        losses_and_norms = []
         for _ in range(steps):
             chosen = next(batches)
-            losses.append(
+            losses_and_norms.append(
                 _step(network, pixels[chosen].to(device), labels[chosen].to(device), optimizer)
             )
             schedule.step()
         seconds = time.perf_counter() - started
-        loss = float(torch.stack(losses).mean())
+        loss, gradient = torch.stack(losses_and_norms).mean(0).tolist()
         if not math.isfinite(loss):
             raise DataError(
                 f"The training loss is {loss} in epoch {number}.", "Lower the learning rate."
             )
         network.eval()
         rate, speed = float(schedule.get_last_lr()[0]), steps * batch_size / seconds
+        weights = float(torch.nn.utils.get_total_norm(map(Tensor.detach, network.parameters())))
         measured = validate(network)
-        on_epoch(Epoch(number, parameters.epochs, loss, rate, speed, seconds, measured))
+        on_epoch(
+            Epoch(
+                number, parameters.epochs, loss, rate, gradient, weights, speed, seconds, measured
+            )
+        )
     return network.eval().cpu()
+
+
+def holdout_loss(
+    network: Network, pixels: Tensor, labels: Tensor, *, seed: int, batch_size: int = 512
+) -> float:
+    """The mean loss of a network in training over images that it does not learn from.
+
+    The same weights and images give the same loss whatever is drawn in it (augmentation), and
+    training's own random numbers stay as they are.
+    """
+    device = next(network.parameters()).device
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        torch.inference_mode(),
+        _autocast(device),
+    ):
+        torch.manual_seed(seed)
+        # Mixed and of about the same size: a loss may need images of more than one class.
+        batches = torch.randperm(len(pixels)).tensor_split(math.ceil(len(pixels) / batch_size))
+        total = 0.0
+        for chosen in batches:
+            loss = network.loss(pixels[chosen].to(device), labels[chosen].to(device))
+            total += float(loss) * len(chosen)
+    return total / len(pixels)
 
 
 def predict(network: Network, pixels: Tensor, batch_size: int = 512) -> Any:
@@ -119,13 +151,14 @@ def predict(network: Network, pixels: Tensor, batch_size: int = 512) -> Any:
 def _step(
     network: Network, pixels: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer
 ) -> Tensor:
+    """One step; returns the loss, and the norm of the gradient before it was clipped."""
     with _autocast(pixels.device):
         loss = network.loss(pixels, labels)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(network.parameters(), _GRADIENT_NORM)
+    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), _GRADIENT_NORM)
     optimizer.step()
-    return loss.detach()
+    return torch.stack([loss.detach(), norm]).float()
 
 
 def _autocast(device: torch.device) -> torch.autocast:

@@ -22,7 +22,7 @@ PROMISED = {
     "anomalies": "stream night image_uri model version score threshold heatmap_uri scored_at",
     "class_mix": "stream night model version predicted_class images share",
     "rejected_images": "stream night image_uri reason detail",
-    "model_versions": "model version alias task metrics threshold registered_at promoted_at",
+    "model_versions": "model version alias task metrics threshold registered_at promoted_at gate_metric gate_value gate_champion_value gate_difference gate_lower_bound gate_checks",
     "score_drift": "stream night model version reference psi alarm",
 }  # fmt: skip
 

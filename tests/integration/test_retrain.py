@@ -1,13 +1,17 @@
 """The retrain flow on real MLflow, S3 and Postgres."""
 
+import csv
+import os
 import threading
+import time
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from ml import promotion, registry, retrain
 from ml.config import configuration
-from ml.database import session
+from ml.database import analyst_engine, session
 from ml.errors import DataError
 from ml.store import object_store
 from ml.tables import ModelVersion, Promotion
@@ -39,11 +43,54 @@ def test_a_version_is_registered_with_everything_that_is_needed_to_trust_it(trai
     (entry,) = run.inputs.dataset_inputs
     assert entry.dataset.name == "moulds"
     assert row.snapshot_uri.endswith(f"{entry.dataset.digest}.parquet")
-    for metric in ("train_loss", "holdout_auroc"):
+    for metric in (
+        "train_loss", "holdout_loss", "holdout_auroc", "learning_rate", "gradient_norm",
+        "weight_norm", "images_per_second",
+    ):  # fmt: skip
         assert len(_client().get_metric_history(version.run_id, metric)) >= 2
+    assert 0 <= run.data.metrics["holdout_calibration_error"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("model", "own"),
+    [
+        ("moulds", {"rates_by_threshold", "score_histogram"}),
+        ("shades", {"confusion_matrix", "per_class"}),
+    ],
+)
+def test_a_version_is_shown_in_pictures(trained, model, own):
+    from PIL import Image
+
+    version = _client().get_model_version(model, "1")
     plots = {found.path for found in _client().list_artifacts(version.run_id, "plots")}
-    names = ("training_curves", "rates_by_threshold", "score_histogram", "worst_predictions")
+    names = own | {
+        "training_curves", "weights_and_gradients", "reliability", "worst_predictions",
+        "right_predictions",
+    }  # fmt: skip
     assert plots == {f"plots/{name}.png" for name in names}
+    for path in plots:
+        with Image.open(_client().download_artifacts(version.run_id, path)) as picture:
+            assert picture.format == "PNG"
+
+
+def test_a_classifier_s_classes_are_in_a_table_and_on_its_page(trained):
+    version = _client().get_model_version("shades", "1")
+    path = _client().download_artifacts(version.run_id, "tables/per_class.csv")
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == ["dark", "light"]
+    assert set(rows[0]) == {"class", "precision", "recall", "f1", "support"}
+    assert "| class, held-out images | precision | recall | f1 | support |" in version.description
+    assert version.tags["nightscore.gate_metric"] == "accuracy"
+    assert "lowest recall" in version.tags["nightscore.gate_reason"]
+
+
+def test_metrics_that_are_no_numbers_can_be_stored():
+    found = {
+        "holdout": {"n": 3, "accuracy": float("nan"), "per_class": {}},
+        "test": {"auroc": None},
+    }
+    assert retrain._flat(found) == {"n": 3, "accuracy": None, "test_auroc": None}
 
 
 def test_the_logged_model_is_a_pt2_program_with_signature_input_example_and_metadata(trained):
@@ -72,25 +119,96 @@ def test_a_classifier_can_be_loaded_and_used_with_mlflow_alone(trained):
 def test_champion_and_challenger_are_compared_on_the_same_images(trained):
     before = registry.version_of_alias("moulds", "champion")
     result = retrain.retrain("moulds")
-    reason = _row("moulds", result["version"]).gate_reason
-    assert f"version {before} has" in reason
+    row = _row("moulds", result["version"])
+    assert f"version {before} has" in row.gate_reason
     assert registry.version_of_alias("moulds", "challenger") == result["version"]
     # The same snapshot, seed and code: the same weights, so it is not worse.
     assert _row("moulds", result["version"]).metrics["auroc"] == pytest.approx(
         _row("moulds", 1).metrics["auroc"]
     )
     assert result["promoted"]
+    assert (row.gate["difference"], row.gate["lower"]) == (0, 0)
+    version = _client().get_model_version("moulds", str(result["version"]))
+    assert version.tags["nightscore.gate_difference"] == "0"
+    assert version.tags["nightscore.gate_lower_bound"] == "0"
+    assert f"auroc less that of version {before}, lower bound" in version.description
+    assert "They judge 0 of" in version.description
+    plots = {found.path for found in _client().list_artifacts(version.run_id, "plots")}
+    assert "plots/disagreements.png" not in plots
     assert registry.version_of_alias("moulds", "previous") == before
     promotion.rollback("moulds", reason="test", by="test")
     assert registry.version_of_alias("moulds", "champion") == before
 
 
+def test_a_challenger_that_may_be_worse_is_compared_in_numbers_and_pictures(
+    trained, monkeypatch, tmp_path
+):
+    before = registry.version_of_alias("shades", "champion")
+    # So little training, at such a rate, learns next to nothing.
+    text = Path(os.environ["NIGHTSCORE_CONFIG"]).read_text()
+    text = text.replace("batch_size: 32, learning_rate: 0.1", "batch_size: 2, learning_rate: 1e-9")
+    text = text.replace("epochs: 2", "epochs: 1").replace("minimum: 0.7", "minimum: 0")
+    (tmp_path / "nightscore.yaml").write_text(text)
+    monkeypatch.setenv("NIGHTSCORE_CONFIG", str(tmp_path / "nightscore.yaml"))
+    result = retrain.retrain("shades")
+    assert not result["promoted"]
+    with analyst_engine().connect() as connection:
+        row = (
+            connection.execute(
+                sa.text(
+                    "SELECT * FROM reporting.model_versions"
+                    " WHERE model = 'shades' AND version = :version"
+                ),
+                {"version": result["version"]},
+            )
+            .mappings()
+            .one()
+        )
+    assert row["gate_metric"] == "accuracy"
+    assert row["gate_value"] == row["metrics"]["accuracy"]
+    assert row["gate_difference"] == row["gate_value"] - row["gate_champion_value"] < 0
+    assert row["gate_lower_bound"] <= row["gate_difference"]
+    floor, recall, against = row["gate_checks"]
+    assert floor["passed"] and recall["passed"] and not against["passed"]
+    assert against["value"] == row["gate_lower_bound"]
+    assert against["required"] == -0.05
+    assert "may be worse by more than 0.05" in row["gate_reason"]
+    version = _client().get_model_version("shades", str(result["version"]))
+    assert float(version.tags["nightscore.gate_p_value"]) < 0.05
+    assert f"| accuracy less that of version {before}, lower bound |" in version.description
+    assert "McNemar" in version.description
+    plots = {found.path for found in _client().list_artifacts(version.run_id, "plots")}
+    assert "plots/disagreements.png" in plots
+
+
+def test_the_machine_is_monitored_while_training(trained, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    run_id = registry.start_run("monitored", None, {})
+    with registry.monitored(run_id):
+        time.sleep(1.5)
+    monkeypatch.delenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL")
+    assert "system/cpu_utilization_percentage" in _client().get_run(run_id).data.metrics
+    started = time.monotonic()
+    with registry.monitored(run_id):
+        pass
+    assert time.monotonic() - started < 2
+    registry.end_run(run_id)
+
+
+def test_a_monitor_that_cannot_start_is_warned_of(trained, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "often")
+    run_id = registry.start_run("monitored", None, {})
+    done = False
+    with registry.monitored(run_id):
+        done = True
+    registry.end_run(run_id)
+    assert done
+    assert "The machine is not monitored" in caplog.text
+
+
 def test_what_fails_the_gate_is_registered_not_promoted_and_says_why(
     trained, monkeypatch, tmp_path
 ):
-    import os
-    from pathlib import Path
-
     text = Path(os.environ["NIGHTSCORE_CONFIG"]).read_text().replace("minimum: 0.5", "minimum: 1.5")
     (tmp_path / "nightscore.yaml").write_text(text)
     monkeypatch.setenv("NIGHTSCORE_CONFIG", str(tmp_path / "nightscore.yaml"))
@@ -137,9 +255,6 @@ def test_a_training_that_fails_marks_its_run_and_registers_nothing(trained, monk
 
 
 def test_missing_data_fail_before_any_training(trained, monkeypatch, tmp_path):
-    import os
-    from pathlib import Path
-
     text = (
         Path(os.environ["NIGHTSCORE_CONFIG"])
         .read_text()

@@ -11,7 +11,7 @@ from ml.config import Training
 from ml.errors import ConfigurationError, DataError
 from ml.models import build
 from ml.program import ANOMALY, CLASSIFICATION, Program, ProgramInfo, export, sha256
-from ml.training.loop import fit, predict
+from ml.training.loop import Epoch, fit, holdout_loss, predict
 
 SIZE = (16, 24)
 TASKS = {"residual_network": CLASSIFICATION, "anomaly_segmenter": ANOMALY}
@@ -77,6 +77,46 @@ def test_training_lowers_the_loss_and_the_same_seed_gives_the_same_weights(name)
     assert losses[-1] < losses[0]
     for one, other in zip(*(network.state_dict().values() for network in trained), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_validation_leaves_training_as_it_is_and_measures_the_same_each_time(name):
+    pixels, labels = _images()
+    parameters = PARAMETERS.model_copy(update={"epochs": 2})
+    measured: list[float] = []
+
+    def validate(network):
+        found = [holdout_loss(network, pixels, labels, seed=3) for _ in range(2)]
+        assert found[0] == found[1]
+        measured.append(found[0])
+        return {"holdout_loss": found[0]}
+
+    trained = [
+        fit(_network(name), pixels, labels, parameters, device=CPU, seed=1, **how)
+        for how in ({}, {"validate": validate})
+    ]
+    assert len(measured) == 2
+    assert measured[1] < measured[0]
+    for one, other in zip(*(network.state_dict().values() for network in trained), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_loss_of_held_out_images_is_finite_when_the_kinds_come_one_after_the_other():
+    pixels, labels = _images(40)
+    network = _network("anomaly_segmenter").eval()
+    assert np.isfinite(holdout_loss(network, pixels, labels.sort().values, seed=0, batch_size=10))
+
+
+def test_an_epoch_tells_the_norms_of_gradient_and_weights():
+    pixels, labels = _images()
+    epochs: list[Epoch] = []
+    network = fit(
+        _network("residual_network"), pixels, labels, PARAMETERS,
+        device=CPU, seed=1, on_epoch=epochs.append,
+    )  # fmt: skip
+    weights = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+    assert epochs[-1].weight_norm == pytest.approx(float(weights.norm()), rel=1e-5)
+    assert epochs[-1].gradient_norm > 0
 
 
 def test_a_classifier_learns_what_is_easy():

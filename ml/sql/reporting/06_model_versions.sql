@@ -22,7 +22,13 @@ SELECT
     version.snapshot_uri,
     version.program_sha256,
     version.mlflow_run_id,
-    version.synthetic
+    version.synthetic,
+    version.gate ->> 'metric' AS gate_metric,
+    (version.gate ->> 'challenger')::double precision AS gate_value,
+    (version.gate ->> 'champion')::double precision AS gate_champion_value,
+    (version.gate ->> 'difference')::double precision AS gate_difference,
+    (version.gate ->> 'lower')::double precision AS gate_lower_bound,
+    version.gate -> 'checks' AS gate_checks
 FROM nightscore.model_version AS version;
 
 COMMENT ON VIEW reporting.model_versions IS 'A row is a registered version of a model.';
@@ -41,3 +47,9 @@ COMMENT ON COLUMN reporting.model_versions.snapshot_uri IS 'The snapshot it was 
 COMMENT ON COLUMN reporting.model_versions.program_sha256 IS 'SHA-256 of the exported program.';
 COMMENT ON COLUMN reporting.model_versions.mlflow_run_id IS 'The training run in MLflow.';
 COMMENT ON COLUMN reporting.model_versions.synthetic IS 'True when it was trained on the built-in synthetic sample data.';
+COMMENT ON COLUMN reporting.model_versions.gate_metric IS 'The metric that decided.';
+COMMENT ON COLUMN reporting.model_versions.gate_value IS 'Its value on the held-out images; null when it is not measurable.';
+COMMENT ON COLUMN reporting.model_versions.gate_champion_value IS 'The champion''s value on the same images; null when there was none to compare with.';
+COMMENT ON COLUMN reporting.model_versions.gate_difference IS 'gate_value less gate_champion_value; null when there was no champion to compare with.';
+COMMENT ON COLUMN reporting.model_versions.gate_lower_bound IS 'What the difference is at least, with the confidence of the configuration; the gate requires that it is not below -max_drop.';
+COMMENT ON COLUMN reporting.model_versions.gate_checks IS 'The checks of the gate, a JSON array of {name, value, required, passed}.';

@@ -1,0 +1,58 @@
+"""The text of a version's page."""
+
+from ml.comparison import Comparison, Difference
+from ml.config import Model
+from ml.description import describe
+from ml.gate import Champion, decide
+
+SETTINGS = Model(
+    task="classification",
+    dataset="d",
+    architecture="residual_network",
+    input_size=(32, 32),
+    training={"cpu": {"epochs": 1, "batch_size": 8, "learning_rate": 0.1}},
+)
+
+
+def _described(classes: int, name_length: int = 5, synthetic: bool = False) -> str:
+    row = {"precision": 0.91, "recall": 0.92, "f1": 0.915, "support": 500}
+    holdout = {
+        "n": 5000,
+        "accuracy": 0.92,
+        "macro_f1": 0.915,
+        "per_class": {f"{i:0{name_length}}": row for i in range(classes)},
+        "calibration_error": 0.0123,
+    }
+    differences = {
+        "accuracy": Difference(0.92, 0.91, 0.01, 0.004, 0.016),
+        "macro_f1": Difference(0.915, 0.905, 0.01, 0.003, 0.017),
+    }
+    compared = Comparison(5000, 0.95, 2000, 321, 0.0042, differences)
+    champion = Champion(7, {"accuracy": 0.91, "macro_f1": 0.905}, compared)
+    return describe(
+        SETTINGS,
+        holdout,
+        {"n": 10_000, "accuracy": 0.9},
+        champion,
+        decide(SETTINGS.gate, SETTINGS.task, holdout, champion),
+        snapshot_uri="s3://bucket/snapshots/d/hash.parquet",
+        synthetic=synthetic,
+    )
+
+
+def test_it_shows_the_gate_the_metrics_and_both_versions_side_by_side():
+    text = _described(3)
+    assert text.startswith("**Gate passed:** accuracy 0.9200")
+    assert "| accuracy less that of version 7, lower bound | 0.0040 | -0.0100 | yes |" in text
+    assert "| n | 5,000 | 10,000 |" in text
+    assert "| calibration_error | 0.0123 |  |" in text
+    assert "| accuracy | 0.9200 | 0.9100 | +0.0100 (+0.0040 to +0.0160) |" in text
+    assert "They judge 321 of 5,000 held-out images differently." in text
+    assert "p = 0.0042" in text
+    assert "| 00002 | 0.9100 | 0.9200 | 0.9150 | 500 |" in text
+    assert _described(3, synthetic=True).startswith("**SYNTHETIC")
+
+
+def test_it_fits_into_what_mlflow_keeps():
+    assert len(_described(20, name_length=60, synthetic=True)) < 5000
+    assert "| class," not in _described(21)
