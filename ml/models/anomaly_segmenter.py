@@ -22,7 +22,7 @@ from ml.models import Network
 from ml.training.augmentation import noisy, occluders, varied
 from ml.training.drawing import blob, chance, uniform
 
-_KNOWN_SHARE = 0.35  # of the anomalies shown, how many are made from known ones
+_KNOWN_SHARE = 0.15  # of the anomalies shown, how many are made from known ones
 _OCCLUDED_SHARE = 0.3
 _MAP_WEIGHT = 0.5
 # Keeps the logits of what is easy small (label smoothing, Szegedy et al., 2016): a threshold
