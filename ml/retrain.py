@@ -98,6 +98,7 @@ def register(value: Value) -> Value:
     decision = Decision(**registry.read_json(run_id, _DECISION))
     tags = registry.run_tags(run_id)
     _, info = registry.program_of_run(run_id)
+    threshold = _threshold_detail(run_id)
     version = registry.register(
         run_id,
         model,
@@ -107,7 +108,8 @@ def register(value: Value) -> Value:
             _SNAPSHOT: tags[_SNAPSHOT],
             _SYNTHETIC: tags[_SYNTHETIC],
         },
-        _description(configuration().model(model), found, decision, tags),
+        _description(configuration().model(model), found, decision, tags)
+        + (_threshold_table(threshold) if threshold else ""),
     )
     row = {
         "task": info.task,
@@ -116,6 +118,8 @@ def register(value: Value) -> Value:
         "snapshot_uri": tags[_SNAPSHOT],
         "metrics": _flat(found),
         "threshold": info.threshold,
+        "threshold_detail": threshold,
+        "novelty_threshold": info.novelty_threshold,
         "classes": list(info.classes),
         "reference_edges": found["reference"]["edges"],
         "reference_shares": found["reference"]["shares"],
@@ -190,3 +194,35 @@ def _description(
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _threshold_detail(run_id: str) -> dict[str, Any] | None:
+    """The run's `ml.training.thresholds.ChosenThreshold`; None for a classifier, and for a run from
+    before thresholds had intervals."""
+    found: dict[str, Any] | None = registry.program_metadata(run_id).get("threshold")
+    return found if found and "asked" in found else None
+
+
+def _threshold_table(threshold: dict[str, Any]) -> str:
+    """How the threshold was chosen and how sure it is."""
+    policy, asked, tpr, fpr = (threshold[key] for key in ("policy", "asked", "tpr", "fpr"))
+    fallen_back = f" ({asked} needs calibration anomalies)" if policy != asked else ""
+    value, low, high = (f"{threshold[key]:.6f}" for key in ("value", "low", "high"))
+    rows = [
+        ("policy", f"{policy}{fallen_back}", "", ""),
+        ("threshold", value, f"{low} to {high}", ""),
+    ]
+    if tpr:
+        rows.append(
+            ("TPR", *_rate(tpr["value"], tpr["low"], tpr["high"]), f"{tpr['images']} anomalous")
+        )
+    tnr = _rate(1 - fpr["value"], 1 - fpr["high"], 1 - fpr["low"])
+    rows.append(("TNR", *tnr, f"{fpr['images']} normal"))
+    return (
+        "\n\n| expected at the threshold | | 95 % interval | held-out images |\n"
+        "| --- | --- | --- | --- |\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    )
+
+
+def _rate(value: float, low: float, high: float) -> tuple[str, str]:
+    return _number(value), f"{_number(low)} to {_number(high)}"

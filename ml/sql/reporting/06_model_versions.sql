@@ -22,7 +22,10 @@ SELECT
     version.snapshot_uri,
     version.program_sha256,
     version.mlflow_run_id,
-    version.synthetic
+    version.synthetic,
+    version.threshold_detail ->> 'policy' AS threshold_policy,
+    version.threshold_detail,
+    version.novelty_threshold
 FROM nightscore.model_version AS version;
 
 COMMENT ON VIEW reporting.model_versions IS 'A row is a registered version of a model.';
@@ -41,3 +44,6 @@ COMMENT ON COLUMN reporting.model_versions.snapshot_uri IS 'The snapshot it was 
 COMMENT ON COLUMN reporting.model_versions.program_sha256 IS 'SHA-256 of the exported program.';
 COMMENT ON COLUMN reporting.model_versions.mlflow_run_id IS 'The training run in MLflow.';
 COMMENT ON COLUMN reporting.model_versions.synthetic IS 'True when it was trained on the built-in synthetic sample data.';
+COMMENT ON COLUMN reporting.model_versions.threshold_policy IS 'The policy that gave threshold: midpoint, target_fpr or cost; null for a classifier.';
+COMMENT ON COLUMN reporting.model_versions.threshold_detail IS 'How threshold was chosen: asked is the policy of nightscore.yaml, low and high the 95 % bootstrap interval of the threshold, tpr and fpr the rates on held-out images with their exact 95 % intervals and counts, detail the policy''s own numbers. Null for a classifier.';
+COMMENT ON COLUMN reporting.model_versions.novelty_threshold IS 'Images are marked for review from this novelty on; null for a version that does not measure novelty.';
