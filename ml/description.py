@@ -16,6 +16,7 @@ def describe(
     test: dict[str, Any] | None,
     champion: Champion | None,
     decision: Decision,
+    threshold: dict[str, Any] | None,
     *,
     snapshot_uri: str,
     synthetic: bool,
@@ -25,6 +26,7 @@ def describe(
     Parameters
     ----------
     holdout, test: metrics on the held-out images and on the split test (`ml.metrics`).
+    threshold: as stored with the program (`ml.training.thresholds.ChosenThreshold`), if it has one.
     """
     banner = "**SYNTHETIC SAMPLE DATA: drawn by Nightscore, says nothing of a real line.**"
     verdict = "passed" if decision.passed else "NOT passed, not promoted"
@@ -34,6 +36,7 @@ def describe(
         _checks(decision),
         f"{settings.task}, architecture {settings.architecture}, snapshot `{snapshot_uri}`",
         _metrics(holdout, test or {}),
+        _threshold(threshold) if threshold else "",
         _comparison(champion) if champion else "",
         _classes(holdout.get("per_class", {})),
     ]
@@ -55,6 +58,27 @@ def _metrics(holdout: dict[str, Any], test: dict[str, Any]) -> str:
         if isinstance(value, int | float)
     ]
     return _table(("metric", "held-out images", "test split (reported only)"), rows)
+
+
+def _threshold(threshold: dict[str, Any]) -> str:
+    """How the threshold was chosen and how sure it and the rates at it are."""
+    policy, asked, tpr, fpr = (threshold[key] for key in ("policy", "asked", "tpr", "fpr"))
+    fallen_back = f" ({asked} needs calibration anomalies)" if policy != asked else ""
+    value, low, high = (f"{threshold[key]:.6f}" for key in ("value", "low", "high"))
+    rows = [
+        ("policy", f"{policy}{fallen_back}", "", ""),
+        ("threshold", value, f"{low} to {high}", ""),
+    ]
+    if tpr:
+        rate = _rate(tpr["value"], tpr["low"], tpr["high"])
+        rows.append(("TPR", *rate, f"{tpr['images']:,} anomalous"))
+    rate = _rate(1 - fpr["value"], 1 - fpr["high"], 1 - fpr["low"])
+    rows.append(("TNR", *rate, f"{fpr['images']:,} normal"))
+    return _table(("expected at the threshold", "", "95 % interval", "held-out images"), rows)
+
+
+def _rate(value: float, low: float, high: float) -> tuple[str, str]:
+    return _number(value), f"{_number(low)} to {_number(high)}"
 
 
 def _comparison(champion: Champion) -> str:

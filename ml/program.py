@@ -41,8 +41,8 @@ def _nothing() -> np.ndarray:
 class ProgramInfo:
     """What is recorded of a program beside its file.
 
-    `input_size` is (height, width) in pixels; `threshold` is set for the task `anomaly`;
-    `version` is None before registration.
+    `input_size` is (height, width) in pixels; `threshold` is set for the task `anomaly`, and
+    `novelty_threshold` where the program gives novelties; `version` is None before registration.
     """
 
     model: str
@@ -53,6 +53,7 @@ class ProgramInfo:
     threshold: float | None
     sha256: str
     synthetic: bool = False
+    novelty_threshold: float | None = None
 
     @property
     def name(self) -> str:
@@ -63,11 +64,12 @@ class ProgramInfo:
 class Outputs:
     """A batch's outputs: `probabilities` float32 (B, classes) for a classifier; `scores` float32
     (B,) and `heatmaps` float32 (B, h, w), which may be coarser than the images, for an anomaly
-    detector."""
+    detector, and `novelties` float32 (B,) if it has them. What there is not is empty."""
 
     probabilities: np.ndarray = field(default_factory=_nothing)
     scores: np.ndarray = field(default_factory=_nothing)
     heatmaps: np.ndarray = field(default_factory=_nothing)
+    novelties: np.ndarray = field(default_factory=_nothing)
 
     def __len__(self) -> int:
         return max(len(self.probabilities), len(self.scores))
@@ -112,9 +114,9 @@ class Program:
     def predict(self, pixels: np.ndarray) -> Outputs:
         """Outputs for uint8 pixels (B, 3, H, W); B is at least 1.
 
-        In bfloat16 (`ml.runtime.precision`) the images whose class or flag its error could change
-        are computed again in float32. On a CPU this computes on one core; many images are best
-        given in batches, from as many threads as there are cores.
+        In bfloat16 (`ml.runtime.precision`) the images whose class, flag or mark for review its
+        error could change are computed again in float32. On a CPU this computes on one core; many
+        images are best given in batches, from as many threads as there are cores.
         """
         outputs = self.runtime(pixels)
         if self.exact is not None and len(close := self._too_close(outputs)):
@@ -123,19 +125,22 @@ class Program:
         if self.info.task == CLASSIFICATION:
             (probabilities,) = outputs
             return Outputs(probabilities=probabilities)
-        scores, heatmaps = outputs
-        return Outputs(scores=scores, heatmaps=heatmaps)
+        scores, heatmaps, novelties = outputs if len(outputs) != 2 else (*outputs, _nothing())
+        return Outputs(scores=scores, heatmaps=heatmaps, novelties=novelties)
 
     def _too_close(self, outputs: tuple[np.ndarray, ...]) -> np.ndarray:
-        """The rows that an error within the tolerance could push across the threshold, or to
-        another class."""
+        """The rows that an error within the tolerance could push across a threshold, or to another
+        class."""
         from ml.runtime import TOLERANCE
 
         values, error = outputs[0], TOLERANCE["bfloat16"]
         if self.info.task == CLASSIFICATION:
             best = np.partition(values, -2, axis=1)[:, -2:]
             return np.flatnonzero(best[:, 1] - best[:, 0] < 2 * error)
-        return np.flatnonzero(np.abs(values - self.info.threshold) < error)
+        close = np.abs(values - self.info.threshold) < error
+        if self.info.novelty_threshold is not None and len(outputs) > 2:
+            close |= np.abs(outputs[2] - self.info.novelty_threshold) < error
+        return np.flatnonzero(close)
 
     def _try(self) -> None:
         height, width = self.info.input_size
@@ -152,6 +157,8 @@ class Program:
         else:
             coarse = outputs.heatmaps.shape[1:]  # of any size, but two numbers
             wanted = {"scores": (2,), "heatmaps": (2, *(coarse if len(coarse) == 2 else (1, 1)))}
+            if len(outputs.novelties) or self.info.novelty_threshold is not None:
+                wanted["novelties"] = (2,)
         for name, shape in wanted.items():
             found = getattr(outputs, name).shape
             if found != shape:

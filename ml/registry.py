@@ -290,6 +290,8 @@ def _signature(info: ProgramInfo) -> Any:
             TensorSpec(single, (-1,), "scores"),
             TensorSpec(single, (-1, -1, -1), "heatmaps"),
         ]
+        if info.novelty_threshold is not None:
+            outputs.append(TensorSpec(single, (-1,), "novelties"))
     return ModelSignature(Schema([pixels]), Schema(outputs))
 
 
@@ -312,6 +314,16 @@ def program_of_run(run_id: str) -> tuple[Path, ProgramInfo]:
     if not path.exists():
         _download(stored["model_id"], path)
     return path, _info(stored)
+
+
+def program_metadata(run_id: str) -> dict[str, Any]:
+    """What training recorded with the program that a run has logged."""
+    import mlflow
+
+    _client()
+    stored = read_json(run_id, _PROGRAM_INFO)
+    with _translated():
+        return dict(mlflow.models.get_model_info(f"models:/{stored['model_id']}").metadata or {})
 
 
 def code_version() -> str:
@@ -447,4 +459,6 @@ def _info(stored: Mapping[str, Any]) -> ProgramInfo:
         threshold=stored["threshold"],
         sha256=stored["sha256"],
         synthetic=stored["synthetic"],
+        # What was stored before there was a novelty has none.
+        novelty_threshold=stored.get("novelty_threshold"),
     )

@@ -101,6 +101,7 @@ def register(value: Value) -> Value:
     decision = TypeAdapter(Decision).validate_python(registry.read_json(run_id, _DECISION))
     tags = registry.run_tags(run_id)
     _, info = registry.program_of_run(run_id)
+    threshold = _threshold_detail(run_id)
     version = registry.register(
         run_id,
         model,
@@ -115,6 +116,7 @@ def register(value: Value) -> Value:
             found["test"],
             _champion(found),
             decision,
+            threshold,
             snapshot_uri=tags[_SNAPSHOT],
             synthetic=tags[_SYNTHETIC] == "true",
         ),
@@ -126,6 +128,8 @@ def register(value: Value) -> Value:
         "snapshot_uri": tags[_SNAPSHOT],
         "metrics": _flat(found),
         "threshold": info.threshold,
+        "threshold_detail": threshold,
+        "novelty_threshold": info.novelty_threshold,
         "classes": list(info.classes),
         "reference_edges": found["reference"]["edges"],
         "reference_shares": found["reference"]["shares"],
@@ -205,3 +209,10 @@ def _flat(found: Value) -> Value:
         for key, item in (found["holdout"] | test).items()
         if not isinstance(item, dict)
     }
+
+
+def _threshold_detail(run_id: str) -> dict[str, Any] | None:
+    """The run's `ml.training.thresholds.ChosenThreshold`; None for a classifier, and for a run from
+    before thresholds had intervals."""
+    found: dict[str, Any] | None = registry.program_metadata(run_id).get("threshold")
+    return found if found and "asked" in found else None

@@ -45,6 +45,7 @@ class ScoringRun(Base):
     scored: Mapped[int | None] = mapped_column(BigInteger)
     rejected: Mapped[int | None] = mapped_column(BigInteger)
     anomalies: Mapped[int | None] = mapped_column(BigInteger)
+    to_review: Mapped[int | None] = mapped_column(BigInteger)
     synthetic: Mapped[bool] = mapped_column(server_default="false")
     error: Mapped[str | None]
     report_uri: Mapped[str | None]
@@ -101,7 +102,8 @@ class Manifest(Base):
 class Prediction(Base):
     """What a version said of an image.
 
-    `confidence` is set for classification; `score`, `threshold` and `flagged` for anomaly.
+    `confidence` is set for classification; `score`, `threshold` and `flagged` for anomaly, and
+    `novelty` and `review` where the version gives a novelty.
     """
 
     __tablename__ = "prediction"
@@ -117,6 +119,8 @@ class Prediction(Base):
     threshold: Mapped[float | None] = mapped_column(REAL)
     flagged: Mapped[bool] = mapped_column(server_default="false")
     heatmap_uri: Mapped[str | None]
+    novelty: Mapped[float | None] = mapped_column(REAL)
+    review: Mapped[bool] = mapped_column(server_default="false")
     scored_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
@@ -140,7 +144,8 @@ class ModelVersion(Base):
 
     `reference_edges` are the inner edges of the bins of the held-out scores, `reference_shares`
     the share of held-out images in each bin, one more than there are edges. `gate` is the decision
-    as `ml.gate.Decision`; null for a version registered before there was one.
+    as `ml.gate.Decision`, `threshold_detail` an `ml.training.thresholds.ChosenThreshold`; null for
+    a version registered before there were such.
     """
 
     __tablename__ = "model_version"
@@ -153,6 +158,8 @@ class ModelVersion(Base):
     snapshot_uri: Mapped[str]
     metrics: Mapped[dict[str, Any]] = mapped_column(JSONB)
     threshold: Mapped[float | None] = mapped_column(Double)
+    threshold_detail: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    novelty_threshold: Mapped[float | None] = mapped_column(Double)
     classes: Mapped[list[str]] = mapped_column(ARRAY(Text))
     reference_edges: Mapped[list[float]] = mapped_column(ARRAY(Double))
     reference_shares: Mapped[list[float]] = mapped_column(ARRAY(Double))

@@ -54,7 +54,8 @@ def run(
 
 def _show(summaries: list[dict[str, Any]]) -> None:
     columns = (
-        "stream", "night", "status", "discovered", "scored", "rejected", "anomalies", "versions",
+        "stream", "night", "status", "discovered", "scored", "rejected", "anomalies", "to_review",
+        "versions",
     )  # fmt: skip
     print_table(columns, ([row[name] for name in columns] for row in summaries))
     if any(row["synthetic"] for row in summaries):

@@ -31,7 +31,8 @@ def score(stream: Stream, date: Night = "today", json: Json = False) -> None:
         return
     out.print(
         f"{stream}, night of {night}: {counts['discovered']} new images, "
-        f"{counts['scored']} scored, {counts['rejected']} rejected, {counts['anomalies']} anomalies"
+        f"{counts['scored']} scored, {counts['rejected']} rejected, "
+        f"{counts['anomalies']} anomalies, {counts['to_review']} to review"
     )
     if counts["synthetic"]:
         print_synthetic()

@@ -65,8 +65,9 @@ class Network(nn.Module):
         """The outputs that are stored.
 
         classification: float32 (B, classes), probabilities that sum to 1.
-        anomaly: a pair of float32 (B,), the score in [0, 1], larger is more anomalous, and
-        float32 (B, h, w), the heat map in [0, 1], as coarse as the network makes it.
+        anomaly: float32 (B,), the score in [0, 1], larger is more anomalous; float32 (B, h, w), the
+        heat map in [0, 1], as coarse as the network makes it; and, if the network has one, float32
+        (B,), the novelty in [0, 1], larger is less like anything seen.
         """
         raise NotImplementedError
 

@@ -8,7 +8,8 @@ it has not seen; for the same end every image is moved and put under other light
 things pass in front of normal and anomalous images alike. After DRAEM (Zavrtanik et al., 2021),
 without its reconstruction half. The decoder narrows, enlarges and adds to the encoder's maps, as
 feature pyramids do (Lin et al., 2017, arXiv:1612.03144): a third of the work of convolving both,
-side by side, at the larger size.
+side by side, at the larger size. How unlike the normal training images an image is, anomalous or
+not, is measured on the features that its logit comes from (`ml.training.novelty`).
 """
 
 from typing import Any
@@ -21,6 +22,7 @@ from ml import anomalies
 from ml.models import Network
 from ml.training.augmentation import noisy, occluders, varied
 from ml.training.drawing import blob, chance, uniform
+from ml.training.novelty import Novelty
 
 _KNOWN_SHARE = 0.15  # of the anomalies shown, how many are made from known ones
 _OCCLUDED_SHARE = 0.3
@@ -28,6 +30,8 @@ _MAP_WEIGHT = 0.5
 # Keeps the logits of what is easy small (label smoothing, Szegedy et al., 2016): a threshold
 # halfway between two logits would else follow the kind of anomaly that is found most easily.
 _SMOOTHING = 0.03
+_FITTED = 20_000  # normal images that novelty is fitted to, at most
+_FITTED_AT_ONCE = 256
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -54,13 +58,11 @@ class AnomalySegmenter(Network):
         self.up_half = _conv(width, width)
         self.map = nn.Conv2d(width, 1, 1)
         self.image = nn.Linear(4 * width + 2, 1)
+        self.novelty = Novelty(4 * width + 2)
 
     def start(self, pixels: Tensor, labels: Tensor) -> None:
         # They are so few that most batches would have none.
         self.known = pixels[labels == 1]
-
-    def finish(self, pixels: Tensor, labels: Tensor) -> None:
-        self.known = torch.empty(0, dtype=torch.uint8)
 
     def optimizer(self, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), lr=learning_rate, weight_decay=weight_decay)
@@ -73,7 +75,7 @@ class AnomalySegmenter(Network):
         wanted = torch.cat([torch.zeros_like(mask), mask])
         cover, front = occluders(images, _OCCLUDED_SHARE)
         images, wanted = images * (1 - cover) + front * cover, wanted * (1 - cover)
-        map_logits, image_logits = self._logits(noisy(images))
+        map_logits, image_logits, _ = self._logits(noisy(images))
         truth = torch.cat([torch.zeros_like(drawn), torch.ones_like(drawn)])
         image_loss = F.binary_cross_entropy_with_logits(
             image_logits, truth * (1 - 2 * _SMOOTHING) + _SMOOTHING
@@ -86,14 +88,27 @@ class AnomalySegmenter(Network):
         map_loss = (by_pixel.mean((1, 2, 3)) * counted).mean()
         return image_loss + _MAP_WEIGHT * map_loss
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def finish(self, pixels: Tensor, labels: Tensor) -> None:
+        normal = torch.nonzero(labels == 0)[:, 0]
+        if len(normal) > _FITTED:
+            normal = normal[torch.arange(_FITTED) * len(normal) // _FITTED]
+        features = [
+            self._logits(pixels[part].float() / 255)[2] for part in normal.split(_FITTED_AT_ONCE)
+        ]
+        self.novelty.fit(torch.cat(features))
+        self.known = torch.empty(0, dtype=torch.uint8)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # The map stays at half resolution: to enlarge it costs a fifth of the whole program, and
         # only the few that are shown need it.
-        map_logits, image_logits = self._logits(pixels.float() / 255)
-        return image_logits.float().sigmoid(), map_logits[:, 0].float().sigmoid()
+        map_logits, image_logits, features = self._logits(pixels.float() / 255)
+        score, heat = image_logits.float().sigmoid(), map_logits[:, 0].float().sigmoid()
+        return score, heat, self.novelty(features)
 
-    def _logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, 1, H/2, W/2) of the map and (B,) of the images."""
+    def _logits(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (B, 1, H/2, W/2) of the map and (B,) of the images, and the features (B, F) that
+        the latter come from."""
         half = self.to_half(_standardised(images).contiguous(memory_format=torch.channels_last))
         quarter = self.to_quarter(half)
         eighth = self.to_eighth(quarter)
@@ -101,8 +116,9 @@ class AnomalySegmenter(Network):
         up = self.up_half(half + _enlarged(self.from_quarter(up), half))
         map_logits = self.map(up)
         strongest = map_logits.flatten(1).topk(8, dim=1).values
-        features = [eighth.mean((2, 3)), strongest[:, :1], strongest.mean(1, keepdim=True)]
-        return map_logits, self.image(torch.cat(features, 1))[:, 0]
+        parts = [eighth.mean((2, 3)), strongest[:, :1], strongest.mean(1, keepdim=True)]
+        features = torch.cat(parts, 1)
+        return map_logits, self.image(features)[:, 0], features
 
     def _anomalies(self, normal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """An anomaly in each image: the images, masks (B, 1, H, W), and 1 where it was drawn."""

@@ -1,4 +1,4 @@
-"""The page of one scoring run: what was found, what was flagged, what could not be scored.
+"""The page of one scoring run: what was found, flagged, marked for review, or not to be scored.
 
 The page is one HTML file without scripts or outside references; pictures are embedded.
 """
@@ -23,6 +23,7 @@ from ml.tables import ScoringRun
 
 MOST_ANOMALIES = 48
 MOST_UNCERTAIN = 24
+MOST_REVIEWED = 24
 MOST_REJECTIONS = 100
 _THUMBNAIL_PX = 160
 _MAX_PIXELS = 64_000_000
@@ -57,6 +58,7 @@ def render(run_id: UUID) -> str:
         found = {
             "versions": rows(current, "report_versions", run_id=run_id),
             "anomalies": rows(current, "report_anomalies", run_id=run_id, most=MOST_ANOMALIES),
+            "review": rows(current, "report_review", run_id=run_id, most=MOST_REVIEWED),
             "uncertain": rows(current, "report_uncertain", run_id=run_id, most=MOST_UNCERTAIN),
             "classes": rows(current, "report_classes", run_id=run_id),
             "reasons": rows(current, "report_reasons", run_id=run_id),
@@ -69,7 +71,7 @@ def render(run_id: UUID) -> str:
                 night=summary["night"],
             ),
         }
-    for gallery in ("anomalies", "uncertain"):
+    for gallery in ("anomalies", "review", "uncertain"):
         found[gallery] = list(map_ahead(_with_pictures, found[gallery], threads=8, ahead=16))
     return render_template("run.html", run=summary, **found)
 

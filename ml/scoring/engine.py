@@ -46,6 +46,8 @@ Fetch = Callable[[Iterable[Wanted[Item]]], Iterator[Download[Item]]]
 class Result(NamedTuple):
     """What one version makes of one image: a prediction, or a rejection when `reason` is set.
 
+    `flagged` says that `score` has reached the version's threshold, `review` that `novelty` (None
+    where the version gives none) has reached the one for that; either goes without the other.
     `pixels` (uint8, 3 x H x W) and `heat` (float32, coarser) are there for flagged images only.
     """
 
@@ -61,6 +63,8 @@ class Result(NamedTuple):
     heat: np.ndarray | None = None
     reason: str | None = None
     detail: str = ""
+    novelty: float | None = None
+    review: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,21 +226,40 @@ def _judged(
     name, version, threshold = program.info.model, program.info.version or 0, program.info.threshold
     assert threshold is not None  # checked when the program was loaded
     flags = (outputs.scores >= threshold).tolist()
-    finite = np.isfinite(outputs.scores).tolist()
+    novelties, marks = _reviewed(outputs, program.info.novelty_threshold)
+    finite = np.isfinite(outputs.scores)
+    if len(outputs.novelties):
+        finite &= np.isfinite(outputs.novelties)
     results = []
-    rows = zip(images, outputs.scores.tolist(), flags, finite, strict=True)
-    for row, (item, value, flagged, whole) in enumerate(rows):
+    rows = zip(
+        images, outputs.scores.tolist(), flags, novelties, marks, finite.tolist(), strict=True
+    )
+    for row, (item, value, flagged, novelty, review, whole) in enumerate(rows):
         if not whole:
             results.append(_not_finite(item, program))
-        elif flagged:
+            continue
+        result = Result(
+            item, name, version, "normal", None, value, threshold, novelty=novelty, review=review
+        )
+        if flagged:
             # Copies, so that one anomaly does not keep its whole batch in memory.
             seen, heat = pixels[row].copy(), outputs.heatmaps[row].copy()
-            results.append(
-                Result(item, name, version, "anomalous", None, value, threshold, True, seen, heat)
+            result = result._replace(
+                predicted_class="anomalous", flagged=True, pixels=seen, heat=heat
             )
-        else:
-            results.append(Result(item, name, version, "normal", None, value, threshold))
+        results.append(result)
     return results
+
+
+def _reviewed(
+    outputs: Outputs, threshold: float | None
+) -> tuple[Sequence[float | None], Sequence[bool]]:
+    """Each image's novelty, and whether it is marked for review."""
+    if not len(outputs.novelties):
+        return [None] * len(outputs), [False] * len(outputs)
+    if threshold is None:
+        return outputs.novelties.tolist(), [False] * len(outputs)
+    return outputs.novelties.tolist(), (outputs.novelties >= threshold).tolist()
 
 
 def _not_finite(item: Item, program: Program) -> Result:

@@ -72,7 +72,7 @@ def score_night(
 
     Returns
     -------
-    run_id, discovered, scored, rejected, anomalies, synthetic, report_uri.
+    run_id, discovered, scored, rejected, anomalies, to_review, synthetic, report_uri.
 
     Raises
     ------

@@ -23,8 +23,8 @@ def reconcile(run_id: UUID) -> dict[str, Any]:
 
     Returns
     -------
-    `discovered`, `scored`, `rejected`, `anomalies`: numbers of images; `synthetic`: whether an
-    image or a model comes from the built-in samples.
+    `discovered`, `scored`, `rejected`, `anomalies`, `to_review`: numbers of images; `synthetic`:
+    whether an image or a model comes from the built-in samples.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def reconcile(run_id: UUID) -> dict[str, Any]:
         error = _fault(run, counts) if listed else "the images of the night were not listed"
         run.discovered = counts["discovered"] if listed else None
         run.scored, run.rejected = counts["scored"], counts["rejected"]
-        run.anomalies = counts["anomalies"]
+        run.anomalies, run.to_review = counts["anomalies"], counts["to_review"]
         run.synthetic = synthetic = counts["synthetic"] or _models_are_synthetic(run_id)
         run.status, run.error = (FAILED, error) if error else (FINISHED, None)
         run.finished_at = current.scalar(sa.select(sa.func.clock_timestamp()))
@@ -45,8 +45,8 @@ def reconcile(run_id: UUID) -> dict[str, Any]:
     if error:
         raise RunFailed(f"The scoring {name} failed: {error}.", "What was stored stays stored.")
     log.info("The scoring %s is finished: %s", name, counts)
-    numbers = {key: counts[key] for key in ("discovered", "scored", "rejected", "anomalies")}
-    return {**numbers, "synthetic": synthetic}
+    names = ("discovered", "scored", "rejected", "anomalies", "to_review")
+    return {**{name: counts[name] for name in names}, "synthetic": synthetic}
 
 
 def require_finished(run_id: UUID) -> None:

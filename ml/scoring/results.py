@@ -32,12 +32,14 @@ CREATE TEMPORARY TABLE staging (
     flagged boolean NOT NULL,
     heatmap_uri text,
     reason text,
-    detail text NOT NULL
+    detail text NOT NULL,
+    novelty real,
+    review boolean NOT NULL
 )
 """
 _COLUMNS = (
     "night", "image_id", "model", "version", "predicted_class", "confidence",
-    "score", "threshold", "flagged", "heatmap_uri", "reason", "detail",
+    "score", "threshold", "flagged", "heatmap_uri", "reason", "detail", "novelty", "review",
 )  # fmt: skip
 
 
@@ -117,7 +119,7 @@ class Results:
                 item.night, item.image_id, result.model, result.version,
                 result.predicted_class or None, result.confidence, result.score, result.threshold,
                 result.flagged, uris.get((result.model, item.image_id)),
-                result.reason, result.detail,
+                result.reason, result.detail, result.novelty, result.review,
             )  # fmt: skip
 
     def _upload(self, result: Result) -> tuple[tuple[str, int], str]:

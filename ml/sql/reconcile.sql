@@ -6,6 +6,7 @@ WITH outcome AS (
         bool_and(prediction.model IS NOT NULL) AS scored,
         bool_or(rejection.model IS NOT NULL) AS rejected,
         bool_or(coalesce(prediction.flagged, false)) AS flagged,
+        bool_or(coalesce(prediction.review, false)) AS review,
         bool_or(image.uri LIKE '%/synthetic-%') AS synthetic
     FROM nightscore.manifest
     JOIN nightscore.image USING (night, image_id)
@@ -28,6 +29,7 @@ SELECT
     count(*) FILTER (WHERE scored) AS scored,
     count(*) FILTER (WHERE rejected AND NOT scored) AS rejected,
     count(*) FILTER (WHERE flagged) AS anomalies,
+    count(*) FILTER (WHERE review) AS to_review,
     count(*) FILTER (WHERE NOT scored AND NOT rejected) AS missing,
     array_agg(DISTINCT shard) FILTER (WHERE NOT scored AND NOT rejected) AS missing_shards,
     coalesce(bool_or(synthetic), false) AS synthetic

@@ -1,7 +1,7 @@
 """A training run: parts of a snapshot in, a program in MLflow out."""
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,15 @@ from ml.snapshot import Snapshot
 from ml.training import data, loop, thresholds
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """From which score on an image is flagged, and from which novelty on marked for review; None
+    for a network that gives none."""
+
+    score: thresholds.ChosenThreshold
+    novelty: float | None
 
 
 def run(name: str, model: Model, snapshot: Snapshot, run_id: str) -> None:
@@ -77,7 +86,7 @@ def run(name: str, model: Model, snapshot: Snapshot, run_id: str) -> None:
             "weights_and_gradients": _weights_and_gradients(network),
         },
     )
-    chosen = _threshold(network, model, parts.holdout) if model.task == "anomaly" else None
+    chosen = _thresholds(network, model, parts.holdout) if model.task == "anomaly" else None
     _log_program(name, model, snapshot, run_id, network, parts.classes, chosen)
 
 
@@ -104,24 +113,33 @@ def _weights_and_gradients(network: Network) -> bytes:
     )
 
 
-def _threshold(network: Network, model: Model, holdout: data.Part) -> thresholds.ChosenThreshold:
+def _thresholds(network: Network, model: Model, holdout: data.Part) -> Thresholds:
     with torch.autocast("cpu", enabled=False):
-        scores = _scores_in_float32(network, holdout.pixels)
-    chosen = thresholds.choose(
-        model.threshold, scores[holdout.labels == 0], scores[holdout.labels == 1]
+        scores, novelties = _scores_in_float32(network, holdout.pixels)
+    normal = holdout.labels == 0
+    chosen = thresholds.choose(model.threshold, scores[normal], scores[holdout.labels == 1])
+    log.info(
+        "Threshold %.6f (%.6f to %.6f) by %s", chosen.value, chosen.low, chosen.high, chosen.policy
     )
-    log.info("Threshold %.6f by %s: %s", chosen.value, chosen.policy, chosen.detail)
-    return chosen
+    if novelties is None:
+        return Thresholds(chosen, None)
+    novelty = thresholds.above_share(novelties[normal], model.threshold.review_share)
+    log.info("Images from a novelty of %.6f on are marked for review", novelty)
+    return Thresholds(chosen, novelty)
 
 
-def _scores_in_float32(network: Network, pixels: np.ndarray) -> np.ndarray:
-    """As the exported program will compute them, which training's reduced precision is not."""
+def _scores_in_float32(
+    network: Network, pixels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scores and novelties as the exported program will compute them, which training's reduced
+    precision is not."""
+    scores, novelties = [], []
     with torch.inference_mode():
-        batches = [
-            network(torch.from_numpy(np.array(pixels[start : start + 512])))[0].numpy()
-            for start in range(0, len(pixels), 512)
-        ]
-    return np.concatenate(batches)
+        for start in range(0, len(pixels), 512):
+            score, _, *novelty = network(torch.from_numpy(np.array(pixels[start : start + 512])))
+            scores.append(score.numpy())
+            novelties += [values.numpy() for values in novelty]
+    return np.concatenate(scores), np.concatenate(novelties) if novelties else None
 
 
 def _log_program(
@@ -131,7 +149,7 @@ def _log_program(
     run_id: str,
     network: Network,
     classes: tuple[str, ...],
-    chosen: thresholds.ChosenThreshold | None,
+    chosen: Thresholds | None,
 ) -> None:
     info = ProgramInfo(
         model=name,
@@ -139,9 +157,10 @@ def _log_program(
         task=model.task,
         classes=classes,
         input_size=model.input_size,
-        threshold=chosen.value if chosen else None,
+        threshold=chosen.score.value if chosen else None,
         sha256="",
         synthetic=snapshot.synthetic,
+        novelty_threshold=chosen.novelty if chosen else None,
     )
     metadata: dict[str, Any] = {
         "task": model.task,
@@ -151,6 +170,14 @@ def _log_program(
         "synthetic": snapshot.synthetic,
     }
     if chosen:
-        metadata["threshold"] = asdict(chosen)
-        registry.log_params(run_id, {"threshold": chosen.value, "threshold_policy": chosen.policy})
+        metadata["threshold"] = asdict(chosen.score)
+        metadata["novelty_threshold"] = chosen.novelty
+        registry.log_params(
+            run_id,
+            {
+                "threshold": chosen.score.value,
+                "threshold_policy": chosen.score.policy,
+                "novelty_threshold": chosen.novelty,
+            },
+        )
     registry.log_program(run_id, network, info, metadata)

@@ -23,6 +23,7 @@ PROMISED = {
     "class_mix": "stream night model version predicted_class images share",
     "rejected_images": "stream night image_uri reason detail",
     "model_versions": "model version alias task metrics threshold registered_at promoted_at gate_metric gate_value gate_champion_value gate_difference gate_lower_bound gate_checks",
+    "review": "stream night image_uri model version novelty novelty_threshold score flagged scored_at",
     "score_drift": "stream night model version reference psi alarm",
 }  # fmt: skip
 

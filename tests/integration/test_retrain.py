@@ -104,6 +104,39 @@ def test_the_logged_model_is_a_pt2_program_with_signature_input_example_and_meta
         (program,) = mlflow.artifacts.list_artifacts(f"models:/{model}/1/data")
         assert program.path == "data/model.pt2"
         assert info.saved_input_example_info is not None
+        names = [found.name for found in info.signature.outputs.inputs]
+        wanted = ["scores", "heatmaps", "novelties"] if model == "moulds" else ["probabilities"]
+        assert names == wanted
+
+
+def test_a_version_says_how_its_threshold_was_chosen_and_how_sure_it_is(trained):
+    import mlflow
+
+    metadata = mlflow.models.get_model_info("models:/moulds/1").metadata
+    row = _row("moulds", 1)
+    stored = row.threshold_detail
+    assert stored == metadata["threshold"]
+    assert row.novelty_threshold == metadata["novelty_threshold"]
+    assert (stored["policy"], stored["asked"]) == ("midpoint", "midpoint")
+    assert stored["value"] == row.threshold
+    assert stored["low"] <= stored["value"] <= stored["high"]
+    for rate in (stored["tpr"], stored["fpr"]):
+        assert 0 <= rate["low"] <= rate["value"] <= rate["high"] <= 1
+    assert stored["tpr"]["value"] == row.metrics["tpr"]
+    assert 1 - stored["fpr"]["value"] == pytest.approx(row.metrics["tnr"])
+    with session() as current:
+        found = current.execute(
+            sa.text("SELECT * FROM reporting.model_versions WHERE version = 1 ORDER BY model")
+        ).mappings()
+        moulds, shades = [dict(version) for version in found]
+    assert (moulds["threshold_policy"], moulds["threshold_detail"]) == ("midpoint", stored)
+    nothing = ("threshold_policy", "threshold_detail", "novelty_threshold")
+    assert [shades[column] for column in nothing] == [None] * 3
+    text = _client().get_model_version("moulds", "1").description
+    assert "| policy | midpoint |" in text
+    assert f"| threshold | {stored['value']:.6f} | {stored['low']:.6f} to " in text
+    assert f"{stored['fpr']['images']} normal" in text
+    assert "95 %" not in _client().get_model_version("shades", "1").description
 
 
 def test_a_classifier_can_be_loaded_and_used_with_mlflow_alone(trained):

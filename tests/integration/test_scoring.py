@@ -15,6 +15,7 @@ from ml.config import configuration
 from ml.database import session
 from ml.download import download
 from ml.errors import DataError, RunFailed, ServiceError
+from ml.report import page as report
 from ml.scoring import flow
 from ml.scoring import shard as scoring_shard
 from ml.scoring.shard import score_shard
@@ -338,6 +339,81 @@ def test_every_model_of_a_stream_scores_the_images_with_its_pinned_version(train
     for row in flagged:
         assert row["score"] >= row["threshold"]
         assert object_store().get(row["heatmap_uri"])[0].startswith(b"\xff\xd8\xff")
+
+
+def _noise(number: int) -> bytes:
+    """An image unlike any that the models have seen."""
+    random = np.random.default_rng([number, 5])
+    return drawing.png(random.integers(0, 256, (drawing.SIZE, drawing.SIZE, 3)).astype(np.uint8))
+
+
+def test_what_is_unlike_anything_seen_is_marked_for_review_in_rows_views_and_report(trained, night):
+    images = {f"like{n}.png": drawing.mould("normal", 50_000 + n) for n in range(15)}
+    images |= {f"unlike{n}.png": _noise(n) for n in range(5)}
+    _put("both", night, images)
+    counts = flow.score_night("both", night.isoformat())
+    rows = _query(
+        "SELECT image_uri, model, version, novelty, review, score, flagged FROM reporting.predictions WHERE run_id = :r",
+        r=counts["run_id"],
+    )
+    (version,) = _query(
+        "SELECT * FROM reporting.model_versions WHERE model = 'moulds' AND version = :v",
+        v=next(row["version"] for row in rows if row["model"] == "moulds"),
+    )
+    for row in rows:
+        if row["model"] == "moulds":
+            assert row["review"] == (row["novelty"] >= version["novelty_threshold"])
+        else:
+            assert (row["novelty"], row["review"]) == (None, False)
+    marked = {row["image_uri"]: row for row in rows if row["review"]}
+    assert {f"unlike{n}.png" for n in range(5)} <= {uri.rsplit("/", 1)[1] for uri in marked}
+    assert len(marked) < 20
+    review = _query(
+        "SELECT * FROM reporting.review WHERE stream = 'both' AND night = :n ORDER BY novelty DESC",
+        n=night,
+    )
+    assert {row["image_uri"] for row in review} == set(marked)
+    for row in review:
+        same = marked[row["image_uri"]]
+        for column in ("model", "version", "novelty", "score", "flagged"):
+            assert row[column] == same[column]
+        assert row["novelty_threshold"] == version["novelty_threshold"]
+        assert row["scored_at"] is not None
+    (summary,) = _query(
+        "SELECT to_review FROM reporting.nightly_summary WHERE run_id = :r", r=counts["run_id"]
+    )
+    assert summary["to_review"] == counts["to_review"] == len(marked)
+    page = object_store().get(counts["report_uri"])[0].decode()
+    assert f"{len(marked)}</b>to review" in page
+    first = review[0]["image_uri"].rsplit("/", 1)[1]
+    gallery = page[page.index("<h2>To review") :]
+    assert f'alt="{first}"' in gallery[: gallery.index("</figure>")]
+
+
+def test_what_was_scored_before_there_was_novelty_is_not_marked(trained, night):
+    """The rows as an older release wrote them."""
+    _put("line", night, _shades(2))
+    run_id = flow.score_night("line", night.isoformat())["run_id"]
+    with session() as current:
+        current.execute(
+            sa.text("UPDATE nightscore.scoring_run SET to_review = NULL WHERE run_id = :r"),
+            {"r": run_id},
+        )
+        current.execute(
+            sa.text(
+                "INSERT INTO nightscore.prediction (night, image_id, model, version, run_id, predicted_class, score, threshold)"
+                " SELECT night, image_id, 'moulds', 999, run_id, 'normal', 0.1, 0.5 FROM nightscore.prediction WHERE run_id = :r"
+            ),
+            {"r": run_id},
+        )
+    old = _query("SELECT novelty, review FROM reporting.predictions WHERE version = 999")
+    assert old == [{"novelty": None, "review": False}] * 2
+    assert _query("SELECT FROM reporting.review WHERE version = 999") == []
+    (summary,) = _query(
+        "SELECT to_review FROM reporting.nightly_summary WHERE run_id = :r", r=run_id
+    )
+    assert summary["to_review"] is None
+    assert "0 to review" not in report.render(UUID(run_id))
 
 
 def test_a_run_keeps_its_versions_while_the_champion_changes(trained, night):

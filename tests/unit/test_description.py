@@ -1,9 +1,15 @@
 """The text of a version's page."""
 
+import re
+from dataclasses import asdict
+
+import numpy as np
+
 from ml.comparison import Comparison, Difference
-from ml.config import Model
+from ml.config import Model, Threshold
 from ml.description import describe
 from ml.gate import Champion, decide
+from ml.training.thresholds import choose
 
 SETTINGS = Model(
     task="classification",
@@ -35,6 +41,7 @@ def _described(classes: int, name_length: int = 5, synthetic: bool = False) -> s
         {"n": 10_000, "accuracy": 0.9},
         champion,
         decide(SETTINGS.gate, SETTINGS.task, holdout, champion),
+        None,
         snapshot_uri="s3://bucket/snapshots/d/hash.parquet",
         synthetic=synthetic,
     )
@@ -56,3 +63,21 @@ def test_it_shows_the_gate_the_metrics_and_both_versions_side_by_side():
 def test_it_fits_into_what_mlflow_keeps():
     assert len(_described(20, name_length=60, synthetic=True)) < 5000
     assert "| class," not in _described(21)
+
+
+def test_it_shows_how_sure_a_threshold_is_and_when_another_policy_was_asked_for():
+    holdout = {"n": 120, "auroc": None}
+    normal = np.linspace(0, 0.5, 100)
+    text = describe(
+        SETTINGS,
+        holdout,
+        None,
+        None,
+        decide(SETTINGS.gate, "anomaly", holdout, None),
+        asdict(choose(Threshold(policy="cost"), normal, np.empty(0))),
+        snapshot_uri="s3://bucket/snapshots/d/hash.parquet",
+        synthetic=False,
+    )
+    assert "| policy | target_fpr (cost needs calibration anomalies) |" in text
+    assert re.search(r"\| TNR \| 0\.9900 \| 0\.9\d+ to 0\.99\d+ \| 100 normal \|", text)
+    assert "TPR" not in text

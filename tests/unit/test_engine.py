@@ -2,6 +2,7 @@
 
 import io
 import os
+from dataclasses import replace
 from datetime import date
 
 import numpy as np
@@ -23,9 +24,18 @@ def _png(value: int, size=(24, 16)) -> bytes:
     return buffer.getvalue()
 
 
+def _known(size) -> torch.Tensor:
+    """Images that novelty is fitted to: of one colour each, as most of those below are."""
+    contents = [_png(value, (size[1], size[0])) for value in range(0, 256, 2)]
+    images = [np.asarray(Image.open(io.BytesIO(content))) for content in contents]
+    return torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())
+
+
 def _program(folder, name: str, architecture: str, classes, size) -> Program:
     torch.manual_seed(0)
     network = build(architecture, size, classes, {"width": 4}).eval()
+    known = _known(size)
+    network.finish(known, torch.zeros(len(known), dtype=torch.int64))
     path = folder / f"{name}.pt2"
     export(network, path, size)
     task = "anomaly" if architecture == "anomaly_segmenter" else "classification"
@@ -88,6 +98,63 @@ def test_each_image_is_fetched_once_and_scored_by_every_program(programs):
         r.predicted_class in "abc" and 0 < r.confidence <= 1 and r.pixels is None
         for r in classified
     )
+
+
+def test_an_image_is_marked_for_review_exactly_when_its_novelty_reaches_the_threshold(programs):
+    noise = np.random.default_rng(0).integers(0, 256, (16, 24, 3)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    contents = [_png(5 * n) for n in range(40)] + [buffer.getvalue()]
+    bucket = Bucket({f"s3://b/{n}.png": content for n, content in enumerate(contents)})
+    detector = programs[1]
+    # That of one of the images, which reaches it.
+    before = _all(bucket.items(), [detector], bucket)
+    assert not any(r.review for r in before)
+    threshold = sorted(r.novelty for r in before)[30]
+    marking = Program(
+        detector.runtime, replace(detector.info, novelty_threshold=threshold), "cpu", detector.exact
+    )
+    results = _all(bucket.items(), [programs[0], marking], bucket)
+    judged = [r for r in results if r.model == "detector"]
+    assert all(0 <= r.novelty <= 1 and r.review == (r.novelty >= threshold) for r in judged)
+    assert sum(r.review for r in judged) == 11
+    assert max(judged, key=lambda r: r.novelty).item.image_id == 40
+    # The mark changes nothing else, and a classifier's images have none.
+    assert all(r.flagged and r.predicted_class == "anomalous" for r in judged)
+    classified = [r for r in results if r.model == "classifier"]
+    assert all(r.novelty is None and not r.review for r in classified)
+
+
+class _Shade(torch.nn.Module):
+    """A detector from before there was novelty; or one whose novelty is no number for dark images."""
+
+    def __init__(self, novelty: bool) -> None:
+        super().__init__()
+        self.novelty = novelty
+
+    def forward(self, pixels):
+        shade = pixels.float().mean((1, 2, 3)) / 255
+        outputs = shade, pixels[:, 0, ::2, ::2].float() / 255
+        return (*outputs, (shade - 0.4).sqrt()) if self.novelty else outputs
+
+
+@pytest.mark.parametrize("novelty", [False, True])
+def test_a_program_without_novelty_scores_and_one_that_is_no_number_rejects(novelty, tmp_path):
+    path = tmp_path / "model.pt2"
+    export(_Shade(novelty), path, (16, 16))
+    names = ("normal", "anomalous")
+    info = ProgramInfo("shade", 1, "anomaly", names, (16, 16), 0.5, sha256(path))
+    program = Program.load(path, info, "cpu")
+    # A mean shade of 0.31 and of 0.65.
+    bucket = Bucket({"s3://b/dark.png": _png(0), "s3://b/light.png": _png(255)})
+    dark, light = _all(bucket.items(), [program], bucket)
+    assert (light.flagged, light.review, light.reason) == (True, False, None)
+    if novelty:
+        assert light.novelty == pytest.approx(0.497, abs=1e-3)
+        assert (dark.reason, dark.novelty, dark.review) == ("not_finite", None, False)
+    else:
+        assert light.novelty is None
+        assert (dark.reason, dark.novelty, dark.flagged, dark.review) == (None, None, False, False)
 
 
 def test_the_batch_size_changes_nothing(programs):

@@ -49,8 +49,8 @@ def test_outputs_have_the_shapes_and_ranges_that_the_tables_need(name):
         assert outputs.shape == (5, 3)
         assert torch.allclose(outputs.sum(1), torch.ones(5), atol=1e-5)
     else:
-        scores, heatmaps = outputs
-        assert scores.shape == (5,)
+        scores, heatmaps, novelties = outputs
+        assert scores.shape == novelties.shape == (5,)
         assert heatmaps.shape == (5, SIZE[0] // 2, SIZE[1] // 2)
         assert ((heatmaps >= 0) & (heatmaps <= 1)).all() and ((scores >= 0) & (scores <= 1)).all()
 
@@ -171,6 +171,7 @@ def test_an_unknown_architecture_or_option_lists_the_known_ones():
 def exported(request, tmp_path):
     """A network, its program's file and what is recorded of it."""
     network = _network(request.param).eval()
+    network.finish(*_images())
     path = tmp_path / "model.pt2"
     export(network, path, SIZE)
     task = TASKS[request.param]
@@ -191,7 +192,7 @@ class TestProgram:
         given = (
             (found.probabilities,)
             if info.task == CLASSIFICATION
-            else (found.scores, found.heatmaps)
+            else (found.scores, found.heatmaps, found.novelties)
         )
         for one, other in zip(given, wanted, strict=True):
             np.testing.assert_allclose(one, other.numpy(), rtol=1e-4, atol=1e-5)

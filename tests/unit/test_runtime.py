@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch.export.passes import move_to_device_pass
 
 from ml import runtime, samples
 from ml.config import Training
-from ml.errors import ConfigurationError
+from ml.errors import ConfigurationError, DataError
 from ml.models import build
 from ml.program import ANOMALY, CLASSIFICATION, Program, ProgramInfo, export, sha256
 from ml.runtime import TOLERANCE, OpenVinoRuntime, TorchRuntime, convert, is_converted
@@ -61,14 +62,17 @@ def trained(request, tmp_path_factory):
         device=torch.device("cpu"),
         seed=0,
     )
+    network.finish(torch.from_numpy(pixels[:half]), torch.from_numpy(labels[:half]))
     path = tmp_path_factory.mktemp(task) / "model.pt2"
     export(network, path, SIZES[task])
     with torch.inference_mode():
         outputs = network(torch.from_numpy(pixels[half:]))
     plain = [part.numpy() for part in (outputs if isinstance(outputs, tuple) else (outputs,))]
-    # In the middle of the scores, where most images are close to it.
-    threshold = float(np.median(plain[0])) if task == ANOMALY else None
-    info = ProgramInfo("m", 1, task, classes, SIZES[task], threshold, sha256(path))
+    info = ProgramInfo("m", 1, task, classes, SIZES[task], None, sha256(path))
+    if task == ANOMALY:
+        # In the middle of the values, where most images are close to it.
+        score, novelty = float(np.median(plain[0])), float(np.median(plain[2]))
+        info = replace(info, threshold=score, novelty_threshold=novelty)
     return path, info, pixels[half:], plain
 
 
@@ -76,11 +80,22 @@ def _outputs(program: Program, pixels: np.ndarray) -> list[np.ndarray]:
     found = program.predict(pixels)
     if program.info.task == CLASSIFICATION:
         return [found.probabilities]
-    return [found.scores, found.heatmaps]
+    return [found.scores, found.heatmaps, found.novelties]
 
 
-def _decisions(values: np.ndarray, info: ProgramInfo) -> np.ndarray:
-    return values.argmax(1) if info.task == CLASSIFICATION else values >= info.threshold
+def _decisions(outputs: list[np.ndarray], info: ProgramInfo) -> list[np.ndarray]:
+    """The class; or the flag, and the mark for review."""
+    if info.task == CLASSIFICATION:
+        return [outputs[0].argmax(1)]
+    return [outputs[0] >= info.threshold, outputs[2] >= info.novelty_threshold]
+
+
+def _margins(outputs: list[np.ndarray], info: ProgramInfo) -> list[np.ndarray]:
+    """How far each decision is from being another one."""
+    if info.task == CLASSIFICATION:
+        best = np.partition(outputs[0], -2, axis=1)
+        return [best[:, -1] - best[:, -2]]
+    return [np.abs(outputs[0] - info.threshold), np.abs(outputs[2] - info.novelty_threshold)]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", ""])
@@ -92,18 +107,22 @@ def test_the_quick_path_agrees_with_plain_torch_and_decides_the_same(
     program = Program.load(path, info, "cpu")
     assert isinstance(program.runtime, OpenVinoRuntime)
     tolerance = TOLERANCE[program.runtime.precision]
-    for found, expected in zip(_outputs(program, pixels), plain, strict=True):
+    outputs = _outputs(program, pixels)
+    for found, expected in zip(outputs, plain, strict=True):
         assert np.abs(found - expected).max() <= tolerance
-    found = _outputs(program, pixels)[0]
-    # Float32 rounds in another order here than there: 1e-6 of the threshold is out of reach.
-    if info.task == CLASSIFICATION:
-        best = np.partition(plain[0], -2, axis=1)
-        clear = best[:, -1] - best[:, -2] > 1e-6
-    else:
-        clear = np.abs(plain[0] - info.threshold) > 1e-6
-    assert clear.mean() > 0.98
-    same = _decisions(found, info) == _decisions(plain[0], info)
-    assert same[clear].all()
+    # Float32 rounds in another order here than there: 1e-6 of a threshold is out of reach, and for
+    # novelty, which divides by small deviations, 1e-5.
+    decided = zip(
+        _decisions(outputs, info),
+        _decisions(plain, info),
+        _margins(plain, info),
+        (1e-6, 1e-5),
+        strict=False,
+    )
+    for found, expected, margin, rounding in decided:
+        clear = margin > rounding
+        assert clear.mean() > 0.98
+        assert (found == expected)[clear].all()
 
 
 def test_the_batch_and_the_threads_change_nothing_that_is_stored(trained, monkeypatch):
@@ -121,6 +140,56 @@ def test_channels_last_pixels_are_the_same_pixels(trained):
     program = Program.load(path, info, "cpu")
     last = np.ascontiguousarray(pixels[:8].transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     assert np.array_equal(_outputs(program, last)[0], _outputs(program, pixels[:8])[0])
+
+
+@pytest.mark.parametrize("trained", [ANOMALY], indirect=True)
+def test_bfloat16_computes_again_what_is_close_to_either_threshold(trained, monkeypatch):
+    path, info, pixels, plain = trained
+    monkeypatch.setenv("NIGHTSCORE_PRECISION", "bfloat16")
+    for values, name in ((plain[0], "threshold"), (plain[2], "novelty_threshold")):
+        # One threshold out of every image's reach, so that the other alone decides.
+        aside = {"threshold": -1.0, "novelty_threshold": -1.0}
+        info = replace(info, **aside | {name: float(np.median(values))})
+        program = Program.load(path, info, "cpu")
+        quick = program.runtime(pixels)
+        close = np.abs(quick[0 if name == "threshold" else 2] - getattr(info, name)) < 0.1
+        assert close.any()
+        assert np.array_equal(program._too_close(quick), np.flatnonzero(close))
+
+
+class _Scores(torch.nn.Module):
+    """A detector of one, two, three or four outputs: score, heat map, novelty and another."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, pixels):
+        shade = pixels.float().mean((1, 2, 3)) / 255
+        return (shade, pixels[:, 0, ::2, ::2].float() / 255, 1 - shade, shade)[: self.count]
+
+
+def test_a_version_from_before_there_was_novelty_still_scores(tmp_path):
+    path = tmp_path / "model.pt2"
+    export(_Scores(2), path, (16, 16))
+    info = ProgramInfo("m", 1, ANOMALY, ("normal", "anomalous"), (16, 16), 0.5, sha256(path))
+    pixels = np.full((3, 3, 16, 16), 51, dtype=np.uint8)
+    found = Program.load(path, info, "cpu").predict(pixels)
+    np.testing.assert_allclose(found.scores, 0.2, rtol=1e-6)
+    assert found.heatmaps.shape == (3, 8, 8)
+    assert found.novelties.shape == (0,)
+    # What is recorded of it must fit.
+    with pytest.raises(DataError, match="novelties"):
+        Program.load(path, replace(info, novelty_threshold=0.5), "cpu")
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_detector_with_too_few_or_too_many_outputs_is_refused(count, tmp_path):
+    path = tmp_path / "model.pt2"
+    export(_Scores(count), path, (16, 16))
+    info = ProgramInfo("m", 1, ANOMALY, ("normal", "anomalous"), (16, 16), 0.5, sha256(path))
+    with pytest.raises(DataError):
+        Program.load(path, info, "cpu")
 
 
 def test_a_second_load_needs_no_torch_and_no_telemetry(trained):

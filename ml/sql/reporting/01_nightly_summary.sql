@@ -15,7 +15,8 @@ SELECT
     versions.versions,
     run.synthetic,
     run.error,
-    run.report_uri
+    run.report_uri,
+    run.to_review
 FROM nightscore.scoring_run AS run
 LEFT JOIN LATERAL (
     SELECT
@@ -47,3 +48,4 @@ COMMENT ON COLUMN reporting.nightly_summary.versions IS 'The model versions pinn
 COMMENT ON COLUMN reporting.nightly_summary.synthetic IS 'True when an image or a model of the run comes from the built-in synthetic sample data.';
 COMMENT ON COLUMN reporting.nightly_summary.error IS 'Why the run failed; null otherwise.';
 COMMENT ON COLUMN reporting.nightly_summary.report_uri IS 'The HTML report in S3; Airflow shows it under Nightscore > Reports.';
+COMMENT ON COLUMN reporting.nightly_summary.to_review IS 'Images marked for review by at least one model of the run; null for runs that are older than the mark, or open.';

@@ -11,7 +11,9 @@ SELECT
     prediction.score,
     prediction.threshold,
     prediction.flagged,
-    prediction.run_id
+    prediction.run_id,
+    prediction.novelty,
+    prediction.review
 FROM nightscore.prediction
 JOIN nightscore.image USING (night, image_id);
 
@@ -28,3 +30,5 @@ COMMENT ON COLUMN reporting.predictions.score IS 'Anomaly score, larger is more 
 COMMENT ON COLUMN reporting.predictions.threshold IS 'The version''s threshold that score was compared with; null for a classifier.';
 COMMENT ON COLUMN reporting.predictions.flagged IS 'True when score reached threshold; false for a classifier.';
 COMMENT ON COLUMN reporting.predictions.run_id IS 'The scoring run that stored the row.';
+COMMENT ON COLUMN reporting.predictions.novelty IS 'How unlike the normal training images it is, from 0 to 1, apart from score; null for a version that does not measure it.';
+COMMENT ON COLUMN reporting.predictions.review IS 'True when novelty reached the version''s novelty_threshold: somebody should look, flagged or not.';

@@ -28,7 +28,10 @@ SELECT
     (version.gate ->> 'champion')::double precision AS gate_champion_value,
     (version.gate ->> 'difference')::double precision AS gate_difference,
     (version.gate ->> 'lower')::double precision AS gate_lower_bound,
-    version.gate -> 'checks' AS gate_checks
+    version.gate -> 'checks' AS gate_checks,
+    version.threshold_detail ->> 'policy' AS threshold_policy,
+    version.threshold_detail,
+    version.novelty_threshold
 FROM nightscore.model_version AS version;
 
 COMMENT ON VIEW reporting.model_versions IS 'A row is a registered version of a model.';
@@ -53,3 +56,6 @@ COMMENT ON COLUMN reporting.model_versions.gate_champion_value IS 'The champion'
 COMMENT ON COLUMN reporting.model_versions.gate_difference IS 'gate_value less gate_champion_value; null when there was no champion to compare with.';
 COMMENT ON COLUMN reporting.model_versions.gate_lower_bound IS 'What the difference is at least, with the confidence of the configuration; the gate requires that it is not below -max_drop.';
 COMMENT ON COLUMN reporting.model_versions.gate_checks IS 'The checks of the gate, a JSON array of {name, value, required, passed}.';
+COMMENT ON COLUMN reporting.model_versions.threshold_policy IS 'The policy that gave threshold: midpoint, target_fpr or cost; null for a classifier.';
+COMMENT ON COLUMN reporting.model_versions.threshold_detail IS 'How threshold was chosen: asked is the policy of nightscore.yaml, low and high the 95 % bootstrap interval of the threshold, tpr and fpr the rates on held-out images with their exact 95 % intervals and counts, detail the policy''s own numbers. Null for a classifier.';
+COMMENT ON COLUMN reporting.model_versions.novelty_threshold IS 'Images are marked for review from this novelty on; null for a version that does not measure novelty.';

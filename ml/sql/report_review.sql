@@ -1,0 +1,14 @@
+-- The run's images that are marked for review, the most novel first.
+SELECT image.uri, prediction.model, prediction.version, prediction.novelty, prediction.score,
+    prediction.flagged
+FROM nightscore.manifest
+JOIN nightscore.image USING (night, image_id)
+JOIN nightscore.scoring_run_model AS pinned USING (run_id)
+JOIN nightscore.prediction
+    ON prediction.night = manifest.night
+    AND prediction.image_id = manifest.image_id
+    AND prediction.model = pinned.model
+    AND prediction.version = pinned.version
+WHERE manifest.run_id = :run_id AND prediction.review
+ORDER BY prediction.novelty DESC, image.uri
+LIMIT :most
