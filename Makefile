@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .venv-peers
 INSTALLED := $(VENV)/.installed
 export AIRFLOW__USAGE_DATA_COLLECTION__ENABLED := False
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install run stop test lint types format bench growth clean lock
+.PHONY: help install run stop test lint types format bench growth models peers clean lock
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -49,11 +50,19 @@ bench: $(INSTALLED)  ## measure scoring against other ways and stage by stage (A
 growth: $(INSTALLED)  ## measure nights of 10 thousand to 1 million images (ten minutes)
 	@$(BIN)/python -m benchmarks.growth $(ARGS)
 
+models: $(INSTALLED)  ## compare models on labelled images (ARGS="--task anomaly --data spill.tar")
+	@$(BIN)/python -m benchmarks.models $(ARGS)
+
+peers: $(INSTALLED)  ## install the other libraries of `make models` into .venv-peers (5 GB)
+	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(PEERS)
+	@$(BIN)/uv pip sync --quiet --python $(PEERS)/bin/python --require-hashes requirements/peers.txt
+
 lock: $(INSTALLED)  ## resolve requirements/*.txt again from pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --all-extras --upgrade pyproject.toml -o requirements/lock.txt
 	@$(BIN)/uv pip compile --quiet --no-deps --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade -c requirements/lock.txt requirements/bench.in -o requirements/bench.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade requirements/peers.in -o requirements/peers.txt
 
 clean:  ## stop the stack and delete .venv, caches and the local stack's data
 	@[ ! -x $(BIN)/nightscore ] || $(BIN)/nightscore down || true
-	rm -rf $(VENV) .nightscore build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) .nightscore build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,6 @@
 """What a model trains on and is held out from, as arrays, from a snapshot."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,8 @@ from ml.snapshot import CALIBRATION, FIT, HOLDOUT, REPORT, TEST, THRESHOLD, TRAI
 from ml.training import pixels
 
 ANOMALY_CLASSES = (NORMAL, "anomalous")
+# Images of rows at a size, for a key that names them: `ml.training.pixels.load`.
+Read = Callable[[Sequence[Row], tuple[int, int], str], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,10 @@ class Parts:
     test: Part
 
 
-def load(snapshot: Snapshot, model: Model) -> Parts:
+def load(snapshot: Snapshot, model: Model, read: Read = pixels.load) -> Parts:
     """The parts of a snapshot for a model's task.
+
+    `read` is where the images come from: S3, unless a benchmark has them in memory.
 
     Raises
     ------
@@ -47,9 +51,11 @@ def load(snapshot: Snapshot, model: Model) -> Parts:
     classes = ANOMALY_CLASSES if model.task == "anomaly" else snapshot.classes
     parts = Parts(
         classes,
-        _part(snapshot, model, classes, "fit", [(TRAIN, FIT), (CALIBRATION, FIT)]),
-        _part(snapshot, model, classes, "holdout", [(TRAIN, HOLDOUT), (CALIBRATION, THRESHOLD)]),
-        _part(snapshot, model, classes, "test", [(TEST, REPORT)]),
+        _part(snapshot, model, read, classes, "fit", [(TRAIN, FIT), (CALIBRATION, FIT)]),
+        _part(
+            snapshot, model, read, classes, "holdout", [(TRAIN, HOLDOUT), (CALIBRATION, THRESHOLD)]
+        ),
+        _part(snapshot, model, read, classes, "test", [(TEST, REPORT)]),
     )
     _check(parts, snapshot, model)
     return parts
@@ -58,6 +64,7 @@ def load(snapshot: Snapshot, model: Model) -> Parts:
 def _part(
     snapshot: Snapshot,
     model: Model,
+    read: Read,
     classes: tuple[str, ...],
     name: str,
     wanted: Sequence[tuple[str, str]],
@@ -73,7 +80,7 @@ def _part(
         labels = [int(row.label != NORMAL) for row in rows]
     if not rows:
         return Part(np.empty((0, 3, *model.input_size), np.uint8), np.empty(0, np.int64), rows)
-    array = pixels.load(rows, model.input_size, f"{snapshot.hash}-{model.task}-{name}")
+    array = read(rows, model.input_size, f"{snapshot.hash}-{model.task}-{name}")
     return Part(array, np.array(labels, dtype=np.int64), rows)
 
 

@@ -52,7 +52,7 @@ def test_the_repository_s_own_file_is_valid():
         ("models: [detector]", "models: [missing]", ("yaml:6: streams.line.models: names 'missing'", "allowed: detector")),
         ('"0 2 * * *"', '"0 2 * * * 30"', ("yaml:5: streams.line.schedule:", "five fields")),
         ("anomaly_segmenter", "vision_transformer",
-         ("yaml:11: models.detector.architecture:", "allowed: anomaly_segmenter, residual_network")),
+         ("yaml:11: models.detector.architecture:", "allowed: anomaly_segmenter, attention_autoencoder, residual_network")),
         ("    dataset: line", "    dataset: line\n    gate: {minimum: 0.5, metric: accuracy}",
          ("yaml:11: models.detector.gate.metric: 'accuracy' is not measured", "allowed: auroc")),
         ('"0 2 * * *"', "nightly", ("yaml:5: streams.line.schedule:", "cron expression")),

@@ -20,6 +20,11 @@ from ml.program import ANOMALY, CLASSIFICATION, Program, ProgramInfo, export, sh
 from ml.runtime import TOLERANCE, OpenVinoRuntime, TorchRuntime, convert, is_converted
 from ml.training.loop import fit
 
+TASKS = {
+    "residual_network": CLASSIFICATION,
+    "anomaly_segmenter": ANOMALY,
+    "attention_autoencoder": ANOMALY,
+}
 SIZES = {CLASSIFICATION: (32, 32), ANOMALY: (32, 56)}
 
 
@@ -42,28 +47,22 @@ def _shapes(count: int) -> tuple[np.ndarray, np.ndarray]:
     return pixels.astype(np.uint8), labels.astype(np.int64)
 
 
-@pytest.fixture(scope="module", params=[CLASSIFICATION, ANOMALY])
+@pytest.fixture(scope="module", params=TASKS)
 def trained(request, tmp_path_factory):
     """A network trained for seconds, its exported program, and images it has not seen."""
-    task = request.param
+    name, task = request.param, TASKS[request.param]
     if task == CLASSIFICATION:
-        (pixels, labels), classes, name = _shapes(1500), ("a", "b", "c"), "residual_network"
+        (pixels, labels), classes = _shapes(1500), ("a", "b", "c")
     else:
-        (pixels, labels), classes, name = _moulds(900), ("normal", "anomalous"), "anomaly_segmenter"
+        (pixels, labels), classes = _moulds(900), ("normal", "anomalous")
     torch.manual_seed(0)
     network = build(name, SIZES[task], classes, {"width": 8})
     parameters = Training(epochs=2, batch_size=64, learning_rate=0.02, weight_decay=1e-4)
     half = len(pixels) // 2
-    fit(
-        network,
-        torch.from_numpy(pixels[:half]),
-        torch.from_numpy(labels[:half]),
-        parameters,
-        device=torch.device("cpu"),
-        seed=0,
-    )
-    network.finish(torch.from_numpy(pixels[:half]), torch.from_numpy(labels[:half]))
-    path = tmp_path_factory.mktemp(task) / "model.pt2"
+    learned = torch.from_numpy(pixels[:half]), torch.from_numpy(labels[:half])
+    fit(network, *learned, parameters, device=torch.device("cpu"), seed=0)
+    network.finish(*learned)
+    path = tmp_path_factory.mktemp(name) / "model.pt2"
     export(network, path, SIZES[task])
     with torch.inference_mode():
         outputs = network(torch.from_numpy(pixels[half:]))

@@ -1,0 +1,90 @@
+"""The images of a folder or tar, divided as a snapshot divides a data set; no service is needed."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ml import snapshot
+from ml.archive import Labelled, labelled
+from ml.config import Model
+from ml.errors import DataError
+from ml.images import Rejected, decode, resize
+from ml.parallel import map_ahead
+from ml.snapshot import Row, Snapshot
+from ml.store import ObjectInfo
+
+if TYPE_CHECKING:
+    from ml.training.data import Parts
+
+_MAX_PIXELS = 64_000_000
+_THREADS = 2
+Listed = tuple[ObjectInfo, str, str]
+
+
+def load(path: Path, model: Model, most: int | None = None) -> "Parts":
+    """The parts that the model trains on, is held out from and is tested on.
+
+    Parameters
+    ----------
+    path: a folder or tar laid out SPLIT/CLASS/FILE.
+    most: so many images of each SPLIT/CLASS at most, the first ones; None: all.
+
+    Raises
+    ------
+    DataError: an image cannot be decoded, or a part that is needed has none.
+    """
+    from ml.training import data
+
+    listed: list[Listed] = []
+    pixels: dict[str, np.ndarray] = {}
+
+    def read(image: Labelled) -> tuple[Listed, np.ndarray]:
+        return _listed(image), _pixels(image, model.input_size)
+
+    images = map_ahead(read, _first(labelled(path), most), threads=_THREADS, ahead=256)
+    for found, image in images:
+        listed.append(found)
+        pixels[found[0].uri] = image
+
+    def of_rows(rows: Sequence[Row], size: tuple[int, int], key: str) -> np.ndarray:
+        return np.ascontiguousarray(np.stack([pixels[row.uri] for row in rows]))
+
+    parts = data.load(_divided(path, listed, model), model, read=of_rows)
+    if len(set(parts.test.labels)) < 2:
+        raise DataError(f"{path} holds no images test/CLASS of two kinds, which are measured on.")
+    return parts
+
+
+def _divided(path: Path, listed: Sequence[Listed], model: Model) -> Snapshot:
+    """Byte-identical images stay together, and a group's part follows from its content."""
+    rows = snapshot.assign(listed, model.holdout_share)
+    return Snapshot(str(path), path.stem, tuple(rows))
+
+
+def _first(images: Iterator[Labelled], most: int | None) -> Iterator[Labelled]:
+    seen: Counter[tuple[str, str]] = Counter()
+    for image in images:
+        seen[image.split, image.label] += 1
+        if most is None or seen[image.split, image.label] <= most:
+            yield image
+
+
+def _listed(image: Labelled) -> Listed:
+    """As S3 would list it: its ETag is the MD5 of its content."""
+    etag = hashlib.md5(image.content, usedforsecurity=False).hexdigest()
+    uri = f"{image.split}/{image.label}/{image.name}"
+    found = ObjectInfo(uri, etag, len(image.content), datetime.fromtimestamp(0, UTC))
+    return found, image.split, image.label
+
+
+def _pixels(image: Labelled, size: tuple[int, int]) -> np.ndarray:
+    try:
+        return resize(decode(image.content, max_pixels=_MAX_PIXELS, at_least=size), size)
+    except Rejected as rejected:
+        name = f"{image.split}/{image.label}/{image.name}"
+        raise DataError(f"{name} cannot be decoded: {rejected}.") from None

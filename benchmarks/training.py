@@ -1,0 +1,117 @@
+"""A model of Nightscore's, trained from arrays and measured as it scores: its exported program in
+OpenVINO, on the CPU."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks import machine
+from benchmarks.figures import images_per_second, judged, seconds_to
+from ml.config import Model
+from ml.evaluation import BATCH, evaluate
+from ml.parallel import map_ahead
+from ml.program import CLASSIFICATION, Program, ProgramInfo, export, sha256
+
+if TYPE_CHECKING:
+    from ml.models import Network
+    from ml.training.data import Parts
+    from ml.training.loop import Epoch
+
+# The accuracy of the notebook that the classifier is compared with.
+WANTED = 0.82
+_RATED_ON = 2048
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A program, its figures, and for a detector the scores of the test images, float32 (N,)."""
+
+    program: Program
+    figures: dict[str, float | None]
+    scores: np.ndarray
+
+
+def train(name: str, model: Model, parts: "Parts", seed: int, folder: Path) -> Trained:
+    """Train with a seed and measure; `folder` receives the program.
+
+    Figures of classification: accuracy, macro_f1, seconds_to_wanted, epoch_seconds; of anomaly
+    those of `benchmarks.figures.judged`; of both: train_seconds (evaluation left out),
+    images_per_second and size_mb (of the program's file, 1 MB = 10^6 bytes).
+    """
+    network, epochs, finish_seconds = _fitted(model, parts, seed)
+    path = folder / f"{name}-{seed}.pt2"
+    export(network, path, model.input_size)
+    # The honest threshold is chosen from the program's own scores; until then any will do.
+    threshold = None if model.task == CLASSIFICATION else 0.5
+    info = ProgramInfo(
+        name, None, model.task, parts.classes, model.input_size, threshold, sha256(path)
+    )
+    program = Program.load(path, info, "cpu")
+    test = evaluate(program, parts.test.pixels, parts.test.labels)
+    figures: dict[str, float | None] = {
+        "train_seconds": sum(epoch.seconds for epoch in epochs) + finish_seconds,
+        "images_per_second": _rate(program, parts.test.pixels),
+        "size_mb": path.stat().st_size / 1e6,
+    }
+    if model.task == CLASSIFICATION:
+        reached = [(epoch.seconds, epoch.validation["accuracy"]) for epoch in epochs]
+        figures |= {key: test.metrics[key] for key in ("accuracy", "macro_f1")}
+        figures["seconds_to_wanted"] = seconds_to(WANTED, reached)
+        figures["epoch_seconds"] = float(np.mean([seconds for seconds, _ in reached]))
+    else:
+        held = evaluate(program, parts.holdout.pixels, parts.holdout.labels)
+        figures |= judged(
+            model.threshold,
+            (held.outputs.scores, held.labels),
+            (test.outputs.scores, test.labels),
+        )
+    return Trained(program, figures, test.outputs.scores)
+
+
+def _fitted(model: Model, parts: "Parts", seed: int) -> "tuple[Network, list[Epoch], float]":
+    """The network, its epochs, and the seconds that `finish` took."""
+    import torch
+
+    from ml.models import build
+    from ml.training import loop
+
+    torch.manual_seed(seed)
+    network = build(model.architecture, model.input_size, parts.classes, model.options)
+    test = torch.from_numpy(parts.test.pixels)
+
+    def accuracy(trained: "Network") -> dict[str, float]:
+        predicted = loop.predict(trained, test).argmax(axis=1)
+        return {"accuracy": float((predicted == parts.test.labels).mean())}
+
+    epochs: list[Epoch] = []
+    learned = torch.from_numpy(parts.fit.pixels), torch.from_numpy(parts.fit.labels)
+    is_classifier = model.task == CLASSIFICATION
+    loop.fit(
+        network,
+        *learned,
+        model.training["cpu"],
+        device=torch.device("cpu"),
+        seed=seed,
+        # Only reported, and not in the seconds of an epoch.
+        validate=accuracy if is_classifier else lambda network: {},
+        on_epoch=epochs.append,
+    )
+    started = time.perf_counter()
+    network.finish(*learned)
+    return network, epochs, time.perf_counter() - started
+
+
+def _rate(program: Program, pixels: np.ndarray) -> float:
+    """Images a second on all cores, as a shard is scored: a batch a thread."""
+    pixels = pixels[:_RATED_ON]
+    batches = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
+    threads = machine.cores()
+
+    def run() -> None:
+        for _ in map_ahead(program.predict, batches, threads=threads, ahead=2 * threads):
+            pass
+
+    return images_per_second(run, len(pixels))
