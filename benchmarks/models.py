@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from benchmarks import division, machine, models_report, peer_models
 from benchmarks.figures import over_seeds
 from benchmarks.runner import REPOSITORY, ContenderError
 from benchmarks.training import WANTED, Trained, train
+from ml import anomalies
 from ml.config import Model, Training, load
 from ml.errors import NightscoreError
 from ml.program import ANOMALY, CLASSIFICATION
@@ -135,23 +136,24 @@ def _quick(model: Model, quick: bool) -> Model:
 
 
 def _left_out(kind: str, model: Model, parts: "Parts") -> "tuple[Model, Parts]":
-    """The model without a generator of drawn anomalies, or the parts without known anomalies to
-    train from; the held-out ones, which set the threshold, stay."""
-    from dataclasses import replace
+    """The model without a kind of drawn anomaly, or the parts without known anomalies to train from
+    (the held-out ones, which set the threshold, stay), or without several: `spill+known`."""
+    left_out = set(kind.split("+"))
+    drawn = model.options.get("synthetic", anomalies.kinds())
+    if unknown := left_out - {KNOWN, *drawn}:
+        known = ", ".join(dict.fromkeys([KNOWN, *drawn]))
+        raise SystemExit(f"--leave-out {'+'.join(sorted(unknown))}: known are {known}.")
+    options = model.options | {"synthetic": [name for name in drawn if name not in left_out]}
+    model = model.model_copy(update={"options": options})
+    return model, _of_normal_images(parts) if KNOWN in left_out else parts
 
+
+def _of_normal_images(parts: "Parts") -> "Parts":
     from ml.training.data import Part
-    from ml.training.synthetic_anomalies import GENERATORS
 
-    if kind == KNOWN:
-        normal = parts.fit.labels == 0
-        rows = [row for row, kept in zip(parts.fit.rows, normal, strict=True) if kept]
-        fit = Part(parts.fit.pixels[normal], parts.fit.labels[normal], rows)
-        return model, replace(parts, fit=fit)
-    drawn = model.options.get("synthetic", list(GENERATORS))
-    if kind not in drawn:
-        raise SystemExit(f"--leave-out {kind}: known are {', '.join([KNOWN, *drawn])}.")
-    options = model.options | {"synthetic": [name for name in drawn if name != kind]}
-    return model.model_copy(update={"options": options}), parts
+    normal = parts.fit.labels == 0
+    rows = [row for row, kept in zip(parts.fit.rows, normal, strict=True) if kept]
+    return replace(parts, fit=Part(parts.fit.pixels[normal], parts.fit.labels[normal], rows))
 
 
 def measure(
@@ -267,7 +269,8 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         metavar="KIND",
         help="anomaly: instead of the contenders, ours trained without each of these in turn: a "
-        "generator of drawn anomalies (spill torn empty pasted), or `known`, the known anomalies",
+        "kind of drawn anomaly (spill torn empty pasted), or `known`, the known anomalies, or "
+        "several joined by +",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument(

@@ -14,7 +14,6 @@ from benchmarks.runner import ContenderError
 from ml.config import Threshold, load
 from ml.errors import DataError
 from ml.program import ANOMALY
-from ml.training.synthetic_anomalies import GENERATORS
 from ml.training.thresholds import choose
 from tests import drawing
 
@@ -168,15 +167,18 @@ def test_few_images_are_read_for_a_quick_run_and_none_to_test_on_is_an_error(mou
 def test_a_kind_is_left_out_of_training_only(moulds):
     parts = division.load(moulds, MODEL)
     model, same = models._left_out("empty", MODEL, parts)
-    assert model.options["synthetic"] == [name for name in GENERATORS if name != "empty"]
+    assert model.options["synthetic"] == ["spill", "torn", "pasted"]
     assert model.options["width"] == MODEL.options["width"]
     assert same is parts
     model, fewer = models._left_out(models.KNOWN, MODEL, parts)
-    assert model is MODEL
+    assert model == MODEL
     assert fewer.fit.labels.sum() == 0 and len(fewer.fit) == len(fewer.fit.pixels)
     assert len(fewer.fit) == (parts.fit.labels == 0).sum()
     assert fewer.holdout is parts.holdout
-    with pytest.raises(SystemExit, match="known are known, spill"):
+    model, fewer = models._left_out("spill+known", MODEL, parts)
+    assert "spill" not in model.options["synthetic"]
+    assert fewer.fit.labels.sum() == 0
+    with pytest.raises(SystemExit, match="dust: known are known, empty, spill"):
         models._left_out("dust", MODEL, parts)
 
 
