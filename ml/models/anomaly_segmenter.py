@@ -25,7 +25,7 @@ from ml.training.drawing import blob, chance, uniform
 from ml.training.novelty import Novelty
 
 _KNOWN_SHARE = 0.15  # of the anomalies shown, how many are made from known ones
-_OCCLUDED_SHARE = 0.3
+_OCCLUDED_SHARE = 0.4
 _MAP_WEIGHT = 0.5
 # Keeps the logits of what is easy small (label smoothing, Szegedy et al., 2016): a threshold
 # halfway between two logits would else follow the kind of anomaly that is found most easily.
