@@ -31,7 +31,10 @@ def snapshot(model: str) -> Value:
     """Take a snapshot of the model's data set: {model, snapshot_uri}."""
     settings = configuration().model(model)
     uri = snapshots.take(
-        settings.dataset, configuration().storage, holdout_share=settings.holdout_share
+        settings.dataset,
+        configuration().storage,
+        holdout_share=settings.holdout_share,
+        holdout_by=settings.holdout_by,
     )
     log.info("%s trains on the snapshot %s", model, uri)
     return {"model": model, "snapshot_uri": uri}
