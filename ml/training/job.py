@@ -7,26 +7,37 @@ from typing import Any
 import numpy as np
 import torch
 
-from ml import device, plots, registry
-from ml.config import Model
+from ml import device, plots, registry, repetition
+from ml.config import Model, Training
 from ml.metrics import anomaly_metrics
-from ml.models import Network, build
+from ml.models import Network, build, weights_sha256
 from ml.program import ProgramInfo
 from ml.snapshot import Snapshot
-from ml.training import data, loop, thresholds
+from ml.training import data, distributed, environment, loop, thresholds
 
 log = logging.getLogger(__name__)
 
 
-def run(name: str, model: Model, snapshot: Snapshot, run_id: str) -> None:
+def run(
+    name: str, model: Model, snapshot: Snapshot, run_id: str, threads: int | None = None
+) -> None:
     """Train a model on a snapshot; parameters, curves and the program go to the run.
+
+    Parameters
+    ----------
+    threads: of the CPU, to repeat a run with as many as it had; None: as many as torch chooses.
 
     Raises
     ------
     DataError: see `ml.training.data.load` and `ml.training.loop.fit`.
     """
     place = device.choose()
-    parameters = model.training.get(device.profile(place)) or model.training["cpu"]
+    with environment.fixed(place, threads):
+        _run(name, model, snapshot, run_id, place)
+
+
+def _run(name: str, model: Model, snapshot: Snapshot, run_id: str, place: device.Device) -> None:
+    used = parameters(model, place)
     registry.log_params(
         run_id,
         {
@@ -39,9 +50,11 @@ def run(name: str, model: Model, snapshot: Snapshot, run_id: str) -> None:
             "torch": torch.__version__,
             "code": registry.code_version(),
             **{f"options.{key}": value for key, value in model.options.items()},
-            **parameters.model_dump(),
+            **used.model_dump(),
         },
     )
+    registry.log_json(run_id, repetition.MODEL, model.model_dump(mode="json"))
+    registry.log_json(run_id, repetition.ENVIRONMENT, environment.collect(place))
     registry.log_snapshot(run_id, snapshot)
     parts = data.load(snapshot, model)
     log.info("%s images to fit, %s held out, on %s", len(parts.fit), len(parts.holdout), place)
@@ -57,23 +70,35 @@ def run(name: str, model: Model, snapshot: Snapshot, run_id: str) -> None:
         shown = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
         log.info("Epoch %s of %s: %s", epoch.number, epoch.epochs, shown)
 
-    loop.fit(
-        network,
-        torch.from_numpy(parts.fit.pixels),
-        torch.from_numpy(parts.fit.labels),
-        parameters,
-        device=torch.device(place),
-        seed=model.seed,
-        validate=lambda trained: _validate(trained, model, parts.holdout),
-        on_epoch=on_epoch,
-    )
+    if used.processes > 1:
+        distributed.fit(
+            network, model, parts, place=place, processes=used.processes, on_epoch=on_epoch
+        )
+    else:
+        loop.fit(
+            network,
+            torch.from_numpy(parts.fit.pixels),
+            torch.from_numpy(parts.fit.labels),
+            used,
+            device=torch.device(place),
+            seed=model.seed,
+            validate=lambda trained: validate(trained, model, parts.holdout),
+            on_epoch=on_epoch,
+        )
     network.finish(torch.from_numpy(parts.fit.pixels), torch.from_numpy(parts.fit.labels))
+    registry.set_run_tags(run_id, {repetition.WEIGHTS_TAG: weights_sha256(network)})
     registry.log_figures(run_id, {"training_curves": plots.training_curves(history)})
     chosen = _threshold(network, model, parts.holdout) if model.task == "anomaly" else None
     _log_program(name, model, snapshot, run_id, network, parts.classes, chosen)
 
 
-def _validate(network: Network, model: Model, holdout: data.Part) -> dict[str, float]:
+def parameters(model: Model, place: device.Device) -> Training:
+    """The training parameters for a device: those of `cpu` where `gpu` has none."""
+    return model.training.get(device.profile(place)) or model.training["cpu"]
+
+
+def validate(network: Network, model: Model, holdout: data.Part) -> dict[str, float]:
+    """What is measured after each epoch on the held-out images."""
     outputs = loop.predict(network, torch.from_numpy(holdout.pixels))
     if model.task == "classification":
         return {"holdout_accuracy": float((outputs.argmax(axis=1) == holdout.labels).mean())}
