@@ -2,14 +2,14 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ml import snapshot
+from ml import scenes, snapshot
 from ml.archive import Labelled, labelled
 from ml.config import Model
 from ml.errors import DataError
@@ -42,27 +42,33 @@ def load(path: Path, model: Model, most: int | None = None) -> "Parts":
 
     listed: list[Listed] = []
     pixels: dict[str, np.ndarray] = {}
+    thumbnails: dict[str, np.ndarray] = {}
 
-    def read(image: Labelled) -> tuple[Listed, np.ndarray]:
-        return _listed(image), _pixels(image, model.input_size)
+    def read(image: Labelled) -> tuple[Listed, np.ndarray, np.ndarray]:
+        small = scenes.thumbnail(_decoded(image, (scenes.HEIGHT, scenes.WIDTH)))
+        return _listed(image), _pixels(image, model.input_size), small
 
     images = map_ahead(read, _first(labelled(path), most), threads=_THREADS, ahead=256)
-    for found, image in images:
+    for found, image, small in images:
         listed.append(found)
-        pixels[found[0].uri] = image
+        pixels[found[0].uri], thumbnails[found[0].uri] = image, small
 
     def of_rows(rows: Sequence[Row], size: tuple[int, int], key: str) -> np.ndarray:
         return np.ascontiguousarray(np.stack([pixels[row.uri] for row in rows]))
 
-    parts = data.load(_divided(path, listed, model), model, read=of_rows)
+    parts = data.load(_divided(path, listed, thumbnails, model), model, read=of_rows)
     if len(set(parts.test.labels)) < 2:
         raise DataError(f"{path} holds no images test/CLASS of two kinds, which are measured on.")
     return parts
 
 
-def _divided(path: Path, listed: Sequence[Listed], model: Model) -> Snapshot:
-    """Byte-identical images stay together, and a group's part follows from its content."""
+def _divided(
+    path: Path, listed: Sequence[Listed], thumbnails: Mapping[str, np.ndarray], model: Model
+) -> Snapshot:
     rows = snapshot.assign(listed, model.holdout_share)
+    if model.holdout_by == "scene":
+        found = snapshot.find_scenes(rows, lambda chosen: [thumbnails[row.uri] for row in chosen])
+        rows = snapshot.assign(listed, model.holdout_share, found)
     return Snapshot(str(path), path.stem, tuple(rows))
 
 
@@ -83,8 +89,12 @@ def _listed(image: Labelled) -> Listed:
 
 
 def _pixels(image: Labelled, size: tuple[int, int]) -> np.ndarray:
+    return resize(_decoded(image, size), size)
+
+
+def _decoded(image: Labelled, size: tuple[int, int]) -> np.ndarray:
     try:
-        return resize(decode(image.content, max_pixels=_MAX_PIXELS, at_least=size), size)
+        return decode(image.content, max_pixels=_MAX_PIXELS, at_least=size)
     except Rejected as rejected:
         name = f"{image.split}/{image.label}/{image.name}"
         raise DataError(f"{name} cannot be decoded: {rejected}.") from None

@@ -1,17 +1,38 @@
 """Labelled data sets in S3: `STORAGE/datasets/NAME/SPLIT/CLASS/FILE`."""
 
+import logging
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+
+import numpy as np
 
 from ml.archive import Entry, labelled
 from ml.errors import DataError, ServiceError
+from ml.images import Rejected, decode
+from ml.parallel import map_ahead
 from ml.samples import is_synthetic
 from ml.store import object_store
 from ml.upload import OnProgress, upload
 
+log = logging.getLogger(__name__)
+
 LAYOUT = "SPLIT/CLASS/FILE, for instance train/normal/0001.jpg"
+_THREADS = 16
+_MAX_PIXELS = 64_000_000
+_PROGRESS_EVERY_S = 10.0
+
+
+class Listed(Protocol):
+    """An image as it was listed: its object and the ETag that it had."""
+
+    @property
+    def uri(self) -> str: ...
+    @property
+    def etag(self) -> str: ...
 
 
 def class_folders(storage: str, name: str) -> list[str]:
@@ -133,6 +154,48 @@ def holds_real_images(storage: str, name: str) -> bool:
         for page in object_store().pages(uri)
         for found in page
     )
+
+
+def read(
+    images: Sequence[Listed],
+    at_least: tuple[int, int],
+    convert: Callable[[np.ndarray], np.ndarray],
+) -> Iterator[np.ndarray]:
+    """Fetch, decode and convert images on several threads, in their order; logs the progress.
+
+    Parameters
+    ----------
+    at_least: (height, width) in pixels that suffices, see `ml.images.decode`.
+    convert: takes uint8 (height, width, 3), RGB.
+
+    Raises
+    ------
+    DataError: an image is gone, was changed since it was listed, or cannot be decoded.
+    """
+
+    def one(image: Listed) -> np.ndarray:
+        return convert(_pixels(image, at_least))
+
+    reported = time.monotonic()
+    for number, done in enumerate(map_ahead(one, images, threads=_THREADS, ahead=256), start=1):
+        yield done
+        if time.monotonic() - reported > _PROGRESS_EVERY_S:
+            reported = time.monotonic()
+            log.info("Read %s of %s images", number, len(images))
+
+
+def _pixels(image: Listed, at_least: tuple[int, int]) -> np.ndarray:
+    try:
+        content, etag = object_store().get(image.uri)
+        if etag != image.etag:
+            raise DataError(f"{image.uri} was changed since the snapshot.", "Take a new one.")
+        return decode(content, max_pixels=_MAX_PIXELS, at_least=at_least)
+    except FileNotFoundError:
+        raise DataError(f"{image.uri} is gone since the snapshot.", "Take a new one.") from None
+    except Rejected as rejected:
+        raise DataError(
+            f"{image.uri} cannot be trained from: {rejected}.", "Remove it from the data set."
+        ) from None
 
 
 def download_cifar10(target: Path) -> Path:

@@ -40,3 +40,10 @@ def _has_gpu() -> bool:
 def profile(device: Device) -> Literal["cpu", "gpu"]:
     """The name of the training parameters for a device in `nightscore.yaml`."""
     return "cpu" if device == "cpu" else "gpu"
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 faster than float32."""
+    import torch
+
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

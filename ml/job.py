@@ -148,7 +148,12 @@ def _streams_of(models: Iterable[str], config: Configuration) -> list[str]:
 def _needs_training(name: str, config: Configuration, say: Say) -> bool:
     """Whether the champion is missing or was trained from other images than there are now."""
     model = config.model(name)
-    uri = snapshot.take(model.dataset, config.storage, holdout_share=model.holdout_share)
+    uri = snapshot.take(
+        model.dataset,
+        config.storage,
+        holdout_share=model.holdout_share,
+        holdout_by=model.holdout_by,
+    )
     with session() as current:
         champion = current.scalar(
             sa.select(ModelVersion)

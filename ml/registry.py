@@ -235,8 +235,41 @@ def log_snapshot(run_id: str, snapshot: "Snapshot") -> None:
 
 def run_tags(run_id: str) -> dict[str, str]:
     """The tags of a run; raises DataError when there is no such run."""
+    return dict(_run(run_id).data.tags)
+
+
+def set_run_tags(run_id: str, tags: Mapping[str, str]) -> None:
+    """Add tags to a run."""
     with _translated():
-        return dict(_client().get_run(run_id).data.tags)
+        for key, value in tags.items():
+            _client().set_tag(run_id, key, value)
+
+
+def run_status(run_id: str) -> str:
+    """RUNNING, FINISHED or FAILED; raises DataError when there is no such run."""
+    return str(_run(run_id).info.status)
+
+
+def artifacts(run_id: str) -> list[str]:
+    """The names of a run's artifacts at the top."""
+    with _translated():
+        return [found.path for found in _client().list_artifacts(run_id)]
+
+
+def _run(run_id: str) -> Any:
+    client = _client()
+    from mlflow.exceptions import MlflowException
+
+    with _translated():
+        try:
+            return client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise DataError(
+                    f"There is no run {run_id!r} in MLflow.",
+                    "A version's page in MLflow names the run it came from.",
+                ) from None
+            raise
 
 
 def log_program(

@@ -15,9 +15,9 @@ import sqlalchemy as sa
 from pydantic import TypeAdapter
 from sqlalchemy.dialects.postgresql import insert
 
-from ml import promotion, registry
+from ml import promotion, registry, repetition
 from ml import snapshot as snapshots
-from ml.config import configuration
+from ml.config import Model, configuration
 from ml.database import session
 from ml.description import describe
 from ml.gate import Champion, Decision, decide
@@ -26,15 +26,19 @@ from ml.tables import CHAMPION, ModelVersion
 log = logging.getLogger(__name__)
 
 Value = dict[str, Any]
-_EVALUATION, _DECISION = "evaluation.json", "gate.json"
-_SNAPSHOT, _SYNTHETIC = "nightscore.snapshot", "nightscore.synthetic"
+_EVALUATION, _DECISION = repetition.EVALUATION, "gate.json"
+_SNAPSHOT, _SYNTHETIC = repetition.SNAPSHOT_TAG, "nightscore.synthetic"
+_REPEATS = repetition.REPEATS_TAG
 
 
 def snapshot(model: str) -> Value:
     """Take a snapshot of the model's data set: {model, snapshot_uri}."""
     settings = configuration().model(model)
     uri = snapshots.take(
-        settings.dataset, configuration().storage, holdout_share=settings.holdout_share
+        settings.dataset,
+        configuration().storage,
+        holdout_share=settings.holdout_share,
+        holdout_by=settings.holdout_by,
     )
     log.info("%s trains on the snapshot %s", model, uri)
     return {"model": model, "snapshot_uri": uri}
@@ -43,6 +47,7 @@ def snapshot(model: str) -> Value:
 def train(value: Value, attempt_key: str | None = None) -> Value:
     """Train on a snapshot and log everything to a run in MLflow: {model, run_id}.
 
+    With `repeats` in the value, the id of an earlier run, it is trained as that one recorded.
     `attempt_key` names the attempt (Airflow's run id): a retry of one that was finished returns
     its run.
 
@@ -57,13 +62,16 @@ def train(value: Value, attempt_key: str | None = None) -> Value:
     if done is not None:
         log.info("This attempt was trained before, in run %s", done)
         return {"model": model, "run_id": done}
-    settings = configuration().model(model)
+    repeated = repetition.recording(model, value["repeats"]) if "repeats" in value else None
+    settings = repeated.settings if repeated else configuration().model(model)
+    threads = int(repeated.environment["threads"]) if repeated else None
     taken = snapshots.load(value["snapshot_uri"])
     tags = {_SNAPSHOT: taken.uri, _SYNTHETIC: str(taken.synthetic).lower()}
-    run_id = registry.start_run(model, attempt_key, tags | {"nightscore.model": model})
+    tags |= {repetition.MODEL_TAG: model} | ({_REPEATS: repeated.run_id} if repeated else {})
+    run_id = registry.start_run(model, attempt_key, tags)
     try:
         with registry.monitored(run_id):
-            job.run(model, settings, taken, run_id)
+            job.run(model, settings, taken, run_id, threads)
     except BaseException:
         registry.end_run(run_id, failed=True)
         raise
@@ -76,9 +84,10 @@ def evaluate(value: Value) -> Value:
     from ml.training import assessment
 
     model, run_id = value["model"], value["run_id"]
-    taken = snapshots.load(registry.run_tags(run_id)[_SNAPSHOT])
+    tags = registry.run_tags(run_id)
+    taken = snapshots.load(tags[_SNAPSHOT])
     champion = registry.version_of_alias(model, CHAMPION)
-    result = assessment.run(model, configuration().model(model), taken, run_id, champion)
+    result = assessment.run(model, _settings(model, run_id, tags), taken, run_id, champion)
     registry.log_json(run_id, _EVALUATION, result)
     return value
 
@@ -86,7 +95,7 @@ def evaluate(value: Value) -> Value:
 def gate(value: Value) -> Value:
     """Decide whether the challenger may be promoted; the decision is stored with the run."""
     model, run_id = value["model"], value["run_id"]
-    settings = configuration().model(model)
+    settings = _settings(model, run_id, registry.run_tags(run_id))
     found = registry.read_json(run_id, _EVALUATION)
     decision = decide(settings.gate, settings.task, found["holdout"], _champion(found))
     registry.log_json(run_id, _DECISION, asdict(decision))
@@ -109,9 +118,10 @@ def register(value: Value) -> Value:
             **_gate_tags(decision),
             _SNAPSHOT: tags[_SNAPSHOT],
             _SYNTHETIC: tags[_SYNTHETIC],
+            **({_REPEATS: tags[_REPEATS]} if _REPEATS in tags else {}),
         },
         describe(
-            configuration().model(model),
+            _settings(model, run_id, tags),
             found["holdout"],
             found["test"],
             _champion(found),
@@ -175,6 +185,36 @@ def retrain(model: str, on_step: Callable[[str], None] = lambda step: None) -> V
         on_step("promote")
         promote(value)
     return {**value, "promoted": value["passed"]}
+
+
+def repeat(model: str, run_id: str, on_step: Callable[[str], None] = lambda step: None) -> Value:
+    """Train, evaluate, gate and register again what a run recorded, not today's configuration.
+
+    The version stays challenger, whatever the gate says: it shows that the run can be repeated, and
+    an old snapshot is no reason to replace a champion.
+
+    Returns
+    -------
+    register's value with `promoted`, `repeats` and what `ml.repetition.compare` found.
+
+    Raises
+    ------
+    DataError: the run cannot be repeated (`ml.repetition.recording`), or its snapshot is gone.
+    """
+    recorded = repetition.recording(model, run_id)
+    value: Value = {"model": model, "snapshot_uri": recorded.snapshot_uri, "repeats": run_id}
+    for step in (train, evaluate, gate, register):
+        on_step(step.__name__)
+        value = step(value)
+    compared = repetition.compare(run_id, value["run_id"])
+    return {**value, "promoted": False, "repeats": run_id, **compared}
+
+
+def _settings(model: str, run_id: str, tags: dict[str, str]) -> Model:
+    """The configuration that a run is judged by: today's, or for a repetition the recorded one."""
+    if _REPEATS in tags:
+        return Model.model_validate(registry.read_json(run_id, repetition.MODEL))
+    return configuration().model(model)
 
 
 def _champion(found: Value) -> Champion | None:

@@ -57,3 +57,10 @@ def write_dataset(folder: Path, name: str) -> None:
         for _ in range(count):
             number += 1
             (target / f"{number:04}.png").write_bytes(draw(label, number))
+
+
+def bright(count: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 (N, 3, H, W), every second of which is bright, and labels int64 (N,)."""
+    labels = np.arange(count, dtype=np.int64) % 2
+    noise = np.random.default_rng(0).integers(0, 60, (count, 3, *size))
+    return (noise + 150 * labels[:, None, None, None]).astype(np.uint8), labels

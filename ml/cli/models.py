@@ -18,19 +18,61 @@ Reason = Annotated[str, typer.Option(help="Kept with the change.")]
 
 
 @app.command()
-def train(model: ModelName, json: Json = False) -> None:
+def train(
+    model: ModelName,
+    from_run: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN_ID",
+            help="Repeat this MLflow run: its snapshot and recorded configuration instead of "
+            "today's. Says what differs from then; the version is not promoted.",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
     """Train a new version: the steps of the DAG retrain_MODEL, in this process."""
     from ml import retrain
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("mlflow", "httpx", "alembic", "matplotlib", "botocore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    result = retrain.retrain(model, lambda step: err.print(f"{model}: {step}", style="bold"))
+
+    def on_step(step: str) -> None:
+        err.print(f"{model}: {step}", style="bold")
+
+    if from_run:
+        result = retrain.repeat(model, from_run, on_step)
+    else:
+        result = retrain.retrain(model, on_step)
     if json:
         print_json(result)
         return
+    if from_run:
+        _show_repetition(result)
+        return
     became = "champion" if result["promoted"] else "challenger only: it did not pass the gate"
     out.print(f"{model}: version {result['version']} is {became}")
+
+
+def _show_repetition(result: dict[str, Any]) -> None:
+    def verdict(name: str) -> str:
+        return f"{name} {'identical' if result[f'{name}_identical'] else 'NOT identical'}"
+
+    out.print(
+        f"{result['model']}: version {result['version']} repeats run {result['repeats']}; "
+        "it is challenger only",
+        highlight=False,
+    )
+    if result["circumstances"]:
+        out.print("What differs from then:")
+        rows = ((name, *pair) for name, pair in result["circumstances"].items())
+        print_table(("circumstance", "recorded", "now"), rows)
+    else:
+        out.print("Versions, code, device and threads are those recorded.")
+    if result["metrics"]:
+        rows = ((name, *map(repr, pair)) for name, pair in result["metrics"].items())
+        print_table(("metric", "recorded", "now"), rows)
+    out.print(f"{verdict('weights')}, {verdict('metrics')}", highlight=False)
 
 
 @app.command()

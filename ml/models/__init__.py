@@ -8,6 +8,7 @@ and its network does two things: `loss` for training and `forward` for scoring. 
 (`ml.training.loop`), the export (`ml.program`) and everything behind them are the same for all.
 """
 
+import hashlib
 from importlib import import_module
 from typing import Any
 
@@ -88,3 +89,15 @@ def build(
     except TypeError as error:
         raise ConfigurationError(f"Architecture {name!r} refused its options: {error}") from error
     return network
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """The SHA-256 of a network's weights and statistics: the same when they are, to the bit.
+
+    The file of an exported program also holds the paths and lines of the code it was traced from.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -25,7 +25,7 @@ class Part:
     rows: Sequence[Row]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.labels)
 
 
 @dataclass(frozen=True)

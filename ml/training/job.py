@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ml import device, plots, registry
-from ml.config import Model
+from ml import device, plots, registry, repetition
+from ml.config import Model, Training
 from ml.metrics import anomaly_metrics
-from ml.models import Network, build
+from ml.models import Network, build, weights_sha256
 from ml.program import ProgramInfo
 from ml.snapshot import Snapshot
-from ml.training import data, loop, thresholds
+from ml.training import data, distributed, environment, loop, thresholds
 
 log = logging.getLogger(__name__)
 
@@ -27,15 +27,26 @@ class Thresholds:
     novelty: float | None
 
 
-def run(name: str, model: Model, snapshot: Snapshot, run_id: str) -> None:
+def run(
+    name: str, model: Model, snapshot: Snapshot, run_id: str, threads: int | None = None
+) -> None:
     """Train a model on a snapshot; parameters, curves and the program go to the run.
+
+    Parameters
+    ----------
+    threads: of the CPU, to repeat a run with as many as it had; None: as many as torch chooses.
 
     Raises
     ------
     DataError: see `ml.training.data.load` and `ml.training.loop.fit`.
     """
     place = device.choose()
-    parameters = model.training.get(device.profile(place)) or model.training["cpu"]
+    with environment.fixed(place, threads):
+        _run(name, model, snapshot, run_id, place)
+
+
+def _run(name: str, model: Model, snapshot: Snapshot, run_id: str, place: device.Device) -> None:
+    used = parameters(model, place)
     registry.log_params(
         run_id,
         {
@@ -48,9 +59,11 @@ def run(name: str, model: Model, snapshot: Snapshot, run_id: str) -> None:
             "torch": torch.__version__,
             "code": registry.code_version(),
             **{f"options.{key}": value for key, value in model.options.items()},
-            **parameters.model_dump(),
+            **used.model_dump(),
         },
     )
+    registry.log_json(run_id, repetition.MODEL, model.model_dump(mode="json"))
+    registry.log_json(run_id, repetition.ENVIRONMENT, environment.collect(place))
     registry.log_snapshot(run_id, snapshot)
     parts = data.load(snapshot, model)
     log.info("%s images to fit, %s held out, on %s", len(parts.fit), len(parts.holdout), place)
@@ -68,17 +81,23 @@ def run(name: str, model: Model, snapshot: Snapshot, run_id: str) -> None:
 
     pixels, labels = torch.from_numpy(parts.fit.pixels), torch.from_numpy(parts.fit.labels)
     network.start(pixels, labels)
-    loop.fit(
-        network,
-        pixels,
-        labels,
-        parameters,
-        device=torch.device(place),
-        seed=model.seed,
-        validate=lambda trained: _validate(trained, model, parts.holdout),
-        on_epoch=on_epoch,
-    )
+    if used.processes > 1:
+        distributed.fit(
+            network, model, parts, place=place, processes=used.processes, on_epoch=on_epoch
+        )
+    else:
+        loop.fit(
+            network,
+            pixels,
+            labels,
+            used,
+            device=torch.device(place),
+            seed=model.seed,
+            validate=lambda trained: validate(trained, model, parts.holdout),
+            on_epoch=on_epoch,
+        )
     network.finish(pixels, labels)
+    registry.set_run_tags(run_id, {repetition.WEIGHTS_TAG: weights_sha256(network)})
     registry.log_figures(
         run_id,
         {
@@ -90,7 +109,13 @@ def run(name: str, model: Model, snapshot: Snapshot, run_id: str) -> None:
     _log_program(name, model, snapshot, run_id, network, parts.classes, chosen)
 
 
-def _validate(network: Network, model: Model, holdout: data.Part) -> dict[str, float]:
+def parameters(model: Model, place: device.Device) -> Training:
+    """The training parameters for a device: those of `cpu` where `gpu` has none."""
+    return model.training.get(device.profile(place)) or model.training["cpu"]
+
+
+def validate(network: Network, model: Model, holdout: data.Part) -> dict[str, float]:
+    """What is measured after each epoch on the held-out images."""
     pixels, labels = torch.from_numpy(holdout.pixels), torch.from_numpy(holdout.labels)
     loss = {"holdout_loss": loop.holdout_loss(network, pixels, labels, seed=model.seed)}
     outputs = loop.predict(network, pixels)
@@ -117,7 +142,10 @@ def _thresholds(network: Network, model: Model, holdout: data.Part) -> Threshold
     with torch.autocast("cpu", enabled=False):
         scores, novelties = _scores_in_float32(network, holdout.pixels)
     normal = holdout.labels == 0
-    chosen = thresholds.choose(model.threshold, scores[normal], scores[holdout.labels == 1])
+    scenes = np.unique([row.scene for row in holdout.rows], return_inverse=True)[1]
+    chosen = thresholds.choose(
+        model.threshold, scores[normal], scores[holdout.labels == 1], scenes[normal]
+    )
     log.info(
         "Threshold %.6f (%.6f to %.6f) by %s", chosen.value, chosen.low, chosen.high, chosen.policy
     )

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from ml.config import Training
+from ml.device import has_fast_bfloat16
 from ml.errors import DataError
 from ml.models import Network
+from ml.training.group import Group, Loss
 
 # A small data set is gone through several times an epoch, so that the number of epochs means
 # about the same whatever its size.
@@ -50,48 +52,56 @@ def fit(
     *,
     device: torch.device,
     seed: int,
+    group: Group | None = None,
     validate: Callable[[Network], dict[str, float]] = lambda network: {},
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Network:
     """Train `network` in place and return it: on the CPU, in eval mode.
 
     The learning rate rises linearly for a fifth of the steps and falls linearly to zero. On a CPU
-    the same seed, data and number of threads give the same weights to the bit.
+    the same seed, data and number of threads and processes give the same weights to the bit.
 
     Parameters
     ----------
     pixels: uint8 (N, 3, H, W); may be a view of a memory-mapped file, it is only read.
     labels: int64 (N,).
+    group: the processes that train together, each of which calls this with the same arguments;
+        a batch is divided among them. None: this one alone.
     validate: measures the network after each epoch, in eval mode.
 
     Raises
     ------
-    DataError: there is no image, or the loss is no longer finite.
+    DataError: there is no image, or fewer than processes; or the loss is no longer finite.
     """
+    group = group or Group()
     count = len(pixels)
     if count == 0:
         raise DataError("There is no image to train from.")
-    torch.manual_seed(seed)
+    # Each process draws its own augmentations.
+    torch.manual_seed(seed + group.rank)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    batch_size = min(parameters.batch_size, count)
+    batch_size = min(parameters.batch_size, count) // group.size * group.size
+    if batch_size == 0:
+        raise DataError(f"A batch is smaller than the number of processes, {group.size}.")
     steps = max(math.ceil(count / batch_size), MIN_STEPS)
     optimizer = network.optimizer(parameters.learning_rate, parameters.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: _triangle(step / (steps * parameters.epochs))
     )
-    batches = _batches(count, batch_size)
+    loss_of = group.loss_of(network)
+    batches = _batches(count, batch_size, group.order(seed))
     for number in range(1, parameters.epochs + 1):
         started = time.perf_counter()
         network.train()
         losses_and_norms = []
         for _ in range(steps):
-            chosen = next(batches)
-            losses_and_norms.append(
-                _step(network, pixels[chosen].to(device), labels[chosen].to(device), optimizer)
-            )
+            chosen = group.share(next(batches))
+            images, classes = pixels[chosen].to(device), labels[chosen].to(device)
+            losses_and_norms.append(_step(network, loss_of, images, classes, optimizer))
             schedule.step()
         seconds = time.perf_counter() - started
-        loss, gradient = torch.stack(losses_and_norms).mean(0).tolist()
+        loss, gradient = group.mean(torch.stack(losses_and_norms).mean(0)).tolist()
+        group.share_statistics(network)
         if not math.isfinite(loss):
             raise DataError(
                 f"The training loss is {loss} in epoch {number}.", "Lower the learning rate."
@@ -149,11 +159,15 @@ def predict(network: Network, pixels: Tensor, batch_size: int = 512) -> Any:
 
 
 def _step(
-    network: Network, pixels: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer
+    network: Network,
+    loss_of: Loss,
+    pixels: Tensor,
+    labels: Tensor,
+    optimizer: torch.optim.Optimizer,
 ) -> Tensor:
     """One step; returns the loss, and the norm of the gradient before it was clipped."""
     with _autocast(pixels.device):
-        loss = network.loss(pixels, labels)
+        loss = loss_of(pixels, labels)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(network.parameters(), _GRADIENT_NORM)
@@ -165,16 +179,15 @@ def _autocast(device: torch.device) -> torch.autocast:
     """bfloat16 where the processor multiplies it faster than float32."""
     if device.type == "cuda":
         return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_bf16_supported())
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.autocast("cpu", torch.bfloat16, enabled=fast)
+    return torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16())
 
 
-def _batches(count: int, size: int) -> Iterator[Tensor]:
+def _batches(count: int, size: int, order: torch.Generator | None) -> Iterator[Tensor]:
     """Indices of batches without end; each image once before any comes again."""
     rest = torch.empty(0, dtype=torch.int64)
     while True:
         while len(rest) < size:
-            rest = torch.cat([rest, torch.randperm(count)])
+            rest = torch.cat([rest, torch.randperm(count, generator=order)])
         yield rest[:size]
         rest = rest[size:]
 

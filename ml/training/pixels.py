@@ -1,27 +1,19 @@
 """A snapshot's images as one array on disk: fetched and decoded once, used for every epoch."""
 
-import logging
 import shutil
 import tempfile
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ml.errors import DataError
-from ml.images import Rejected, decode, resize
-from ml.parallel import map_ahead
+from ml import dataset
+from ml.images import resize
 from ml.settings import state_folder
 from ml.snapshot import Row
-from ml.store import object_store
-
-log = logging.getLogger(__name__)
 
 KEPT = 6
-_THREADS = 16
-_MAX_PIXELS = 64_000_000
-_PROGRESS_EVERY_S = 10.0
 
 
 def load(rows: Sequence[Row], size: tuple[int, int], key: str) -> np.ndarray:
@@ -53,31 +45,12 @@ def _write(path: Path, rows: Sequence[Row], size: tuple[int, int]) -> None:
         array = np.lib.format.open_memmap(
             scratch / "pixels.npy", mode="w+", dtype=np.uint8, shape=(len(rows), 3, *size)
         )
-        reported = time.monotonic()
-        images = map_ahead(lambda row: _pixels(row, size), rows, threads=_THREADS, ahead=256)
-        for index, pixels in enumerate(images):
+        for index, pixels in enumerate(dataset.read(rows, size, partial(resize, size=size))):
             array[index] = pixels
-            if time.monotonic() - reported > _PROGRESS_EVERY_S:
-                reported = time.monotonic()
-                log.info("Read %s of %s images", index + 1, len(rows))
         array.flush()
         (scratch / "pixels.npy").replace(path)
     finally:
         shutil.rmtree(scratch)
-
-
-def _pixels(row: Row, size: tuple[int, int]) -> np.ndarray:
-    try:
-        content, etag = object_store().get(row.uri)
-        if etag != row.etag:
-            raise DataError(f"{row.uri} was changed since the snapshot.", "Take a new one.")
-        return resize(decode(content, max_pixels=_MAX_PIXELS, at_least=size), size)
-    except FileNotFoundError:
-        raise DataError(f"{row.uri} is gone since the snapshot.", "Take a new one.") from None
-    except Rejected as rejected:
-        raise DataError(
-            f"{row.uri} cannot be trained from: {rejected}.", "Remove it from the data set."
-        ) from None
 
 
 def _forget_oldest(folder: Path) -> None:

@@ -1,9 +1,12 @@
 """Data on their way into a real S3: data sets, nights, snapshots."""
 
+import io
 import os
 import tarfile
+from collections import defaultdict
 from datetime import date
 
+import numpy as np
 import pytest
 
 from ml import dataset, ingest, snapshot
@@ -162,6 +165,76 @@ class TestSnapshot:
     def test_a_data_set_that_is_not_there_is_explained(self, bucket):
         with pytest.raises(DataError, match="nightscore dataset import"):
             snapshot.take("nothing", bucket, holdout_share=0.1)
+
+
+def _places(folder, frames: int = 12) -> None:
+    """Ten places of a line, `frames` frames of each, copies, and two spills of some frames."""
+    random = np.random.default_rng(0)
+    parts = [("train/normal", range(10), frames), ("calibration/anomalous", (20, 21), 6)]
+    for part, places, count in parts:
+        (folder / part).mkdir(parents=True)
+        for place in places:
+            picture = np.kron(random.integers(40, 200, (4, 4, 3)), np.ones((4, 4, 1)))
+            for number in range(count):
+                frame = np.clip(picture + random.normal(0, 2, picture.shape), 0, 255)
+                content = drawing.png(frame.astype(np.uint8))
+                (folder / part / f"{place:02}-{number:03}.png").write_bytes(content)
+                if number == 0:
+                    (folder / part / f"copy-{place:02}.png").write_bytes(content)
+
+
+class TestScenes:
+    @pytest.fixture
+    def places(self, bucket, tmp_path):
+        _places(tmp_path / "line")
+        dataset.import_(tmp_path / "line", "line", storage=bucket)
+        return bucket
+
+    def _take(self, bucket, **changes):
+        options = {"holdout_share": 0.25, "holdout_by": "scene"} | changes
+        return snapshot.load(snapshot.take("line", bucket, **options))
+
+    def test_the_frames_of_a_place_are_held_out_together(self, places):
+        taken = self._take(places)
+        parts = defaultdict(set)
+        for row in taken.rows:
+            place = row.uri.rsplit("/", 1)[-1].removeprefix("copy-")[:2]
+            parts[row.split, place].add((row.part, row.scene))
+        assert len(parts) == 12
+        assert {len(found) for found in parts.values()} == {1}
+        of_parts = [part for found in parts.values() for part, _ in found]
+        assert of_parts.count("holdout") == 3
+        assert of_parts.count("fit") == 7 + 1
+        assert of_parts.count("threshold") == 1
+
+    def test_the_same_images_are_read_once(self, places, monkeypatch):
+        first = self._take(places)
+        monkeypatch.setattr(dataset, "read", None)
+        assert self._take(places) == first
+
+    def test_by_image_and_by_scene_are_two_snapshots(self, places):
+        by_scene, by_image = self._take(places), self._take(places, holdout_by="image")
+        assert by_scene.uri != by_image.uri
+        assert self._take(places, holdout_share=0.3).uri != by_scene.uri
+        assert all(row.scene == row.group for row in by_image.rows)
+
+    def test_an_image_that_cannot_be_decoded_is_named(self, places):
+        uri = f"{places}/datasets/line/train/normal/05-000.png"
+        content, _ = object_store().get(uri)
+        object_store().put(uri, content[:60])
+        with pytest.raises(DataError, match=r"05-000\.png cannot be trained from") as caught:
+            self._take(places)
+        assert "Remove it" in caught.value.hint
+
+    def test_a_snapshot_from_before_there_were_scenes_can_be_loaded(self, places):
+        import pyarrow.parquet as parquet
+
+        taken = self._take(places, holdout_by="image")
+        table = parquet.read_table(io.BytesIO(object_store().get(taken.uri)[0]))
+        buffer = io.BytesIO()
+        parquet.write_table(table.drop_columns(["scene"]), buffer)
+        object_store().put(taken.uri, buffer.getvalue())
+        assert snapshot.load(taken.uri) == taken
 
 
 def test_a_store_that_cannot_be_reached_is_a_service_error(monkeypatch):

@@ -58,3 +58,71 @@ def test_the_order_of_the_listing_does_not_matter():
     shuffled = listed[:]
     random.Random(2).shuffle(shuffled)
     assert assign(listed, 0.1) == assign(shuffled, 0.1)
+
+
+def _scene_of(rows, size: int = 5) -> dict[str, dict[str, str]]:
+    """Scenes of `size` contents each, the same in both splits."""
+    scenes = {split: {} for split in (TRAIN, CALIBRATION)}
+    for found, split, _ in rows:
+        group = f"{found.etag}-{found.size}"
+        if split in scenes:
+            scenes[split][group] = f"scene-{int(found.etag, 16) // size:03}"
+    return scenes
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_by_scene_neither_a_scene_nor_a_copy_straddles(seed):
+    listed = _listing(seed)
+    rows = assign(listed, 0.2, _scene_of(listed))
+    parts, scenes = defaultdict(set), defaultdict(set)
+    both = {row.group for row in rows if row.split == TRAIN} & {
+        row.group for row in rows if row.split == CALIBRATION
+    }
+    for row in rows:
+        parts[row.group].add(row.part)
+        # An image that is in train and in calibration goes where the calibration's scene goes.
+        if row.part not in (REPORT, EXCLUDED) and (
+            row.split == CALIBRATION or row.group not in both
+        ):
+            scenes[row.split, row.scene].add(row.part)
+    for found in parts.values():
+        assert found <= {FIT} or found <= {HOLDOUT, THRESHOLD} or found <= {REPORT, EXCLUDED}
+    assert len(scenes) > 20
+    assert {len(found) for found in scenes.values()} == {1}
+    assert {part for found in scenes.values() for part in found} == {FIT, HOLDOUT, THRESHOLD}
+
+
+def test_by_scene_the_order_of_the_listing_does_not_matter():
+    listed = _listing(1)
+    shuffled = listed[:]
+    random.Random(2).shuffle(shuffled)
+    scenes = _scene_of(listed)
+    assert assign(listed, 0.1, scenes) == assign(shuffled, 0.1, scenes)
+
+
+def test_a_single_scene_is_divided_by_image_with_a_warning(caplog):
+    listed = [(_object(f"{n}.png", n), TRAIN, "normal") for n in range(200)]
+    rows = assign(listed, 0.2, _scene_of(listed, size=1000))
+    assert "too few scenes" in caplog.text
+    parts = [row.part for row in rows]
+    assert parts == [row.part for row in assign(listed, 0.2)]
+    assert {row.scene for row in rows} == {"scene-000"}
+
+
+def test_without_calibration_nothing_is_said_of_it(caplog):
+    listed = [(_object(f"{n}.png", n), TRAIN, "normal") for n in range(200)]
+    rows = assign(listed, 0.2, _scene_of(listed))
+    assert not caplog.records
+    assert {row.part for row in rows} == {FIT, HOLDOUT}
+    assert 40 <= sum(row.part == HOLDOUT for row in rows) < 46
+
+
+def test_every_class_keeps_a_scene_to_learn_from():
+    listed = [(_object(f"{n}.png", n), TRAIN, "rare" if n < 5 else "usual") for n in range(100)]
+    rows = assign(listed, 0.45, _scene_of(listed))
+    assert {row.label for row in rows if row.part == FIT} == {"rare", "usual"}
+    assert {row.part for row in rows} == {FIT, HOLDOUT}
+
+
+def test_by_image_the_scene_is_the_image_itself():
+    assert all(row.scene == row.group for row in assign(_listing(3), 0.1))
