@@ -52,15 +52,10 @@ class Network(nn.Module):
         """Called once when the weights are final, on the CPU and in eval mode, with what `start`
         was given: fit what is computed from the weights in closed form, and forget the images."""
 
-    def optimizer(self, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-        """How the weights are changed; SGD with Nesterov momentum unless overridden."""
-        return torch.optim.SGD(
-            self.parameters(),
-            lr=learning_rate,
-            momentum=0.9,
-            nesterov=True,
-            weight_decay=weight_decay,
-        )
+    def optimizers(self, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+        """How the weights are changed, one optimizer for each kind of them, AdamW unless overridden;
+        the learning rate of the first is the one that is reported."""
+        return [torch.optim.AdamW(self.parameters(), learning_rate, weight_decay=weight_decay)]
 
     def forward(self, pixels: Tensor) -> Any:
         """The outputs that are stored.

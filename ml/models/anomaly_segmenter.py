@@ -64,9 +64,6 @@ class AnomalySegmenter(Network):
         # They are so few that most batches would have none.
         self.known = pixels[labels == 1]
 
-    def optimizer(self, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), lr=learning_rate, weight_decay=weight_decay)
-
     def loss(self, pixels: Tensor, labels: Tensor) -> Tensor:
         images = pixels.float() / 255
         normal = varied(images[labels == 0])

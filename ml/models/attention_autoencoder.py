@@ -69,9 +69,6 @@ class AttentionAutoencoder(Network):
         self.register_buffer("pixel_scale", torch.tensor(0.01))
         self.register_buffer("score_scale", torch.tensor(0.01))
 
-    def optimizer(self, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), lr=learning_rate, weight_decay=weight_decay)
-
     def loss(self, pixels: Tensor, labels: Tensor) -> Tensor:
         normal = pixels[labels == 0]
         if not len(normal):  # nothing to learn from this batch

@@ -6,7 +6,7 @@ the caller's choice); augmentation and normalisation belong to the network.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,10 +84,13 @@ def fit(
     if batch_size == 0:
         raise DataError(f"A batch is smaller than the number of processes, {group.size}.")
     steps = max(math.ceil(count / batch_size), MIN_STEPS)
-    optimizer = network.optimizer(parameters.learning_rate, parameters.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _triangle(step / (steps * parameters.epochs))
-    )
+    optimizers = network.optimizers(parameters.learning_rate, parameters.weight_decay)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: _triangle(step / (steps * parameters.epochs))
+        )
+        for optimizer in optimizers
+    ]
     loss_of = group.loss_of(network)
     batches = _batches(count, batch_size, group.order(seed))
     for number in range(1, parameters.epochs + 1):
@@ -97,8 +100,9 @@ def fit(
         for _ in range(steps):
             chosen = group.share(next(batches))
             images, classes = pixels[chosen].to(device), labels[chosen].to(device)
-            losses_and_norms.append(_step(network, loss_of, images, classes, optimizer))
-            schedule.step()
+            losses_and_norms.append(_step(network, loss_of, images, classes, optimizers))
+            for schedule in schedules:
+                schedule.step()
         seconds = time.perf_counter() - started
         loss, gradient = group.mean(torch.stack(losses_and_norms).mean(0)).tolist()
         group.share_statistics(network)
@@ -107,7 +111,7 @@ def fit(
                 f"The training loss is {loss} in epoch {number}.", "Lower the learning rate."
             )
         network.eval()
-        rate, speed = float(schedule.get_last_lr()[0]), steps * batch_size / seconds
+        rate, speed = float(schedules[0].get_last_lr()[0]), steps * batch_size / seconds
         weights = float(torch.nn.utils.get_total_norm(map(Tensor.detach, network.parameters())))
         measured = validate(network)
         on_epoch(
@@ -163,15 +167,16 @@ def _step(
     loss_of: Loss,
     pixels: Tensor,
     labels: Tensor,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
 ) -> Tensor:
     """One step; returns the loss, and the norm of the gradient before it was clipped."""
     with _autocast(pixels.device):
         loss = loss_of(pixels, labels)
-    optimizer.zero_grad(set_to_none=True)
+    network.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(network.parameters(), _GRADIENT_NORM)
-    optimizer.step()
+    for optimizer in optimizers:
+        optimizer.step()
     return torch.stack([loss.detach(), norm]).float()
 
 
