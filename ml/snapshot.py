@@ -225,8 +225,11 @@ def _scenes(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
         groups = sorted(distinct)
         log.info("Looking for scenes among %s images of %s", len(groups), split)
         size = scenes.HEIGHT, scenes.WIDTH
-        thumbnails = list(dataset.read([distinct[g] for g in groups], size, scenes.thumbnail))
-        numbers = scenes.group(np.array(thumbnails, np.int16).reshape(len(groups), -1)).tolist()
+        thumbnails = np.zeros((len(groups), scenes.HEIGHT * scenes.WIDTH), dtype=np.int16)
+        images = dataset.read([distinct[group] for group in groups], size, scenes.thumbnail)
+        for index, seen in enumerate(images):
+            thumbnails[index] = seen
+        numbers = scenes.group(thumbnails).tolist()
         # The groups are sorted: the first of a scene is its smallest.
         names: dict[int, str] = {}
         for number, group in zip(numbers, groups, strict=True):
