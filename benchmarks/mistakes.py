@@ -32,7 +32,11 @@ def picture(program: Program, test: Part, scores: np.ndarray, threshold: float) 
             heat = program.predict(pixels[None]).heatmaps[0]
             pictures.append(Image.fromarray(heatmap.overlay(pixels, heat)))
             captions.append(f"{_name(test.rows[index])} {kind}\nscore {scores[index]:.4f}")
-    return plots.gallery(pictures, captions)
+    title = (
+        f"{int((anomalous & ~flagged).sum())} of {int(anomalous.sum())} anomalies missed, "
+        f"{int((flagged & ~anomalous).sum())} of {int((~anomalous).sum()):,} normal images flagged"
+    )
+    return plots.gallery(pictures, captions, title)
 
 
 def _name(row: Row) -> str:

@@ -236,8 +236,10 @@ def find_scenes(
         distinct = {row.group: row for row in rows if row.split == split}
         groups = sorted(distinct)
         log.info("Looking for scenes among %s images of %s", len(groups), split)
-        thumbnails = list(thumbnails_of([distinct[g] for g in groups]))
-        numbers = scenes.group(np.array(thumbnails, np.int16).reshape(len(groups), -1)).tolist()
+        thumbnails = np.zeros((len(groups), scenes.HEIGHT * scenes.WIDTH), dtype=np.int16)
+        for index, seen in enumerate(thumbnails_of([distinct[group] for group in groups])):
+            thumbnails[index] = seen
+        numbers = scenes.group(thumbnails).tolist()
         # The groups are sorted: the first of a scene is its smallest.
         names: dict[int, str] = {}
         for number, group in zip(numbers, groups, strict=True):

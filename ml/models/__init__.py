@@ -53,8 +53,8 @@ class Network(nn.Module):
         was given: fit what is computed from the weights in closed form, and forget the images."""
 
     def optimizers(self, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
-        """How the weights are changed, one optimizer for each kind of them, AdamW unless overridden;
-        the learning rate of the first is the one that is reported."""
+        """How the weights are changed, an optimizer for each kind of them; AdamW unless overridden.
+        The learning rate of the first is the one that is reported."""
         return [torch.optim.AdamW(self.parameters(), learning_rate, weight_decay=weight_decay)]
 
     def forward(self, pixels: Tensor) -> Any:

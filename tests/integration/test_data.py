@@ -207,6 +207,13 @@ class TestScenes:
         assert of_parts.count("fit") == 7 + 1
         assert of_parts.count("threshold") == 1
 
+    def test_a_data_set_needs_no_calibration(self, places):
+        folder = f"{places}/datasets/line/calibration/anomalous"
+        object_store().delete(found.uri for page in object_store().pages(folder) for found in page)
+        taken = self._take(places)
+        assert len(taken.select(part="holdout")) == 3 * 13
+        assert {row.split for row in taken.rows} == {"train"}
+
     def test_the_same_images_are_read_once(self, places, monkeypatch):
         first = self._take(places)
         monkeypatch.setattr(dataset, "read", None)

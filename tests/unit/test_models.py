@@ -259,7 +259,7 @@ class TestProgram:
         given = (
             (found.probabilities,)
             if info.task == CLASSIFICATION
-            else (found.scores, found.heatmaps, found.novelties)
+            else (found.scores, found.heatmaps, found.novelties)[: len(wanted)]
         )
         for one, other in zip(given, wanted, strict=True):
             np.testing.assert_allclose(one, other.numpy(), rtol=1e-4, atol=1e-5)
