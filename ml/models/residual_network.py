@@ -76,22 +76,22 @@ class _Block(nn.Module):
 
 
 class ResidualNetwork(Network):
-    """See the module; `width` is the number of channels of the stem, an even number."""
+    """See the module; `width` is the number of channels of the stem, an even number; it doubles
+    where the resolution is halved again."""
 
     def __init__(self, classes: int, width: int, smoothing: float, flips: bool) -> None:
         super().__init__()
         self.smoothing = smoothing
         self.flips = flips
-        half, quarter, eighth = 3 * width // 2, 3 * width, 6 * width
         # Halving the resolution in the first layer keeps the cost low where pixels are many.
         self.stem = nn.Conv2d(3, width, _PATCH, stride=2, padding=1)
         self.stages = nn.Sequential(
             # Pooled before they are normalised, which then costs a quarter.
-            *(_Conv(width, half), nn.MaxPool2d(2), _Norm(half), nn.GELU("tanh")),
-            *(_layer(half, quarter), _Block(quarter), nn.MaxPool2d(2)),
-            _layer(quarter, eighth),
+            *(_Conv(width, width), nn.MaxPool2d(2), _Norm(width), nn.GELU("tanh")),
+            *(_layer(width, 2 * width), _Block(2 * width), nn.MaxPool2d(2)),
+            _layer(2 * width, 4 * width),
         )
-        self.head = nn.Linear(eighth, classes, bias=False)
+        self.head = nn.Linear(4 * width, classes, bias=False)
 
     @torch.no_grad()
     def start(self, pixels: Tensor, labels: Tensor) -> None:
@@ -176,8 +176,8 @@ def _places(count: int, size: int, device: torch.device) -> Tensor:
 
 
 def build(size: tuple[int, int], classes: tuple[str, ...], options: dict[str, Any]) -> Network:
-    """`options`: width (32), smoothing (0.2), flips (true: a mirrored image means the same)."""
-    defaults = {"width": 32, "smoothing": 0.2, "flips": True}
+    """`options`: width (48), smoothing (0.2), flips (true: a mirrored image means the same)."""
+    defaults = {"width": 48, "smoothing": 0.2, "flips": True}
     if unknown := set(options) - set(defaults):
         raise TypeError(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(defaults)}")
     return ResidualNetwork(len(classes), **(defaults | options))

@@ -79,14 +79,16 @@ def _outputs(program: Program, pixels: np.ndarray) -> list[np.ndarray]:
     found = program.predict(pixels)
     if program.info.task == CLASSIFICATION:
         return [found.probabilities]
-    return [found.scores, found.heatmaps, found.novelties]
+    outputs = [found.scores, found.heatmaps, found.novelties]
+    return [values for values in outputs if len(values)]
 
 
 def _decisions(outputs: list[np.ndarray], info: ProgramInfo) -> list[np.ndarray]:
     """The class; or the flag, and the mark for review."""
     if info.task == CLASSIFICATION:
         return [outputs[0].argmax(1)]
-    return [outputs[0] >= info.threshold, outputs[2] >= info.novelty_threshold]
+    flagged = outputs[0] >= info.threshold
+    return [flagged, *(novelty >= info.novelty_threshold for novelty in outputs[2:])]
 
 
 def _margins(outputs: list[np.ndarray], info: ProgramInfo) -> list[np.ndarray]:
@@ -94,7 +96,8 @@ def _margins(outputs: list[np.ndarray], info: ProgramInfo) -> list[np.ndarray]:
     if info.task == CLASSIFICATION:
         best = np.partition(outputs[0], -2, axis=1)
         return [best[:, -1] - best[:, -2]]
-    return [np.abs(outputs[0] - info.threshold), np.abs(outputs[2] - info.novelty_threshold)]
+    margin = np.abs(outputs[0] - info.threshold)
+    return [margin, *(np.abs(novelty - info.novelty_threshold) for novelty in outputs[2:])]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", ""])
