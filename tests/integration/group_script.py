@@ -15,7 +15,11 @@ from ml.training.loop import fit
 from tests.drawing import bright
 
 SIZE = (16, 24)
-TASKS = {"residual_network": ("dark", "bright"), "anomaly_segmenter": ("normal", "anomalous")}
+TASKS = {
+    "residual_network": ("dark", "bright"),
+    "anomaly_segmenter": ("normal", "anomalous"),
+    "attention_autoencoder": ("normal", "anomalous"),
+}
 PARAMETERS = Training(epochs=3, batch_size=17, learning_rate=0.02)
 
 
@@ -32,6 +36,7 @@ def main(folder: Path) -> None:
     for name in TASKS:
         # Different weights at first: the group has to begin with the same ones.
         made = network(name, seed=group.rank)
+        made.start(pixels, labels)
         epochs = []
         fit(
             made,
