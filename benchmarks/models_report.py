@@ -20,6 +20,7 @@ COLUMNS = {
     "classification": (
         ("accuracy", "accuracy", "{:.3f}"),
         ("macro_f1", "macro F1", "{:.3f}"),
+        ("calibration_error", "ECE", "{:.3f}"),
         ("train_seconds", "train s", _TIME),
         ("seconds_to_wanted", "s to 0.82", _TIME),
         ("epoch_seconds", "s / epoch", _TIME),

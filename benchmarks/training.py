@@ -12,6 +12,7 @@ from benchmarks import machine
 from benchmarks.figures import images_per_second, judged, seconds_to
 from ml.config import Model
 from ml.evaluation import BATCH, evaluate
+from ml.metrics import calibration
 from ml.parallel import map_ahead
 from ml.program import CLASSIFICATION, Program, ProgramInfo, export, sha256
 
@@ -37,7 +38,8 @@ class Trained:
 def train(name: str, model: Model, parts: "Parts", seed: int, folder: Path) -> Trained:
     """Train with a seed and measure; `folder` receives the program.
 
-    Figures of classification: accuracy, macro_f1, seconds_to_wanted, epoch_seconds; of anomaly
+    Figures of classification: accuracy, macro_f1, calibration_error (expected, in 15 bins),
+    seconds_to_wanted, epoch_seconds; of anomaly
     those of `benchmarks.figures.judged`; of both: train_seconds (evaluation left out),
     images_per_second and size_mb (of the program's file, 1 MB = 10^6 bytes).
     """
@@ -59,6 +61,8 @@ def train(name: str, model: Model, parts: "Parts", seed: int, folder: Path) -> T
     if model.task == CLASSIFICATION:
         reached = [(epoch.seconds, epoch.validation["accuracy"]) for epoch in epochs]
         figures |= {key: test.metrics[key] for key in ("accuracy", "macro_f1")}
+        measured = calibration(test.values, test.answers == test.labels)
+        figures["calibration_error"] = measured.error
         figures["seconds_to_wanted"] = seconds_to(WANTED, reached)
         figures["epoch_seconds"] = float(np.mean([seconds for seconds, _ in reached]))
     else:
@@ -72,7 +76,7 @@ def train(name: str, model: Model, parts: "Parts", seed: int, folder: Path) -> T
 
 
 def _fitted(model: Model, parts: "Parts", seed: int) -> "tuple[Network, list[Epoch], float]":
-    """The network, its epochs, and the seconds that `start` and `finish` took."""
+    """The network, its epochs, and the seconds that `start`, `finish` and `calibrate` took."""
     import torch
 
     from ml.models import build
@@ -104,6 +108,9 @@ def _fitted(model: Model, parts: "Parts", seed: int) -> "tuple[Network, list[Epo
     )
     started = time.perf_counter()
     network.finish(*learned)
+    network.calibrate(
+        torch.from_numpy(parts.holdout.pixels), torch.from_numpy(parts.holdout.labels)
+    )
     return network, epochs, around + time.perf_counter() - started
 
 

@@ -27,6 +27,9 @@ class Network(nn.Module):
     Normalisation belongs to the network, so that the exported program needs nothing around it.
     """
 
+    # The share of the training steps in which the learning rate rises; then it falls to zero.
+    warm_up = 0.2
+
     def loss(self, pixels: Tensor, labels: Tensor) -> Tensor:
         """The training loss of a batch, a scalar; augmentation happens in here, on the device.
 
@@ -51,6 +54,10 @@ class Network(nn.Module):
     def finish(self, pixels: Tensor, labels: Tensor) -> None:
         """Called once when the weights are final, on the CPU and in eval mode, with what `start`
         was given: fit what is computed from the weights in closed form, and forget the images."""
+
+    def calibrate(self, pixels: Tensor, labels: Tensor) -> None:
+        """Called once after `finish` with the held-out images, which no weight has learned from:
+        fit what makes the outputs probabilities, and nothing that changes their order."""
 
     def optimizers(self, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
         """How the weights are changed, an optimizer for each kind of them; AdamW unless overridden.

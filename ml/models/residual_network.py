@@ -1,17 +1,21 @@
 """A small residual network for classifying small images, trained in few epochs.
 
-A strided stem, then convolutions at half, quarter and eighth of the resolution with a residual
-block (He et al., "Deep residual learning for image recognition", 2016) where pixels are few and
-features many. What makes it learn from few epochs is known from the CIFAR-10 speed records (Jordan,
-"94 % on CIFAR-10 in 3.29 seconds on a single GPU", 2024, arXiv:2404.00498):
+A stem at full resolution, then convolutions at half, quarter and eighth of it, with residual blocks
+(He et al., "Deep residual learning for image recognition", 2016) where pixels are few and features
+many. What makes it learn from few epochs is known from the CIFAR-10 speed records (Jordan, "94 % on
+CIFAR-10 in 3.29 seconds on a single GPU", 2024, arXiv:2404.00498):
 
 - the stem's filters are not learned, they whiten the training images' patches (Page, "How to train
   your ResNet", 2018);
+- images are halved by the largest of four answers, before these are normalised;
 - convolutions begin as the identity, as far as they have channels for it;
 - Muon (Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024) for the
   convolutions, AdamW for the rest;
 - random flips and shifted crops, label smoothing (Szegedy et al., 2016), and the mean over an image
   and its mirror image when it is scored.
+
+Label smoothing leaves probabilities too modest; one temperature, fitted to the held-out images,
+makes up for it (Guo et al., "On calibration of modern neural networks", 2017).
 
 What each brings is measured in docs/decisions/0006-architectures.md.
 """
@@ -29,9 +33,11 @@ _MEAN, _DEVIATION = 0.46, 0.25
 _SHARE_OF_SHIFT = 1 / 16
 # Small logits at the start of training, which a high learning rate needs to stay stable.
 _LOGIT_SCALE = 1 / 4
-_PATCH = 4
-_WHITENED_FROM = 5000  # images at most
+_PATCH = 2
+_STEM = 24  # every direction of a patch of three colours, and its opposite
+_FITTED_FROM = 5000  # images at most, for what is computed in closed form
 _LEAST_VARIANCE = 0.01  # of a patch's direction, below which it is noise and not enlarged
+_TEMPERATURES = torch.logspace(-0.5, 0.5, 101)
 # Of the learning rate of Muon.
 _ADAM_SHARE = 1 / 12
 
@@ -60,45 +66,58 @@ class _Norm(nn.BatchNorm2d):
 
 
 def _layer(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(_Conv(inputs, outputs), _Norm(outputs), nn.GELU("tanh"))
+    return nn.Sequential(_Conv(inputs, outputs), _Norm(outputs), nn.ReLU())
 
 
-class _Block(nn.Module):
-    """Two layers, added to their input."""
+def _halving(inputs: int, outputs: int) -> nn.Sequential:
+    # Pooled before they are normalised, which then costs a quarter.
+    return nn.Sequential(_Conv(inputs, outputs), nn.MaxPool2d(2), _Norm(outputs), nn.ReLU())
 
-    def __init__(self, channels: int) -> None:
+
+class _Residual(nn.Module):
+    """Layers, added to their input."""
+
+    def __init__(self, channels: int, layers: int) -> None:
         super().__init__()
-        self.first = _layer(channels, channels)
-        self.second = _layer(channels, channels)
+        self.layers = nn.Sequential(*(_layer(channels, channels) for _ in range(layers)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(self.first(x))
+        return x + self.layers(x)
 
 
 class ResidualNetwork(Network):
-    """See the module; `width` is the number of channels of the stem, an even number; it doubles
-    where the resolution is halved again."""
+    """See the module; `width` is the number of channels at half of the resolution; at a quarter
+    there are three times as many, at an eighth six times."""
+
+    warm_up = 0.05
+    temperature: Tensor
 
     def __init__(self, classes: int, width: int, smoothing: float, flips: bool) -> None:
         super().__init__()
         self.smoothing = smoothing
         self.flips = flips
-        # Halving the resolution in the first layer keeps the cost low where pixels are many.
-        self.stem = nn.Conv2d(3, width, _PATCH, stride=2, padding=1)
+        self.stem = nn.Conv2d(3, _STEM, _PATCH, bias=False)
+        # Not learned, so nothing is propagated back through where pixels are most.
+        self.stem.weight.requires_grad = False
         self.stages = nn.Sequential(
-            # Pooled before they are normalised, which then costs a quarter.
-            *(_Conv(width, width), nn.MaxPool2d(2), _Norm(width), nn.GELU("tanh")),
-            *(_layer(width, 2 * width), _Block(2 * width), nn.MaxPool2d(2)),
-            _layer(2 * width, 4 * width),
+            _halving(_STEM, width),
+            *(_halving(width, 3 * width), _Residual(3 * width, 2)),
+            *(_halving(3 * width, 6 * width), _Residual(6 * width, 2), _Residual(6 * width, 1)),
         )
-        self.head = nn.Linear(4 * width, classes, bias=False)
+        self.head = nn.Linear(6 * width, classes, bias=False)
+        self.register_buffer("temperature", torch.ones(()))
 
     @torch.no_grad()
     def start(self, pixels: Tensor, labels: Tensor) -> None:
-        filters = _whitening(pixels, self.stem.out_channels // 2)
+        filters = _whitening(_some(pixels))
         self.stem.weight.copy_(torch.cat([filters, -filters]))
-        self.stem.weight.requires_grad = False
-        nn.init.zeros_(self.stem.bias)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def calibrate(self, pixels: Tensor, labels: Tensor) -> None:
+        labels = _some(labels)
+        logits = torch.cat([self._views(batch) for batch in _some(pixels).split(500)])
+        losses = torch.stack([F.cross_entropy(logits / t, labels) for t in _TEMPERATURES])
+        self.temperature.copy_(_TEMPERATURES[losses.argmin()])
 
     def optimizers(self, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
         matrices = [layer.weight for layer in self.modules() if isinstance(layer, _Conv)]
@@ -119,15 +138,16 @@ class ResidualNetwork(Network):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
+        return (self._views(pixels).float() / self.temperature).softmax(1)
+
+    def _views(self, pixels: Tensor) -> Tensor:
         logits = self._logits(pixels)
-        if self.flips:
-            # What a mirror image shows is the same; the mean of both views errs less.
-            logits = (logits + self._logits(pixels.flip(-1))) / 2
-        return logits.float().softmax(1)
+        # What a mirror image shows is the same; the mean of both views errs less.
+        return (logits + self._logits(pixels.flip(-1))) / 2 if self.flips else logits
 
     def _logits(self, pixels: Tensor) -> Tensor:
         x = _normalised(pixels).contiguous(memory_format=torch.channels_last)
-        x = self.stages(F.gelu(self.stem(x), approximate="tanh"))
+        x = self.stages(F.relu(self.stem(x)))
         # The strongest answer of each feature, wherever it is in the image.
         logits: Tensor = self.head(x.amax((2, 3))) * _LOGIT_SCALE
         return logits
@@ -137,19 +157,20 @@ def _normalised(pixels: Tensor) -> Tensor:
     return (pixels.float() / 255 - _MEAN) / _DEVIATION
 
 
-def _whitening(pixels: Tensor, count: int) -> Tensor:
-    """Filters (count, 3, 4, 4) whose answers to the images' patches have variance 1 and do not
-    correlate: the strongest principal components, scaled."""
-    step = max(1, len(pixels) // _WHITENED_FROM)
-    images = _normalised(pixels[::step][:_WHITENED_FROM])
+def _some(values: Tensor) -> Tensor:
+    """Evenly spread images (or their labels), few enough to compute with all at once."""
+    step = max(1, len(values) // _FITTED_FROM)
+    return values[::step][:_FITTED_FROM]
+
+
+def _whitening(pixels: Tensor) -> Tensor:
+    """Filters (12, 3, 2, 2) whose answers to the images' patches have variance 1 and do not
+    correlate: the principal components, scaled."""
     # Patches that do not overlap are enough for a covariance.
-    patches = F.unfold(images, _PATCH, stride=_PATCH).transpose(1, 2).flatten(0, 1)
+    patches = F.unfold(_normalised(pixels), _PATCH, stride=_PATCH).transpose(1, 2).flatten(0, 1)
     variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
     scaled = directions / (variances.clamp(min=0) + _LEAST_VARIANCE).sqrt()
-    strongest = scaled.T.flip(0)
-    # A stem of many channels has more filters than there are directions.
-    chosen = strongest[torch.arange(count) % len(strongest)]
-    return chosen.unflatten(1, (3, _PATCH, _PATCH))
+    return scaled.T.unflatten(1, (3, _PATCH, _PATCH))
 
 
 def shifted(pixels: Tensor, flips: bool) -> Tensor:
@@ -176,8 +197,8 @@ def _places(count: int, size: int, device: torch.device) -> Tensor:
 
 
 def build(size: tuple[int, int], classes: tuple[str, ...], options: dict[str, Any]) -> Network:
-    """`options`: width (48), smoothing (0.2), flips (true: a mirrored image means the same)."""
-    defaults = {"width": 48, "smoothing": 0.2, "flips": True}
+    """`options`: width (32), smoothing (0.2), flips (true: a mirrored image means the same)."""
+    defaults = {"width": 32, "smoothing": 0.2, "flips": True}
     if unknown := set(options) - set(defaults):
         raise TypeError(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(defaults)}")
     return ResidualNetwork(len(classes), **(defaults | options))

@@ -97,6 +97,9 @@ def _run(name: str, model: Model, snapshot: Snapshot, run_id: str, place: device
             on_epoch=on_epoch,
         )
     network.finish(pixels, labels)
+    network.calibrate(
+        torch.from_numpy(parts.holdout.pixels), torch.from_numpy(parts.holdout.labels)
+    )
     registry.set_run_tags(run_id, {repetition.WEIGHTS_TAG: weights_sha256(network)})
     registry.log_figures(
         run_id,

@@ -23,7 +23,6 @@ from ml.training.group import Group, Loss
 # A small data set is gone through several times an epoch, so that the number of epochs means
 # about the same whatever its size.
 MIN_STEPS = 30
-_WARM_UP = 0.2
 _GRADIENT_NORM = 5.0
 
 
@@ -58,8 +57,9 @@ def fit(
 ) -> Network:
     """Train `network` in place and return it: on the CPU, in eval mode.
 
-    The learning rate rises linearly for a fifth of the steps and falls linearly to zero. On a CPU
-    the same seed, data and number of threads and processes give the same weights to the bit.
+    The learning rate rises linearly for the network's `warm_up` share of the steps and falls
+    linearly to zero. On a CPU the same seed, data and number of threads and processes give the same
+    weights to the bit.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def fit(
     optimizers = network.optimizers(parameters.learning_rate, parameters.weight_decay)
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: _triangle(step / (steps * parameters.epochs))
+            optimizer, lambda step: _triangle(step / (steps * parameters.epochs), network.warm_up)
         )
         for optimizer in optimizers
     ]
@@ -197,5 +197,5 @@ def _batches(count: int, size: int, order: torch.Generator | None) -> Iterator[T
         rest = rest[size:]
 
 
-def _triangle(progress: float) -> float:
-    return progress / _WARM_UP if progress < _WARM_UP else max(0.0, (1 - progress) / (1 - _WARM_UP))
+def _triangle(progress: float, warm_up: float) -> float:
+    return progress / warm_up if progress < warm_up else max(0.0, (1 - progress) / (1 - warm_up))

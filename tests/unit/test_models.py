@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import nll_loss
 
 import ml.models
 from ml.config import Training
@@ -138,6 +139,24 @@ def test_a_classifier_learns_what_is_easy():
     assert (predict(network, pixels).argmax(1) == labels.numpy()).mean() > 0.95
 
 
+def test_a_classifier_is_as_sure_as_it_is_right():
+    pixels, labels = _images()
+    network = fit(_network("residual_network"), pixels, labels, PARAMETERS, device=CPU, seed=0)
+    # A fifth of the labels say something else than the images do.
+    labels = torch.where(torch.arange(48) % 5 == 0, 1 - labels, labels)
+
+    def outputs():
+        with torch.inference_mode():
+            return network(pixels)
+
+    before = outputs()
+    network.calibrate(pixels, labels)
+    after = outputs()
+    assert not torch.equal(before, after)
+    assert torch.equal(before.argmax(1), after.argmax(1))
+    assert nll_loss(after.log(), labels) < nll_loss(before.log(), labels)
+
+
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_detector_can_be_trained_without_a_single_anomaly(name):
     pixels, _ = _images(40)
@@ -239,6 +258,7 @@ def exported(request, tmp_path):
     """A network, its program's file and what is recorded of it."""
     network = _network(request.param).eval()
     network.finish(*_images())
+    network.calibrate(*_images())
     path = tmp_path / "model.pt2"
     export(network, path, SIZE)
     task = TASKS[request.param]

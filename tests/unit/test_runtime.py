@@ -62,6 +62,7 @@ def trained(request, tmp_path_factory):
     learned = torch.from_numpy(pixels[:half]), torch.from_numpy(labels[:half])
     fit(network, *learned, parameters, device=torch.device("cpu"), seed=0)
     network.finish(*learned)
+    network.calibrate(*learned)
     path = tmp_path_factory.mktemp(name) / "model.pt2"
     export(network, path, SIZES[task])
     with torch.inference_mode():
