@@ -29,6 +29,9 @@ class Network(nn.Module):
 
     # The share of the training steps in which the learning rate rises; then it falls to zero.
     warm_up = 0.2
+    # The share of the training steps over which a moving average of the weights reaches back; the
+    # average is what training returns. 0: the last weights are.
+    averaging = 0.0
 
     def loss(self, pixels: Tensor, labels: Tensor) -> Tensor:
         """The training loss of a batch, a scalar; augmentation happens in here, on the device.

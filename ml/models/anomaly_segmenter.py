@@ -43,10 +43,16 @@ def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 class AnomalySegmenter(Network):
-    """See the module; `width` is the number of channels at half resolution."""
+    """See the module; `width` is the number of channels at half resolution, and `flips` says that
+    a mirrored image means the same."""
 
-    def __init__(self, width: int, kinds: list[str]) -> None:
+    # Averaged weights lie where the loss is flat, and such carry over to other images than those
+    # learned from (Cha et al., "SWAD: domain generalization by seeking flat minima", 2021).
+    averaging = 0.1
+
+    def __init__(self, width: int, kinds: list[str], flips: bool) -> None:
         super().__init__()
+        self.flips = flips
         self.drawings = [anomalies.drawing(kind) for kind in kinds]
         self.known = torch.empty(0, dtype=torch.uint8)
         self.to_half = nn.Sequential(_conv(4, width, 2), _conv(width, width))
@@ -91,7 +97,7 @@ class AnomalySegmenter(Network):
         if len(normal) > _FITTED:
             normal = normal[torch.arange(_FITTED) * len(normal) // _FITTED]
         features = [
-            self._logits(pixels[part].float() / 255)[2] for part in normal.split(_FITTED_AT_ONCE)
+            self._views(pixels[part].float() / 255)[2] for part in normal.split(_FITTED_AT_ONCE)
         ]
         self.novelty.fit(torch.cat(features))
         self.known = torch.empty(0, dtype=torch.uint8)
@@ -99,9 +105,21 @@ class AnomalySegmenter(Network):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # The map stays at half resolution: to enlarge it costs a fifth of the whole program, and
         # only the few that are shown need it.
-        map_logits, image_logits, features = self._logits(pixels.float() / 255)
+        map_logits, image_logits, features = self._views(pixels.float() / 255)
         score, heat = image_logits.float().sigmoid(), map_logits[:, 0].float().sigmoid()
         return score, heat, self.novelty(features)
+
+    def _views(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `_logits`; of an image and its mirror image the mean, which errs less."""
+        map_logits, image_logits, features = self._logits(images)
+        if not self.flips:
+            return map_logits, image_logits, features
+        mirrored = self._logits(images.flip(-1))
+        return (
+            (map_logits + mirrored[0].flip(-1)) / 2,
+            (image_logits + mirrored[1]) / 2,
+            (features + mirrored[2]) / 2,
+        )
 
     def _logits(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (B, 1, H/2, W/2) of the map and (B,) of the images, and the features (B, F) that
@@ -155,9 +173,10 @@ def _transplanted(normal: Tensor, known: Tensor) -> Tensor:
 
 
 def build(size: tuple[int, int], classes: tuple[str, ...], options: dict[str, Any]) -> Network:
-    """`options`: width (24), synthetic (names of kinds in `ml/anomalies/`; all)."""
+    """`options`: width (24), synthetic (names of kinds in `ml/anomalies/`; all), flips (true: a
+    mirrored image means the same)."""
     known = anomalies.kinds()
-    defaults: dict[str, Any] = {"width": 24, "synthetic": known}
+    defaults: dict[str, Any] = {"width": 24, "synthetic": known, "flips": True}
     if unknown := set(options) - set(defaults):
         raise TypeError(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(defaults)}")
     chosen = defaults | options
@@ -165,4 +184,4 @@ def build(size: tuple[int, int], classes: tuple[str, ...], options: dict[str, An
         raise TypeError(
             f"synthetic: no kind {', '.join(sorted(missing))}; known: {', '.join(known)}"
         )
-    return AnomalySegmenter(chosen["width"], chosen["synthetic"])
+    return AnomalySegmenter(chosen["width"], chosen["synthetic"], chosen["flips"])

@@ -8,11 +8,12 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ml.config import Training
 from ml.device import has_fast_bfloat16
@@ -58,8 +59,9 @@ def fit(
     """Train `network` in place and return it: on the CPU, in eval mode.
 
     The learning rate rises linearly for the network's `warm_up` share of the steps and falls
-    linearly to zero. On a CPU the same seed, data and number of threads and processes give the same
-    weights to the bit.
+    linearly to zero. Where the network wants it, the moving average of its weights is returned, and
+    is what `validate` measures. On a CPU the same seed, data and number of threads and processes
+    give the same weights to the bit.
 
     Parameters
     ----------
@@ -91,6 +93,7 @@ def fit(
         )
         for optimizer in optimizers
     ]
+    average = _average(network, steps * parameters.epochs)
     loss_of = group.loss_of(network)
     batches = _batches(count, batch_size, group.order(seed))
     for number in range(1, parameters.epochs + 1):
@@ -101,24 +104,28 @@ def fit(
             chosen = group.share(next(batches))
             images, classes = pixels[chosen].to(device), labels[chosen].to(device)
             losses_and_norms.append(_step(network, loss_of, images, classes, optimizers))
+            if average:
+                average.update_parameters(network)
             for schedule in schedules:
                 schedule.step()
         seconds = time.perf_counter() - started
         loss, gradient = group.mean(torch.stack(losses_and_norms).mean(0)).tolist()
-        group.share_statistics(network)
+        found = cast(Network, average.module) if average else network
+        group.share_statistics(found)
         if not math.isfinite(loss):
             raise DataError(
                 f"The training loss is {loss} in epoch {number}.", "Lower the learning rate."
             )
-        network.eval()
         rate, speed = float(schedules[0].get_last_lr()[0]), steps * batch_size / seconds
         weights = float(torch.nn.utils.get_total_norm(map(Tensor.detach, network.parameters())))
-        measured = validate(network)
+        measured = validate(found.eval())
         on_epoch(
             Epoch(
                 number, parameters.epochs, loss, rate, gradient, weights, speed, seconds, measured
             )
         )
+    if average:
+        network.load_state_dict(average.module.state_dict())
     return network.eval().cpu()
 
 
@@ -185,6 +192,14 @@ def _autocast(device: torch.device) -> torch.autocast:
     if device.type == "cuda":
         return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_bf16_supported())
     return torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16())
+
+
+def _average(network: Network, steps: int) -> AveragedModel | None:
+    """An exponential moving average of weights and statistics, if the network asks for one."""
+    if not network.averaging:
+        return None
+    decay = max(0.0, 1 - 1 / (network.averaging * steps))
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def _batches(count: int, size: int, order: torch.Generator | None) -> Iterator[Tensor]:

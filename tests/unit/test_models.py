@@ -126,6 +126,42 @@ def test_an_epoch_tells_the_norms_of_gradient_and_weights():
     assert epochs[-1].gradient_norm > 0
 
 
+def test_a_moving_average_of_the_weights_is_validated_and_returned():
+    pixels, labels = _images()
+    last, averaged = _network("anomaly_segmenter"), _network("anomaly_segmenter")
+    # Reaching back so far that the first step's weights stay.
+    last.averaging, averaged.averaging = 0.0, 1000.0
+    validated: list[torch.Tensor] = []
+
+    def validate(network):
+        assert not network.training
+        validated.append(network.image.weight.detach().clone())
+        return {}
+
+    for network in (last, averaged):
+        fit(network, pixels, labels, PARAMETERS, device=CPU, seed=1, validate=validate)
+    fresh = _network("anomaly_segmenter").image.weight
+    assert torch.equal(validated[0], last.image.weight)
+    assert torch.equal(validated[1], averaged.image.weight)
+    moved, moved_on_average = (
+        float((network.image.weight - fresh).detach().norm()) for network in (last, averaged)
+    )
+    assert 0 < moved_on_average < moved / 4
+    assert int(averaged.to_half[0][1].num_batches_tracked) > 0
+
+
+def test_a_detector_says_the_same_of_a_mirrored_image():
+    pixels, _ = _images(3)
+    network = _network("anomaly_segmenter").eval()
+    with torch.inference_mode():
+        score, heat, _ = network(pixels)
+        mirrored_score, mirrored_heat, _ = network(pixels.flip(-1))
+        network.flips = False
+        assert not torch.allclose(network(pixels)[0], network(pixels.flip(-1))[0], atol=1e-6)
+    torch.testing.assert_close(score, mirrored_score)
+    torch.testing.assert_close(heat, mirrored_heat.flip(-1))
+
+
 def test_a_classifier_learns_what_is_easy():
     pixels, labels = _images(200)
     network = fit(
