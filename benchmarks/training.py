@@ -39,9 +39,9 @@ def train(name: str, model: Model, parts: "Parts", seed: int, folder: Path) -> T
     """Train with a seed and measure; `folder` receives the program.
 
     Figures of classification: accuracy, macro_f1, calibration_error (expected, in 15 bins),
-    seconds_to_wanted, epoch_seconds; of anomaly
-    those of `benchmarks.figures.judged`; of both: train_seconds (evaluation left out),
-    images_per_second and size_mb (of the program's file, 1 MB = 10^6 bytes).
+    seconds_to_wanted, epoch_seconds; of anomaly those of `benchmarks.figures.judged`; of both:
+    train_seconds (evaluation left out), images_per_second and size_mb (of the program's file, 1 MB
+    = 10^6 bytes).
     """
     network, epochs, other_seconds = _fitted(model, parts, seed)
     path = folder / f"{name}-{seed}.pt2"
@@ -84,14 +84,14 @@ def _fitted(model: Model, parts: "Parts", seed: int) -> "tuple[Network, list[Epo
 
     torch.manual_seed(seed)
     network = build(model.architecture, model.input_size, parts.classes, model.options)
-    test = torch.from_numpy(parts.test.pixels)
+    test, _ = parts.test.tensors()
 
     def accuracy(trained: "Network") -> dict[str, float]:
         predicted = loop.predict(trained, test).argmax(axis=1)
         return {"accuracy": float((predicted == parts.test.labels).mean())}
 
     epochs: list[Epoch] = []
-    learned = torch.from_numpy(parts.fit.pixels), torch.from_numpy(parts.fit.labels)
+    learned = parts.fit.tensors()
     is_classifier = model.task == CLASSIFICATION
     started = time.perf_counter()
     network.start(*learned)
@@ -108,9 +108,7 @@ def _fitted(model: Model, parts: "Parts", seed: int) -> "tuple[Network, list[Epo
     )
     started = time.perf_counter()
     network.finish(*learned)
-    network.calibrate(
-        torch.from_numpy(parts.holdout.pixels), torch.from_numpy(parts.holdout.labels)
-    )
+    network.calibrate(*parts.holdout.tensors())
     return network, epochs, around + time.perf_counter() - started
 
 

@@ -78,7 +78,7 @@ class AnomalySegmenter(Network):
         wanted = torch.cat([torch.zeros_like(mask), mask])
         cover, front = occluders(images, _OCCLUDED_SHARE)
         images, wanted = images * (1 - cover) + front * cover, wanted * (1 - cover)
-        map_logits, image_logits, _ = self._logits(noisy(images))
+        map_logits, image_logits, _ = self._logits(_standardised(noisy(images)))
         truth = torch.cat([torch.zeros_like(drawn), torch.ones_like(drawn)])
         image_loss = F.binary_cross_entropy_with_logits(
             image_logits, truth * (1 - 2 * _SMOOTHING) + _SMOOTHING
@@ -110,7 +110,9 @@ class AnomalySegmenter(Network):
         return score, heat, self.novelty(features)
 
     def _views(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As `_logits`; of an image and its mirror image the mean, which errs less."""
+        """As `_logits`, of images (B, 3, H, W) in [0, 1]; of an image and its mirror image the
+        mean, which errs less."""
+        images = _standardised(images)
         map_logits, image_logits, features = self._logits(images)
         if not self.flips:
             return map_logits, image_logits, features
@@ -122,9 +124,9 @@ class AnomalySegmenter(Network):
         )
 
     def _logits(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (B, 1, H/2, W/2) of the map and (B,) of the images, and the features (B, F) that
-        the latter come from."""
-        half = self.to_half(_standardised(images).contiguous(memory_format=torch.channels_last))
+        """Of standardised images (B, 4, H, W): logits (B, 1, H/2, W/2) of the map and (B,) of the
+        images, and the features (B, F) that the latter come from."""
+        half = self.to_half(images.contiguous(memory_format=torch.channels_last))
         quarter = self.to_quarter(half)
         eighth = self.to_eighth(quarter)
         up = self.up_quarter(quarter + _enlarged(self.from_eighth(eighth), quarter))

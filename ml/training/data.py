@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from ml.errors import DataError
 from ml.evaluation import NORMAL
 from ml.snapshot import CALIBRATION, FIT, HOLDOUT, REPORT, TEST, THRESHOLD, TRAIN, Row, Snapshot
 from ml.training import pixels
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ANOMALY_CLASSES = (NORMAL, "anomalous")
 # Images of rows at a size, for a key that names them: `ml.training.pixels.load`.
@@ -26,6 +30,12 @@ class Part:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def tensors(self) -> "tuple[Tensor, Tensor]":
+        """The images and labels as torch takes them, without a copy."""
+        import torch
+
+        return torch.from_numpy(self.pixels), torch.from_numpy(self.labels)
 
 
 @dataclass(frozen=True)

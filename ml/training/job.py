@@ -79,7 +79,7 @@ def _run(name: str, model: Model, snapshot: Snapshot, run_id: str, place: device
         shown = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
         log.info("Epoch %s of %s: %s", epoch.number, epoch.epochs, shown)
 
-    pixels, labels = torch.from_numpy(parts.fit.pixels), torch.from_numpy(parts.fit.labels)
+    pixels, labels = parts.fit.tensors()
     network.start(pixels, labels)
     if used.processes > 1:
         distributed.fit(
@@ -97,9 +97,7 @@ def _run(name: str, model: Model, snapshot: Snapshot, run_id: str, place: device
             on_epoch=on_epoch,
         )
     network.finish(pixels, labels)
-    network.calibrate(
-        torch.from_numpy(parts.holdout.pixels), torch.from_numpy(parts.holdout.labels)
-    )
+    network.calibrate(*parts.holdout.tensors())
     registry.set_run_tags(run_id, {repetition.WEIGHTS_TAG: weights_sha256(network)})
     registry.log_figures(
         run_id,
@@ -119,7 +117,7 @@ def parameters(model: Model, place: device.Device) -> Training:
 
 def validate(network: Network, model: Model, holdout: data.Part) -> dict[str, float]:
     """What is measured after each epoch on the held-out images."""
-    pixels, labels = torch.from_numpy(holdout.pixels), torch.from_numpy(holdout.labels)
+    pixels, labels = holdout.tensors()
     loss = {"holdout_loss": loop.holdout_loss(network, pixels, labels, seed=model.seed)}
     outputs = loop.predict(network, pixels)
     if model.task == "classification":

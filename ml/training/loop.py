@@ -4,9 +4,10 @@ Pixels stay uint8 and are moved to the device a batch at a time (or lie there as
 the caller's choice); augmentation and normalisation belong to the network.
 """
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -76,57 +77,86 @@ def fit(
     DataError: there is no image, or fewer than processes; or the loss is no longer finite.
     """
     group = group or Group()
-    count = len(pixels)
-    if count == 0:
-        raise DataError("There is no image to train from.")
+    batch_size = _batch_size(len(pixels), parameters.batch_size, group.size)
     # Each process draws its own augmentations.
     torch.manual_seed(seed + group.rank)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    batch_size = min(parameters.batch_size, count) // group.size * group.size
-    if batch_size == 0:
-        raise DataError(f"A batch is smaller than the number of processes, {group.size}.")
-    steps = max(math.ceil(count / batch_size), MIN_STEPS)
-    optimizers = network.optimizers(parameters.learning_rate, parameters.weight_decay)
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: _triangle(step / (steps * parameters.epochs), network.warm_up)
-        )
-        for optimizer in optimizers
-    ]
-    average = _average(network, steps * parameters.epochs)
-    loss_of = group.loss_of(network)
-    batches = _batches(count, batch_size, group.order(seed))
+    steps = max(math.ceil(len(pixels) / batch_size), MIN_STEPS)
+    learning = _Learning(network, parameters, steps, group)
+    order = _batches(len(pixels), batch_size, group.order(seed))
+    batches = ((pixels[i].to(device), labels[i].to(device)) for i in map(group.share, order))
     for number in range(1, parameters.epochs + 1):
         started = time.perf_counter()
-        network.train()
-        losses_and_norms = []
-        for _ in range(steps):
-            chosen = group.share(next(batches))
-            images, classes = pixels[chosen].to(device), labels[chosen].to(device)
-            losses_and_norms.append(_step(network, loss_of, images, classes, optimizers))
-            if average:
-                average.update_parameters(network)
-            for schedule in schedules:
-                schedule.step()
+        loss_and_norm = learning.steps(itertools.islice(batches, steps))
         seconds = time.perf_counter() - started
-        loss, gradient = group.mean(torch.stack(losses_and_norms).mean(0)).tolist()
-        found = cast(Network, average.module) if average else network
-        group.share_statistics(found)
+        loss, gradient = group.mean(loss_and_norm).tolist()
+        group.share_statistics(learning.result)
         if not math.isfinite(loss):
             raise DataError(
                 f"The training loss is {loss} in epoch {number}.", "Lower the learning rate."
             )
-        rate, speed = float(schedules[0].get_last_lr()[0]), steps * batch_size / seconds
-        weights = float(torch.nn.utils.get_total_norm(map(Tensor.detach, network.parameters())))
-        measured = validate(found.eval())
         on_epoch(
             Epoch(
-                number, parameters.epochs, loss, rate, gradient, weights, speed, seconds, measured
+                number,
+                parameters.epochs,
+                train_loss=loss,
+                learning_rate=learning.rate(),
+                gradient_norm=gradient,
+                weight_norm=learning.weight_norm(),
+                images_per_second=steps * batch_size / seconds,
+                seconds=seconds,
+                validation=validate(learning.result.eval()),
             )
         )
-    if average:
-        network.load_state_dict(average.module.state_dict())
+    if learning.result is not network:
+        network.load_state_dict(learning.result.state_dict())
     return network.eval().cpu()
+
+
+class _Learning:
+    """A network's optimizers, their schedules and its moving average, if it wants one.
+
+    `result` is the network whose weights count, the average or the network itself.
+    """
+
+    def __init__(self, network: Network, parameters: Training, steps: int, group: Group) -> None:
+        total = steps * parameters.epochs
+        self._network = network
+        self._optimizers = network.optimizers(parameters.learning_rate, parameters.weight_decay)
+        self._schedules = [
+            torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda step: _triangle(step / total, network.warm_up)
+            )
+            for optimizer in self._optimizers
+        ]
+        self._average = _average(network, total)
+        self.result = cast(Network, self._average.module) if self._average else network
+        # After the average was copied, as it may register hooks with the parameters.
+        self._loss_of = group.loss_of(network)
+
+    def steps(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        """A step for each batch of images and labels; the mean loss and norm of the gradient, float
+        (2,)."""
+        self._network.train()
+        losses_and_norms = []
+        for pixels, labels in batches:
+            losses_and_norms.append(
+                _step(self._network, self._loss_of, pixels, labels, self._optimizers)
+            )
+            if self._average:
+                self._average.update_parameters(self._network)
+            for schedule in self._schedules:
+                schedule.step()
+        return torch.stack(losses_and_norms).mean(0)
+
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return float(self._schedules[0].get_last_lr()[0])
+
+    def weight_norm(self) -> float:
+        """The norm (L2) of the weights as they are stepped."""
+        weights = map(Tensor.detach, self._network.parameters())
+        return float(torch.nn.utils.get_total_norm(weights))
 
 
 def holdout_loss(
@@ -192,6 +222,15 @@ def _autocast(device: torch.device) -> torch.autocast:
     if device.type == "cuda":
         return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_bf16_supported())
     return torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16())
+
+
+def _batch_size(images: int, wanted: int, processes: int) -> int:
+    """No more than there are images, and the same number for each process."""
+    if images == 0:
+        raise DataError("There is no image to train from.")
+    if size := min(wanted, images) // processes * processes:
+        return size
+    raise DataError(f"A batch is smaller than the number of processes, {processes}.")
 
 
 def _average(network: Network, steps: int) -> AveragedModel | None:

@@ -51,7 +51,7 @@ def _train(folder: Path, described: distributed.Job) -> None:
             with (folder / distributed.EPOCHS).open("a") as file:
                 file.write(json.dumps(asdict(epoch)) + "\n")
 
-        pixels, labels = torch.from_numpy(fit.pixels), torch.from_numpy(fit.labels)
+        pixels, labels = fit.tensors()
         network.start(pixels, labels)
         first = group.rank == 0
         loop.fit(
