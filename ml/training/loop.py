@@ -20,6 +20,7 @@ from ml.config import Training
 from ml.device import has_fast_bfloat16
 from ml.errors import DataError
 from ml.models import Network
+from ml.training import memory
 from ml.training.group import Group, Loss
 
 # A small data set is gone through several times an epoch, so that the number of epochs means
@@ -45,6 +46,7 @@ class Epoch:
     validation: dict[str, float] = field(default_factory=dict)
 
 
+@memory.kept()
 def fit(
     network: Network,
     pixels: Tensor,
