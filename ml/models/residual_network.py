@@ -87,9 +87,8 @@ class _Residual(nn.Module):
 
 
 class ResidualNetwork(Network):
-    """See the module; `width` is the number of channels at half of the resolution; at a quarter
-    there are 7/3 times as many, at an eighth four times (48, 112 and 192: processors take 16 or 32
-    numbers at a time)."""
+    """See the module; `width` is the number of channels at half of the resolution, best a multiple
+    of 16 for a processor; at a quarter there are twice as many, at an eighth four times."""
 
     warm_up = 0.05
     temperature: Tensor
@@ -101,7 +100,7 @@ class ResidualNetwork(Network):
         self.stem = nn.Conv2d(3, _STEM, _PATCH, bias=False)
         # Not learned, so nothing is propagated back through where pixels are most.
         self.stem.weight.requires_grad = False
-        middle, last = 7 * width // 3, 4 * width
+        middle, last = 2 * width, 4 * width
         self.stages = nn.Sequential(
             _halving(_STEM, width),
             *(_halving(width, middle), _Residual(middle, 2)),
@@ -128,7 +127,7 @@ class ResidualNetwork(Network):
         others = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
         return [
             torch.optim.Muon(
-                matrices, learning_rate, weight_decay=weight_decay, momentum=0.8, ns_steps=2
+                matrices, learning_rate, weight_decay=weight_decay, momentum=0.8, ns_steps=3
             ),
             torch.optim.AdamW(
                 others, _ADAM_SHARE * learning_rate, betas=(0.9, 0.95), weight_decay=0
