@@ -24,6 +24,7 @@ from benchmarks import division
 from benchmarks.figures import epoch_seconds, images_per_second
 from benchmarks.runner import REPOSITORY
 from ml.config import load
+from ml.errors import NightscoreError
 from ml.training import data, memory
 
 BATCH = 64
@@ -134,7 +135,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     found = parser.parse_args()
     model = load(REPOSITORY / "nightscore.yaml").model("cifar10-classifier")
-    train(division.load(found.data, model), found.seed, found.epochs)
+    try:
+        parts = division.load(found.data, model)
+    except NightscoreError as error:
+        raise SystemExit(str(error)) from None
+    train(parts, found.seed, found.epochs)
 
 
 if __name__ == "__main__":
