@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ml import registry
+from ml import tracking
 from ml.config import Model
 from ml.errors import DataError
 
@@ -32,23 +32,23 @@ def recording(model: str, run_id: str) -> Recording:
     DataError: there is no such run, it is of another model or unfinished, or what it recorded is
         missing or of another version of Nightscore.
     """
-    tags = registry.run_tags(run_id)
+    tags = tracking.run_tags(run_id)
     if (owner := tags.get(MODEL_TAG)) != model:
         raise DataError(f"Run {run_id} is of {owner or 'no model of ours'}, not of {model}.")
-    status = registry.run_status(run_id)
+    status = tracking.run_status(run_id)
     if status != "FINISHED":
         raise DataError(
             f"Run {run_id} is {status.lower()}: it has nothing to be repeated and compared with.",
             "Choose a run that has finished.",
         )
-    if missing := {MODEL, ENVIRONMENT, EVALUATION} - set(registry.artifacts(run_id)):
+    if missing := {MODEL, ENVIRONMENT, EVALUATION} - set(tracking.artifacts(run_id)):
         raise DataError(
             f"Run {run_id} has no {', '.join(sorted(missing))}: it was not evaluated, or trained "
             "by a version of Nightscore that did not record this."
         )
-    environment = registry.read_json(run_id, ENVIRONMENT)
+    environment = tracking.read_json(run_id, ENVIRONMENT)
     try:
-        settings = Model.model_validate(registry.read_json(run_id, MODEL))
+        settings = Model.model_validate(tracking.read_json(run_id, MODEL))
     except ValidationError as error:
         raise DataError(
             f"The configuration that run {run_id} recorded is not one of this version: "
@@ -70,20 +70,20 @@ def compare(recorded: str, repeated: str) -> dict[str, Any]:
     """
     from ml.training import environment
 
-    before = _numbers(registry.read_json(recorded, EVALUATION))
-    now = _numbers(registry.read_json(repeated, EVALUATION))
+    before = _numbers(tracking.read_json(recorded, EVALUATION))
+    now = _numbers(tracking.read_json(repeated, EVALUATION))
     common = before.keys() & now.keys()
     metrics = {k: [before[k], now[k]] for k in before if k in common and before[k] != now[k]}
-    weights = [registry.run_tags(run_id).get(WEIGHTS_TAG) for run_id in (recorded, repeated)]
+    weights = [tracking.run_tags(run_id).get(WEIGHTS_TAG) for run_id in (recorded, repeated)]
     result = {
         "circumstances": environment.differences(
-            registry.read_json(recorded, ENVIRONMENT), registry.read_json(repeated, ENVIRONMENT)
+            tracking.read_json(recorded, ENVIRONMENT), tracking.read_json(repeated, ENVIRONMENT)
         ),
         "weights_identical": weights[0] == weights[1],
         "metrics_identical": bool(common) and not metrics,
         "metrics": metrics,
     }
-    registry.log_json(repeated, "repetition.json", {"repeats": recorded, **result})
+    tracking.log_json(repeated, "repetition.json", {"repeats": recorded, **result})
     return result
 
 

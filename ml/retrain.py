@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from pydantic import TypeAdapter
 from sqlalchemy.dialects.postgresql import insert
 
-from ml import promotion, registry, repetition
+from ml import promotion, registry, repetition, tracking
 from ml import snapshot as snapshots
 from ml.config import Model, configuration
 from ml.database import session
@@ -58,7 +58,7 @@ def train(value: Value, attempt_key: str | None = None) -> Value:
     from ml.training import job
 
     model = value["model"]
-    done = registry.finished_run(model, attempt_key)
+    done = tracking.finished_run(model, attempt_key)
     if done is not None:
         log.info("This attempt was trained before, in run %s", done)
         return {"model": model, "run_id": done}
@@ -68,14 +68,14 @@ def train(value: Value, attempt_key: str | None = None) -> Value:
     taken = snapshots.load(value["snapshot_uri"])
     tags = {_SNAPSHOT: taken.uri, _SYNTHETIC: str(taken.synthetic).lower()}
     tags |= {repetition.MODEL_TAG: model} | ({_REPEATS: repeated.run_id} if repeated else {})
-    run_id = registry.start_run(model, attempt_key, tags)
+    run_id = tracking.start_run(model, attempt_key, tags)
     try:
-        with registry.monitored(run_id):
+        with tracking.monitored(run_id):
             job.run(model, settings, taken, run_id, threads)
     except BaseException:
-        registry.end_run(run_id, failed=True)
+        tracking.end_run(run_id, failed=True)
         raise
-    registry.end_run(run_id)
+    tracking.end_run(run_id)
     return {"model": model, "run_id": run_id}
 
 
@@ -84,21 +84,21 @@ def evaluate(value: Value) -> Value:
     from ml.training import assessment
 
     model, run_id = value["model"], value["run_id"]
-    tags = registry.run_tags(run_id)
+    tags = tracking.run_tags(run_id)
     taken = snapshots.load(tags[_SNAPSHOT])
     champion = registry.version_of_alias(model, CHAMPION)
     result = assessment.run(model, _settings(model, run_id, tags), taken, run_id, champion)
-    registry.log_json(run_id, _EVALUATION, result)
+    tracking.log_json(run_id, _EVALUATION, result)
     return value
 
 
 def gate(value: Value) -> Value:
     """Decide whether the challenger may be promoted; the decision is stored with the run."""
     model, run_id = value["model"], value["run_id"]
-    settings = _settings(model, run_id, registry.run_tags(run_id))
-    found = registry.read_json(run_id, _EVALUATION)
+    settings = _settings(model, run_id, tracking.run_tags(run_id))
+    found = tracking.read_json(run_id, _EVALUATION)
     decision = decide(settings.gate, settings.task, found["holdout"], _champion(found))
-    registry.log_json(run_id, _DECISION, asdict(decision))
+    tracking.log_json(run_id, _DECISION, asdict(decision))
     log.info("Gate: %s: %s", "passed" if decision.passed else "not passed", decision.reason)
     return {**value, "passed": decision.passed}
 
@@ -106,9 +106,9 @@ def gate(value: Value) -> Value:
 def register(value: Value) -> Value:
     """Register the run's program as challenger: {model, run_id, version, passed}."""
     model, run_id = value["model"], value["run_id"]
-    found = registry.read_json(run_id, _EVALUATION)
-    decision = TypeAdapter(Decision).validate_python(registry.read_json(run_id, _DECISION))
-    tags = registry.run_tags(run_id)
+    found = tracking.read_json(run_id, _EVALUATION)
+    decision = TypeAdapter(Decision).validate_python(tracking.read_json(run_id, _DECISION))
+    tags = tracking.run_tags(run_id)
     _, info = registry.program_of_run(run_id)
     threshold = _threshold_detail(run_id)
     version = registry.register(
@@ -213,7 +213,7 @@ def repeat(model: str, run_id: str, on_step: Callable[[str], None] = lambda step
 def _settings(model: str, run_id: str, tags: dict[str, str]) -> Model:
     """The configuration that a run is judged by: today's, or for a repetition the recorded one."""
     if _REPEATS in tags:
-        return Model.model_validate(registry.read_json(run_id, repetition.MODEL))
+        return Model.model_validate(tracking.read_json(run_id, repetition.MODEL))
     return configuration().model(model)
 
 

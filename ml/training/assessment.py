@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ml import device, plots, registry
+from ml import device, plots, registry, tracking
 from ml.comparison import compare
 from ml.config import Model
 from ml.errors import DataError
@@ -43,16 +43,16 @@ def run(
         found, other = _champion(name, champion, program, parts, held, model.gate.confidence)
     metrics = _metrics(held)
     test_metrics = _metrics(test) if test else None
-    registry.log_metrics(
+    tracking.log_metrics(
         run_id, _numbers("holdout", metrics) | _numbers("test", test_metrics or {})
     )
-    registry.log_figures(run_id, _figures(program, parts.holdout, held))
+    tracking.log_figures(run_id, _figures(program, parts.holdout, held))
     if "per_class" in metrics:
         rows = [{"class": name} | row for name, row in metrics["per_class"].items()]
-        registry.log_table(run_id, "per_class", rows)
+        tracking.log_table(run_id, "per_class", rows)
     if champion and other:
         seen = examples.disagreements(program, parts.holdout, held, other, champion)
-        registry.log_figures(run_id, {"disagreements": seen} if seen else {})
+        tracking.log_figures(run_id, {"disagreements": seen} if seen else {})
     return {
         "holdout": metrics,
         "test": test_metrics,

@@ -8,6 +8,7 @@ of it (https://docs.pytorch.org/docs/stable/notes/randomness.html).
 
 import os
 import platform
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ml import device, registry
+from ml import device
 from ml.device import Device
 
 PACKAGES = (
@@ -32,7 +33,7 @@ VARIABLES = (
 def collect(place: Device) -> dict[str, Any]:
     """The circumstances of this process, name → a string, number or None; flat, to be compared."""
     return {
-        "code": registry.code_version(),
+        "code": code_version(),
         "python": platform.python_version(),
         **{f"package {name}": _version(name) for name in PACKAGES},
         "cpu": _cpu(),
@@ -43,6 +44,18 @@ def collect(place: Device) -> dict[str, Any]:
         **(_gpu() if place == "cuda" else {}),
         **{f"variable {name}": os.environ.get(name) for name in VARIABLES},
     }
+
+
+def code_version() -> str:
+    """The commit this runs from, with a plus sign when files differ; else the package's version."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty=+"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+        return described.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return f"nightscore {version('nightscore')}"
 
 
 def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ml import device, plots, registry, repetition
+from ml import device, plots, registry, repetition, tracking
 from ml.config import Model, Training
 from ml.metrics import anomaly_metrics
 from ml.models import Network, build, weights_sha256
@@ -47,7 +47,7 @@ def run(
 
 def _run(name: str, model: Model, snapshot: Snapshot, run_id: str, place: device.Device) -> None:
     used = parameters(model, place)
-    registry.log_params(
+    tracking.log_params(
         run_id,
         {
             "task": model.task,
@@ -57,14 +57,14 @@ def _run(name: str, model: Model, snapshot: Snapshot, run_id: str, place: device
             "device": place,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-            "code": registry.code_version(),
+            "code": environment.code_version(),
             **{f"options.{key}": value for key, value in model.options.items()},
             **used.model_dump(),
         },
     )
-    registry.log_json(run_id, repetition.MODEL, model.model_dump(mode="json"))
-    registry.log_json(run_id, repetition.ENVIRONMENT, environment.collect(place))
-    registry.log_snapshot(run_id, snapshot)
+    tracking.log_json(run_id, repetition.MODEL, model.model_dump(mode="json"))
+    tracking.log_json(run_id, repetition.ENVIRONMENT, environment.collect(place))
+    tracking.log_snapshot(run_id, snapshot)
     parts = data.load(snapshot, model)
     log.info("%s images to fit, %s held out, on %s", len(parts.fit), len(parts.holdout), place)
     torch.manual_seed(model.seed)
@@ -75,7 +75,7 @@ def _run(name: str, model: Model, snapshot: Snapshot, run_id: str, place: device
         values = {key: value for key, value in asdict(epoch).items() if isinstance(value, float)}
         row = {"epoch": float(epoch.number), **values, **epoch.validation}
         history.append(row)
-        registry.log_metrics(run_id, row, epoch.number)
+        tracking.log_metrics(run_id, row, epoch.number)
         shown = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
         log.info("Epoch %s of %s: %s", epoch.number, epoch.epochs, shown)
 
@@ -98,8 +98,8 @@ def _run(name: str, model: Model, snapshot: Snapshot, run_id: str, place: device
         )
     network.finish(pixels, labels)
     network.calibrate(*parts.holdout.tensors())
-    registry.set_run_tags(run_id, {repetition.WEIGHTS_TAG: weights_sha256(network)})
-    registry.log_figures(
+    tracking.set_run_tags(run_id, {repetition.WEIGHTS_TAG: weights_sha256(network)})
+    tracking.log_figures(
         run_id,
         {
             "training_curves": plots.training_curves(history),
@@ -201,7 +201,7 @@ def _log_program(
     if chosen:
         metadata["threshold"] = asdict(chosen.score)
         metadata["novelty_threshold"] = chosen.novelty
-        registry.log_params(
+        tracking.log_params(
             run_id,
             {
                 "threshold": chosen.score.value,

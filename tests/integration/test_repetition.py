@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ml import dataset, registry, repetition, retrain
+from ml import dataset, registry, repetition, retrain, tracking
 from ml.cli import models
 from ml.config import configuration
 from ml.errors import DataError
@@ -23,7 +23,7 @@ def _tensors(run_id: str) -> dict[str, torch.Tensor]:
 
 
 def _run_of(model: str, version: int) -> str:
-    return registry._client().get_model_version(model, str(version)).run_id
+    return tracking.mlflow_client().get_model_version(model, str(version)).run_id
 
 
 def _use(monkeypatch, path: Path, text: str) -> None:
@@ -38,7 +38,7 @@ def test_two_trainings_give_the_same_weights_to_the_bit(trained, model):
     one, other = _tensors(first), _tensors(value["run_id"])
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
-    digests = {registry.run_tags(run)[repetition.WEIGHTS_TAG] for run in (first, value["run_id"])}
+    digests = {tracking.run_tags(run)[repetition.WEIGHTS_TAG] for run in (first, value["run_id"])}
     assert len(digests) == 1
 
 
@@ -76,23 +76,23 @@ def test_a_run_is_repeated_from_its_record_and_not_from_todays_configuration(
     assert not result["promoted"]
     assert registry.version_of_alias("moulds", "champion") == champion
     assert registry.version_of_alias("moulds", "challenger") == result["version"]
-    version = registry._client().get_model_version("moulds", str(result["version"]))
+    version = tracking.mlflow_client().get_model_version("moulds", str(result["version"]))
     assert version.tags["nightscore.repeats"] == run_id
-    assert registry.run_tags(result["run_id"])["nightscore.repeats"] == run_id
-    assert registry.read_json(result["run_id"], "repetition.json")["weights_identical"]
+    assert tracking.run_tags(result["run_id"])["nightscore.repeats"] == run_id
+    assert tracking.read_json(result["run_id"], "repetition.json")["weights_identical"]
 
 
 def test_what_is_no_longer_the_same_is_said(trained):
     run_id = _run_of("moulds", 1)
-    environment = registry.read_json(run_id, repetition.ENVIRONMENT)
-    settings = registry.read_json(run_id, repetition.MODEL)
-    registry.log_json(run_id, repetition.ENVIRONMENT, environment | {"package torch": "1.0"})
-    registry.log_json(run_id, repetition.MODEL, settings | {"seed": 7})
+    environment = tracking.read_json(run_id, repetition.ENVIRONMENT)
+    settings = tracking.read_json(run_id, repetition.MODEL)
+    tracking.log_json(run_id, repetition.ENVIRONMENT, environment | {"package torch": "1.0"})
+    tracking.log_json(run_id, repetition.MODEL, settings | {"seed": 7})
     try:
         done = CliRunner().invoke(models.app, ["train", "moulds", "--from-run", run_id])
     finally:
-        registry.log_json(run_id, repetition.ENVIRONMENT, environment)
-        registry.log_json(run_id, repetition.MODEL, settings)
+        tracking.log_json(run_id, repetition.ENVIRONMENT, environment)
+        tracking.log_json(run_id, repetition.MODEL, settings)
     assert done.exception is None
     (line,) = (line for line in done.stdout.splitlines() if "package torch" in line)
     assert "1.0" in line
@@ -109,9 +109,9 @@ def test_a_run_in_two_processes_is_logged_as_any_and_can_be_repeated(
     _use(monkeypatch, tmp_path / "nightscore.yaml", changed)
     first = retrain.gate(retrain.evaluate(retrain.train(retrain.snapshot("shades"))))
     assert first["passed"]
-    run = registry._client().get_run(first["run_id"])
+    run = tracking.mlflow_client().get_run(first["run_id"])
     assert run.data.params["processes"] == "2"
-    epochs = registry._client().get_metric_history(first["run_id"], "train_loss")
+    epochs = tracking.mlflow_client().get_metric_history(first["run_id"], "train_loss")
     assert [epoch.step for epoch in epochs] == [1, 2]
     result = retrain.repeat("shades", first["run_id"])
     assert (result["weights_identical"], result["metrics_identical"]) == (True, True)
@@ -128,22 +128,22 @@ class TestARunThatCannotBeRepeated:
             retrain.repeat("moulds", _run_of("shades", 1))
 
     def test_it_is_unfinished(self, trained):
-        run_id = registry.start_run("moulds", None, {repetition.MODEL_TAG: "moulds"})
+        run_id = tracking.start_run("moulds", None, {repetition.MODEL_TAG: "moulds"})
         with pytest.raises(DataError, match="is running"):
             retrain.repeat("moulds", run_id)
-        registry.end_run(run_id, failed=True)
+        tracking.end_run(run_id, failed=True)
         with pytest.raises(DataError, match="is failed"):
             retrain.repeat("moulds", run_id)
 
     def test_it_recorded_too_little(self, trained):
-        run_id = registry.start_run("moulds", None, {repetition.MODEL_TAG: "moulds"})
-        registry.end_run(run_id)
+        run_id = tracking.start_run("moulds", None, {repetition.MODEL_TAG: "moulds"})
+        tracking.end_run(run_id)
         with pytest.raises(DataError, match=r"has no environment\.json, evaluation\.json, model"):
             retrain.repeat("moulds", run_id)
 
     def test_its_snapshot_is_gone(self, trained):
         run_id = _run_of("moulds", 1)
-        uri = registry.run_tags(run_id)["nightscore.snapshot"]
+        uri = tracking.run_tags(run_id)["nightscore.snapshot"]
         content, _ = object_store().get(uri)
         object_store().delete([uri])
         try:
@@ -154,14 +154,14 @@ class TestARunThatCannotBeRepeated:
 
     def test_its_configuration_is_of_another_version(self, trained):
         run_id = _run_of("moulds", 1)
-        settings = registry.read_json(run_id, repetition.MODEL)
-        registry.log_json(run_id, repetition.MODEL, settings | {"task": "segmentation"})
+        settings = tracking.read_json(run_id, repetition.MODEL)
+        tracking.log_json(run_id, repetition.MODEL, settings | {"task": "segmentation"})
         try:
             with pytest.raises(DataError, match="is not one of this version") as caught:
                 retrain.repeat("moulds", run_id)
         finally:
-            registry.log_json(run_id, repetition.MODEL, settings)
-        assert registry.read_json(run_id, repetition.ENVIRONMENT)["code"] in caught.value.hint
+            tracking.log_json(run_id, repetition.MODEL, settings)
+        assert tracking.read_json(run_id, repetition.ENVIRONMENT)["code"] in caught.value.hint
 
 
 def test_test_images_influence_neither_weights_nor_threshold(
@@ -182,6 +182,6 @@ def test_test_images_influence_neither_weights_nor_threshold(
     assert all(torch.equal(one[name], other[name]) for name in one)
     programs = [registry.program_of_run(run)[1] for run in (first, second)]
     assert programs[0].threshold == programs[1].threshold
-    measured = [registry.read_json(run, repetition.EVALUATION) for run in (first, second)]
+    measured = [tracking.read_json(run, repetition.EVALUATION) for run in (first, second)]
     assert measured[0]["holdout"] == measured[1]["holdout"]
     assert measured[0]["test"] != measured[1]["test"]

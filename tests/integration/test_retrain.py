@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from ml import promotion, registry, retrain
+from ml import promotion, registry, retrain, tracking
 from ml.config import configuration
 from ml.database import analyst_engine, session
 from ml.errors import DataError
@@ -19,7 +19,7 @@ from tests import drawing
 
 
 def _client():
-    return registry._client()
+    return tracking.mlflow_client()
 
 
 def _row(model: str, version: int) -> ModelVersion:
@@ -216,25 +216,25 @@ def test_a_challenger_that_may_be_worse_is_compared_in_numbers_and_pictures(
 
 def test_the_machine_is_monitored_while_training(trained, monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
-    run_id = registry.start_run("monitored", None, {})
-    with registry.monitored(run_id):
+    run_id = tracking.start_run("monitored", None, {})
+    with tracking.monitored(run_id):
         time.sleep(1.5)
     monkeypatch.delenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL")
     assert "system/cpu_utilization_percentage" in _client().get_run(run_id).data.metrics
     started = time.monotonic()
-    with registry.monitored(run_id):
+    with tracking.monitored(run_id):
         pass
     assert time.monotonic() - started < 2
-    registry.end_run(run_id)
+    tracking.end_run(run_id)
 
 
 def test_a_monitor_that_cannot_start_is_warned_of(trained, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "often")
-    run_id = registry.start_run("monitored", None, {})
+    run_id = tracking.start_run("monitored", None, {})
     done = False
-    with registry.monitored(run_id):
+    with tracking.monitored(run_id):
         done = True
-    registry.end_run(run_id)
+    tracking.end_run(run_id)
     assert done
     assert "The machine is not monitored" in caplog.text
 
