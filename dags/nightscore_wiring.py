@@ -1,4 +1,4 @@
-"""What the DAGs of Nightscore share: schedules, retries, connections."""
+"""What the DAGs of Nightscore share: schedules, retries, priorities, connections."""
 
 import os
 from collections.abc import Callable
@@ -26,6 +26,15 @@ RETRIES: dict[str, Any] = {
         ]
     ),
 }
+
+# Who gets a slot of the pool first: a night before everything else, and a trained version before
+# another training. Airflow's own rule would let a task with more tasks after it go first.
+_PRIORITIES = {"score": 3, "evaluate": 2, "train": 1}
+
+
+def gpu(step: str) -> dict[str, Any]:
+    """Arguments of a task that takes a slot of the pool `gpu`; `step` sets its priority."""
+    return {"pool": "gpu", "priority_weight": _PRIORITIES[step], "weight_rule": "absolute"}
 
 
 def nightly(cron: str | None) -> CronTriggerTimetable | None:

@@ -8,7 +8,7 @@ from typing import Any
 from airflow.sdk import dag, task
 from airflow.sdk.exceptions import AirflowSkipException
 from nightscore_links import VersionLink
-from nightscore_wiring import RETRIES, champion, connect, nightly
+from nightscore_wiring import RETRIES, champion, connect, gpu, nightly
 
 from ml.config import Model, configuration
 
@@ -37,11 +37,11 @@ def retrain_dag(name: str, model: Model) -> Any:
         def snapshot() -> dict[str, Any]:
             return _steps().snapshot(name)
 
-        @task(pool="gpu")
+        @task(**gpu("train"))
         def train(taken: dict[str, Any], run_id: str | None = None) -> dict[str, Any]:
             return _steps().train(taken, attempt_key=run_id)
 
-        @task(pool="gpu")
+        @task(**gpu("evaluate"))
         def evaluate(trained: dict[str, Any]) -> dict[str, Any]:
             return _steps().evaluate(trained)
 

@@ -12,7 +12,7 @@ from typing import Any
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import AssetAny, Param, TriggerRule, dag, task
 from nightscore_links import ReportLink
-from nightscore_wiring import RETRIES, champion, connect, nightly
+from nightscore_wiring import RETRIES, champion, connect, gpu, nightly
 
 from ml.config import Stream, configuration
 from ml.errors import RunFailed
@@ -62,7 +62,7 @@ def score_dag(name: str, stream: Stream) -> Any:
         def plan_shards(scoring_run: str) -> list[int]:
             return _steps().plan_shards(scoring_run)
 
-        @task(pool="gpu", map_index_template="shard {{ shard }}")
+        @task(**gpu("score"), map_index_template="shard {{ shard }}")
         def score_shard(scoring_run: str, shard: int) -> dict[str, int]:
             return _steps().score_shard(scoring_run, shard)
 

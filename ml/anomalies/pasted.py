@@ -1,4 +1,7 @@
-"""A piece of another image, under other light, where it does not belong."""
+"""A piece of another image, under other light, where it does not belong.
+
+Not for a line where other things of the same look may come into view without harm.
+"""
 
 from torch import Tensor
 

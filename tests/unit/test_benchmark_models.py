@@ -171,7 +171,7 @@ def test_few_images_are_read_for_a_quick_run_and_none_to_test_on_is_an_error(mou
 def test_a_kind_is_left_out_of_training_only(moulds):
     parts = division.load(moulds, MODEL)
     model, same = models._left_out("empty", MODEL, parts)
-    assert model.options["synthetic"] == ["spill", "torn", "pasted"]
+    assert model.options["synthetic"] == ["spill", "torn"]
     assert model.options["width"] == MODEL.options["width"]
     assert same is parts
     model, fewer = models._left_out(models.KNOWN, MODEL, parts)

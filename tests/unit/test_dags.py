@@ -28,6 +28,11 @@ print(json.dumps({
         name: {
             "tasks": {task.task_id: sorted(task.downstream_task_ids) for task in dag.tasks},
             "pools": {task.task_id: task.pool for task in dag.tasks},
+            "priorities": {
+                task.task_id: [task.priority_weight, task.weight_rule]
+                for task in dag.tasks
+                if task.pool == "gpu"
+            },
         }
         for name, dag in dags.items()
     },
@@ -80,6 +85,14 @@ def test_the_scoring_steps_follow_the_design_and_the_gpu_is_pooled(parsed):
     assert dag["tasks"]["discover"] == ["plan_shards"]
     assert {"discover", "plan_shards"} <= set(dag["tasks"]["open_run"])
     assert dag["pools"]["score_shard"] == "gpu"
+
+
+def test_a_night_goes_before_training_and_a_trained_version_before_another_training(parsed):
+    retrain = parsed["retrain.py"]["dags"]["retrain_spill-anomaly"]["priorities"]
+    score = parsed["score.py"]["dags"]["score_spill"]["priorities"]
+    weights = {name: weight for name, (weight, _) in {**retrain, **score}.items()}
+    assert sorted(weights, key=weights.__getitem__) == ["train", "evaluate", "score_shard"]
+    assert {rule for _, rule in {**retrain, **score}.values()} == {"absolute"}
 
 
 CONNECT = """
