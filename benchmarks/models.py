@@ -286,7 +286,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         metavar="KIND",
         help="anomaly: instead of the contenders, ours trained without each of these in turn: a "
-        "kind of drawn anomaly (spill torn empty), or `known`, the known anomalies, or "
+        "kind of drawn anomaly that nightscore.yaml names, or `known`, the known anomalies, or "
         "several joined by +",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
