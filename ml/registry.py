@@ -108,8 +108,10 @@ def program_metadata(run_id: str) -> dict[str, Any]:
 
     tracking.mlflow_client()
     stored = tracking.read_json(run_id, _PROGRAM_INFO)
-    with tracking.translated():
-        return dict(mlflow.models.get_model_info(f"models:/{stored['model_id']}").metadata or {})
+    # MLflow's get_model_info leaves what it downloads in the folder for temporary files.
+    with tempfile.TemporaryDirectory() as folder, tracking.translated():
+        described = mlflow.models.Model.load(_artifact(stored["model_id"], "MLmodel", folder))
+        return dict(described.metadata or {})
 
 
 def register(run_id: str, model: str, tags: Mapping[str, str], description: str) -> int:
@@ -205,17 +207,20 @@ def fetch(model: str, version: int, expected_sha256: str | None = None) -> tuple
 
 def _download(model_id: str, path: Path) -> None:
     """Fetch a logged model's program to `path`, whole or not at all, whoever else does the same."""
-    import mlflow
-
-    client = tracking.mlflow_client()
     with (
         tempfile.TemporaryDirectory(dir=path.parent, prefix="partial-") as folder,
         tracking.translated(),
     ):
-        location = client.get_logged_model(model_id).artifact_location
-        Path(
-            mlflow.artifacts.download_artifacts(f"{location}/{_PROGRAM_FILE}", dst_path=folder)
-        ).replace(path)
+        Path(_artifact(model_id, _PROGRAM_FILE, folder)).replace(path)
+
+
+def _artifact(model_id: str, name: str, folder: str) -> str:
+    """Fetch a file of a logged model into a folder; returns its path."""
+    import mlflow
+
+    location = tracking.mlflow_client().get_logged_model(model_id).artifact_location
+    found: str = mlflow.artifacts.download_artifacts(f"{location}/{name}", dst_path=folder)
+    return found
 
 
 def _info(stored: Mapping[str, Any]) -> ProgramInfo:

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ATTEMPT = "nightscore.attempt"
+# MLflow shows the pages of training, not those of language models and their traces.
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
 _SAMPLING_INTERVAL_S = 5.0
 
 
@@ -78,20 +81,24 @@ def translated() -> Iterator[None]:
 
 
 def start_run(model: str, attempt: str | None, tags: Mapping[str, str]) -> str:
-    """Start a training run in the experiment of the model's name; returns its id.
+    """Start a training run in the experiment of the model's name, called by model and time in UTC;
+    returns its id.
 
     A run that an earlier try of the same attempt left unfinished is marked failed.
     """
     client = mlflow_client()
     with translated():
         experiment = client.get_experiment_by_name(model)
-        identity = experiment.experiment_id if experiment else client.create_experiment(model)
+        identity = (
+            experiment.experiment_id if experiment else client.create_experiment(model, tags=_KIND)
+        )
         if attempt:
             for left in _runs_of(identity, attempt):
                 if left.info.status == "RUNNING":
                     client.set_terminated(left.info.run_id, "FAILED")
         own = {"mlflow.source.name": "nightscore"} | ({_ATTEMPT: attempt} if attempt else {})
-        run = client.create_run(identity, tags={**tags, **own})
+        name = f"{model} {datetime.now(UTC):%Y-%m-%d %H:%M}"
+        run = client.create_run(identity, tags={**tags, **own}, run_name=name)
         return str(run.info.run_id)
 
 

@@ -2,6 +2,8 @@
 
 import csv
 import os
+import re
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -37,6 +39,10 @@ def test_a_version_is_registered_with_everything_that_is_needed_to_trust_it(trai
     assert "Gate passed" in version.description
     run = _client().get_run(version.run_id)
     assert run.info.status == "FINISHED"
+    assert re.fullmatch(r"moulds \d{4}-\d\d-\d\d \d\d:\d\d", run.info.run_name)
+    experiment = _client().get_experiment(run.info.experiment_id)
+    assert experiment.name == "moulds"
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert run.data.params["architecture"] == "anomaly_segmenter"
     assert run.data.params["epochs"] == "2"
     assert run.data.params["code"]
@@ -147,6 +153,12 @@ def test_a_classifier_can_be_loaded_and_used_with_mlflow_alone(trained):
     found = model.predict(np.full((3, 3, 16, 16), 50, dtype=np.uint8))
     assert found.shape == (3, 2)
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+
+
+def test_retraining_leaves_no_temporary_files(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    retrain.retrain("shades")
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_champion_and_challenger_are_compared_on_the_same_images(trained):
