@@ -23,9 +23,11 @@ from ml.models import Network
 from ml.training import memory
 from ml.training.group import Group, Loss
 
-# A small data set is gone through several times an epoch, so that the number of epochs means
-# about the same whatever its size.
+# An epoch of a small data set has as many steps as this, so that the number of epochs means about
+# the same whatever its size: from smaller batches, and where these would be too small for the
+# statistics of a batch, by going through it several times.
 MIN_STEPS = 30
+_LEAST_BATCH = 32  # of each process
 _GRADIENT_NORM = 5.0
 
 
@@ -227,10 +229,11 @@ def _autocast(device: torch.device) -> torch.autocast:
 
 
 def _batch_size(images: int, wanted: int, processes: int) -> int:
-    """No more than there are images, and the same number for each process."""
+    """As wanted, or smaller for a small data set; the same number for each process."""
     if images == 0:
         raise DataError("There is no image to train from.")
-    if size := min(wanted, images) // processes * processes:
+    enough = max(math.ceil(images / MIN_STEPS), _LEAST_BATCH * processes)
+    if size := min(wanted, enough, images) // processes * processes:
         return size
     raise DataError(f"A batch is smaller than the number of processes, {processes}.")
 

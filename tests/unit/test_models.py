@@ -353,3 +353,28 @@ class TestProgram:
         if info.task == CLASSIFICATION:
             with pytest.raises(DataError, match="needs"):
                 Program.load(path, ProgramInfo(**{**vars(info), "classes": ("a", "b")}), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("images", "wanted", "batches"),
+    [
+        (70, 16, [16] * 30),  # goes through them several times
+        (70, 384, [32] * 30),
+        (20, 384, [20] * 30),
+        (1200, 384, [40] * 30),  # once
+        (1200, 16, [16] * 75),
+    ],
+)
+def test_an_epoch_of_few_images_has_smaller_batches_and_thirty_steps(images, wanted, batches):
+    network = _network("residual_network")
+    seen: list[int] = []
+    loss = network.loss
+
+    def counted(pixels, labels):
+        seen.append(len(pixels))
+        return loss(pixels, labels)
+
+    network.loss = counted
+    parameters = PARAMETERS.model_copy(update={"batch_size": wanted})
+    fit(network, *_images(images), parameters, device=CPU, seed=0)
+    assert seen == batches
