@@ -42,8 +42,10 @@ def profile(device: Device) -> Literal["cpu", "gpu"]:
     return "cpu" if device == "cpu" else "gpu"
 
 
-def has_fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 faster than float32."""
+def has_fast_bfloat16(kind: str = "cpu") -> bool:
+    """Whether this processor, or GPU (`cuda`), multiplies bfloat16 faster than float32."""
     import torch
 
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ml.models import Network
+from ml.training.muon import Muon
 
 # Mean and deviation of natural photographs, close enough for any.
 _MEAN, _DEVIATION = 0.46, 0.25
@@ -126,9 +127,7 @@ class ResidualNetwork(Network):
         known = {id(matrix) for matrix in matrices}
         others = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
         return [
-            torch.optim.Muon(
-                matrices, learning_rate, weight_decay=weight_decay, momentum=0.8, ns_steps=3
-            ),
+            Muon(matrices, learning_rate, weight_decay=weight_decay, momentum=0.8, iterations=3),
             torch.optim.AdamW(
                 others, _ADAM_SHARE * learning_rate, betas=(0.9, 0.95), weight_decay=0
             ),
