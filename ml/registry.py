@@ -123,13 +123,17 @@ def register(run_id: str, model: str, tags: Mapping[str, str], description: str)
 
     client = tracking.mlflow_client()
     stored = tracking.read_json(run_id, _PROGRAM_INFO)
+    complete = {**tags, _SHA256: stored["sha256"]}
+    tagged = {key: value[:_LONGEST_TAG] for key, value in complete.items()}
     with tracking.translated():
         version = _version_of_run(model, run_id)
         if version is None:
-            made = mlflow.register_model(f"models:/{stored['model_id']}", model)
+            # With its tags from the start: nobody ever sees a version without a decision.
+            made = mlflow.register_model(f"models:/{stored['model_id']}", model, tags=tagged)
             version = int(made.version)
-        for key, value in {**tags, _SHA256: stored["sha256"]}.items():
-            client.set_model_version_tag(model, str(version), key, value[:_LONGEST_TAG])
+        else:
+            for key, value in tagged.items():
+                client.set_model_version_tag(model, str(version), key, value)
         client.update_model_version(model, str(version), description[:_LONGEST_DESCRIPTION])
     return version
 

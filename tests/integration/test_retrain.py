@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from ml import promotion, registry, retrain, tracking
 from ml.config import configuration
 from ml.database import analyst_engine, session
-from ml.errors import DataError
+from ml.errors import DataError, ServiceError
 from ml.store import object_store
 from ml.tables import ModelVersion, Promotion
 from tests import drawing
@@ -278,6 +280,24 @@ def test_a_retried_step_registers_and_trains_once(trained):
     retrain.promote(first)
     assert retrain.promote(first)["changed"] is False
     assert len(registry.versions("shades")) == before
+
+
+def test_a_version_is_never_without_its_tags(trained, monkeypatch):
+    value = retrain.gate(retrain.evaluate(retrain.train(retrain.snapshot("shades"))))
+
+    def fails(*_, **__):
+        raise MlflowException("made to fail")
+
+    with monkeypatch.context() as context:
+        context.setattr(MlflowClient, "update_model_version", fails)
+        with pytest.raises(ServiceError, match="made to fail"):
+            retrain.register(value)
+    version = _client().get_model_version("shades", str(registry.versions("shades")[-1]))
+    assert version.run_id == value["run_id"]
+    assert {"nightscore.sha256", "nightscore.gate", "nightscore.gate_reason"} <= set(version.tags)
+    assert not version.description
+    assert retrain.register(value)["version"] == int(version.version)
+    assert _client().get_model_version("shades", version.version).description
 
 
 def test_a_training_that_fails_marks_its_run_and_registers_nothing(trained, monkeypatch):
