@@ -180,8 +180,8 @@ def log_table(run_id: str, name: str, rows: Sequence[Mapping[str, Any]]) -> None
 
 @contextmanager
 def monitored(run_id: str) -> Iterator[None]:
-    """Record how busy the machine is (processor, memory, disk, network) as metrics of a run; a GPU
-    as well, where the package nvidia-ml-py is installed.
+    """Record how busy the machine is (processor, memory, disk, network, NVIDIA's GPUs) as metrics
+    of a run.
 
     They are sampled every few seconds while the context is open. A monitor that cannot start is
     warned of, and what is in the context goes on.

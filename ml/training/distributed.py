@@ -2,7 +2,7 @@
 
 torchrun starts them (https://docs.pytorch.org/docs/stable/elastic/run.html); `ml.training.worker`
 is what runs in each. Everything is exchanged by files of one folder: the job and the images go in,
-epochs, weights or an error come out. Images are not copied: they lie in the cache file of
+epochs, the result or an error come out. Images are not copied: they lie in the cache file of
 `ml.training.pixels`, which every process maps.
 """
 
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import ml
 from ml.config import Model
@@ -33,8 +34,8 @@ from ml.settings import state_folder
 from ml.training import data
 from ml.training.loop import Epoch
 
-JOB, EPOCHS, WEIGHTS, ERROR, ALIVE = (
-    "job.json", "epochs.jsonl", "weights.pt", "error.json", "alive"
+JOB, EPOCHS, RESULT, ERROR, ALIVE = (
+    "job.json", "epochs.jsonl", "result.pt", "error.json", "alive"
 )  # fmt: skip
 PARTS = ("fit", "holdout")
 _LOG = "log.txt"
@@ -51,6 +52,39 @@ class Job:
     classes: list[str]
     place: Device
     threads: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training leaves: a network's weights and buffers, and the last step's gradients."""
+
+    state: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, network: Network) -> "Result":
+        """That of a network in this process."""
+        gradients = {
+            name: parameter.grad
+            for name, parameter in network.named_parameters()
+            if parameter.grad is not None
+        }
+        return cls(network.state_dict(), gradients)
+
+    def give(self, network: Network) -> None:
+        """Make it that of another network of the same architecture."""
+        network.load_state_dict(self.state)
+        for name, parameter in network.named_parameters():
+            parameter.grad = self.gradients.get(name)
+
+    def write(self, path: Path) -> None:
+        """Write it to a file."""
+        torch.save({"state": self.state, "gradients": self.gradients}, path)
+
+    @classmethod
+    def read(cls, path: Path) -> "Result":
+        """Read what `write` wrote."""
+        return cls(**torch.load(path, weights_only=True))
 
 
 def pixels_of(part: str) -> str:
@@ -72,7 +106,8 @@ def fit(
     processes: int,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Network:
-    """`ml.training.loop.fit` in several processes: trains `network` in place and returns it.
+    """`ml.training.loop.fit` in several processes: trains `network` in place and returns it,
+    with the gradients of the last step.
 
     However this process ends, the others end with it.
 
@@ -101,7 +136,7 @@ def fit(
                 on_epoch(epoch)
             if torchrun.returncode:
                 raise _failure(folder, processes)
-        network.load_state_dict(torch.load(folder / WEIGHTS, weights_only=True))
+        Result.read(folder / RESULT).give(network)
     return network.eval()
 
 

@@ -66,7 +66,7 @@ def _train(folder: Path, described: distributed.Job) -> None:
             on_epoch=report if first else lambda epoch: None,
         )
         if first:
-            torch.save(network.state_dict(), folder / distributed.WEIGHTS)
+            distributed.Result.of(network).write(folder / distributed.RESULT)
         group.close()
 
 

@@ -121,7 +121,7 @@ def test_every_image_comes_once_an_epoch_whichever_process_takes_it():
     assert torch.equal(torch.cat(seen).sort().values, torch.arange(96))
 
 
-def test_epochs_and_weights_come_back():
+def test_epochs_weights_and_last_gradients_come_back():
     epochs: list[loop.Epoch] = []
     network, parts = _fit(_model(), epochs.append)
     assert [epoch.number for epoch in epochs] == [1, 2]
@@ -130,6 +130,9 @@ def test_epochs_and_weights_come_back():
                 == parts.holdout.labels).mean()  # fmt: skip
     assert measured == pytest.approx(epochs[-1].validation["holdout_accuracy"])
     assert measured > 0.9
+    layers = [layer for layer in network.parameters() if layer.requires_grad]
+    assert all(layer.grad is not None and layer.grad.shape == layer.shape for layer in layers)
+    assert any(layer.grad.abs().max() > 0 for layer in layers)
     assert not _workers()
 
 
