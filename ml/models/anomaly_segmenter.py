@@ -186,4 +186,9 @@ def build(size: tuple[int, int], classes: tuple[str, ...], options: dict[str, An
         raise TypeError(
             f"synthetic: no kind {', '.join(sorted(missing))}; known: {', '.join(known)}"
         )
+    if not chosen["synthetic"]:
+        raise TypeError(
+            "synthetic: at least one kind, as the heat map is learned from those that are drawn; "
+            f"known: {', '.join(known)}"
+        )
     return AnomalySegmenter(chosen["width"], chosen["synthetic"], chosen["flips"])

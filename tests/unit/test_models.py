@@ -287,6 +287,8 @@ def test_an_unknown_architecture_or_option_lists_the_known_ones():
         build("residual_network", SIZE, ("a", "b"), {"depth": 3})
     with pytest.raises(ConfigurationError, match="no kind dust"):
         build("anomaly_segmenter", SIZE, ("normal", "anomalous"), {"synthetic": ["dust"]})
+    with pytest.raises(ConfigurationError, match=r"at least one kind.*known: empty, pasted"):
+        build("anomaly_segmenter", SIZE, ("normal", "anomalous"), {"synthetic": []})
 
 
 @pytest.fixture(params=TASKS)
