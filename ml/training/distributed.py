@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import ml
 from ml.config import Model
@@ -34,11 +33,9 @@ from ml.settings import state_folder
 from ml.training import data
 from ml.training.loop import Epoch
 
-JOB, EPOCHS, RESULT, ERROR, ALIVE = (
-    "job.json", "epochs.jsonl", "result.pt", "error.json", "alive"
-)  # fmt: skip
+JOB, EPOCHS, ERROR, ALIVE = "job.json", "epochs.jsonl", "error.json", "alive"
 PARTS = ("fit", "holdout")
-_LOG = "log.txt"
+_RESULT, _LOG = "result.pt", "log.txt"
 _LAST_LINES = 12
 _POLL_S = 0.1
 _GRACE_S = 10.0
@@ -54,37 +51,17 @@ class Job:
     threads: int
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a training leaves: a network's weights and buffers, and the last step's gradients."""
+def write_result(network: Network, folder: Path) -> None:
+    """Write a trained network's weights and buffers, and the gradients of its last step."""
+    gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
+    torch.save({"state": network.state_dict(), "gradients": gradients}, folder / _RESULT)
 
-    state: dict[str, Tensor]
-    gradients: dict[str, Tensor]
 
-    @classmethod
-    def of(cls, network: Network) -> "Result":
-        """That of a network in this process."""
-        gradients = {
-            name: parameter.grad
-            for name, parameter in network.named_parameters()
-            if parameter.grad is not None
-        }
-        return cls(network.state_dict(), gradients)
-
-    def give(self, network: Network) -> None:
-        """Make it that of another network of the same architecture."""
-        network.load_state_dict(self.state)
-        for name, parameter in network.named_parameters():
-            parameter.grad = self.gradients.get(name)
-
-    def write(self, path: Path) -> None:
-        """Write it to a file."""
-        torch.save({"state": self.state, "gradients": self.gradients}, path)
-
-    @classmethod
-    def read(cls, path: Path) -> "Result":
-        """Read what `write` wrote."""
-        return cls(**torch.load(path, weights_only=True))
+def _read_result(network: Network, folder: Path) -> None:
+    result = torch.load(folder / _RESULT, weights_only=True)
+    network.load_state_dict(result["state"])
+    for name, parameter in network.named_parameters():
+        parameter.grad = result["gradients"][name]
 
 
 def pixels_of(part: str) -> str:
@@ -107,7 +84,7 @@ def fit(
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Network:
     """`ml.training.loop.fit` in several processes: trains `network` in place and returns it,
-    with the gradients of the last step.
+    with its last step's gradients.
 
     However this process ends, the others end with it.
 
@@ -136,7 +113,7 @@ def fit(
                 on_epoch(epoch)
             if torchrun.returncode:
                 raise _failure(folder, processes)
-        Result.read(folder / RESULT).give(network)
+        _read_result(network, folder)
     return network.eval()
 
 

@@ -66,7 +66,7 @@ def _train(folder: Path, described: distributed.Job) -> None:
             on_epoch=report if first else lambda epoch: None,
         )
         if first:
-            distributed.Result.of(network).write(folder / distributed.RESULT)
+            distributed.write_result(network, folder)
         group.close()
 
 
