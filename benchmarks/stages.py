@@ -116,7 +116,10 @@ STAGES: dict[str, Callable[[Job], Run]] = {
 
 def _wanted(job: Job) -> list[Wanted[int]]:
     pages = object_store().pages(WORKLOADS[job.workload].prefix)
-    return [Wanted(n, found.uri, found.size) for n, found in enumerate(chain.from_iterable(pages))]
+    return [
+        Wanted(n, found.uri, found.size, found.etag)
+        for n, found in enumerate(chain.from_iterable(pages))
+    ]
 
 
 def _files(job: Job) -> list[list[bytes]]:

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from ml.errors import ServiceError
+from ml.network import network, retrying
 from ml.settings import Settings, settings
 
 POLL_S = 1.5
@@ -36,8 +37,7 @@ class AirflowApi:
             raise ServiceError("NIGHTSCORE_AIRFLOW_URL is not set.", "Run `nightscore up`.")
         self._client = httpx.Client(
             base_url=self.settings.airflow_url.rstrip("/"),
-            timeout=30,
-            transport=httpx.HTTPTransport(retries=3),
+            timeout=httpx.Timeout(network().read_timeout_s, connect=network().connect_timeout_s),
         )
 
     def __enter__(self) -> "AirflowApi":
@@ -162,8 +162,12 @@ class AirflowApi:
         return answer.status_code == httpx.codes.OK
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
+        # Only what is safe to do twice is asked for again when it may have been done already.
+        lost = httpx.TransportError if method == "GET" else httpx.ConnectError
         try:
-            answer = self._client.request(method, path, **options)
+            answer = retrying(lambda error: isinstance(error, lost), for_s=network().connect_for_s)(
+                self._client.request, method, path, **options
+            )
             answer.raise_for_status()
         except httpx.HTTPStatusError as error:
             detail = error.response.text[:300]

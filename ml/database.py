@@ -12,9 +12,12 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from ml.errors import ServiceError
+from ml.network import network, retrying
 from ml.settings import settings
 
 ADVISORY = {"migrate": 7_310_001}
+# Refusals that asking again does not change.
+_LASTING = ("authentication failed", "does not exist", "permission denied", "translate host name")
 
 
 @lru_cache(maxsize=4)
@@ -24,10 +27,23 @@ def _engine(url: str) -> sa.Engine:
         pool_size=2,
         max_overflow=4,
         pool_pre_ping=True,
-        connect_args={"connect_timeout": 10, "application_name": "nightscore"},
+        connect_args={"application_name": "nightscore", **network().postgres()},
     )
+    sa.event.listen(made, "do_connect", _connect)
     sa.event.listen(made, "handle_error", _explain_connection_error)
     return made
+
+
+def _connect(dialect: sa.Dialect, record: Any, arguments: Any, parameters: Any) -> Any:
+    """A connection, asked for again while the server restarts."""
+    return retrying(_may_pass, for_s=network().connect_for_s)(
+        dialect.connect, *arguments, **parameters
+    )
+
+
+def _may_pass(error: BaseException) -> bool:
+    refused = isinstance(error, psycopg2.OperationalError)
+    return refused and not any(lasting in str(error) for lasting in _LASTING)
 
 
 def _explain_connection_error(context: sa.engine.ExceptionContext) -> ServiceError | None:
@@ -58,9 +74,14 @@ def analyst_engine() -> sa.Engine:
 
 
 @contextmanager
-def session() -> Iterator[Session]:
-    """A transaction as the writer: committed at the end, rolled back on an error."""
+def session(*, frozen: bool = False) -> Iterator[Session]:
+    """A transaction as the writer: committed at the end, rolled back on an error.
+
+    `frozen` lets all its queries see the tables as they were at the first of them.
+    """
     with Session(engine()) as current, current.begin():
+        if frozen:
+            current.connection(execution_options={"isolation_level": "REPEATABLE READ"})
         yield current
 
 

@@ -7,6 +7,7 @@ a call of `ObjectStore.get` takes, whose threads wake each other for every objec
 retries and knows what went wrong.
 """
 
+import math
 import os
 import time
 from collections import deque
@@ -20,6 +21,8 @@ import certifi
 import obstore
 import pycurl
 
+from ml.errors import ServiceError
+from ml.network import network, retrying
 from ml.parallel import in_batches
 from ml.store import ObjectStore, is_odd, split, translated
 
@@ -28,18 +31,19 @@ CONNECTIONS = 64
 _BYTES_IN_FLIGHT = 64 * 2**20
 _SIGNED_AT_ONCE = 64
 _SIGNED_FOR = timedelta(hours=1)
-_CONNECT_WITHIN_S, _STALLED_AFTER_S = 10, 60
 _OK = 200
 
 Token = TypeVar("Token")
 
 
 class Wanted(NamedTuple, Generic[Token]):
-    """An object to download; `token` is the caller's own name for it, `bytes` its listed size."""
+    """An object to download; `token` is the caller's own name for it, `bytes` and `etag` (without
+    quotes) are as it was listed."""
 
     token: Token
     uri: str
     bytes: int
+    etag: str
 
 
 class Download(NamedTuple, Generic[Token]):
@@ -59,7 +63,8 @@ def download(store: ObjectStore, wanted: Iterable[Wanted[Token]]) -> Iterator[Do
 
     Raises
     ------
-    ServiceError: the store failed, and went on failing when it was asked again.
+    ServiceError: the store failed, or gave fewer bytes than it had listed, and went on doing so
+        when it was asked again.
     """
     transfers: _Transfers[Token] = _Transfers()
     waiting = _signed(store, wanted)
@@ -102,10 +107,24 @@ def _bucket(request: Wanted[Any]) -> tuple[str, bool]:
 
 
 def _by_itself(store: ObjectStore, request: Wanted[Token]) -> Download[Token]:
+    # A store that gives less than it listed, under the same ETag, is at fault, not the object.
+    again = retrying(lambda error: isinstance(error, _Short), for_s=network().retry_for_s)
     try:
-        content, etag = store.get(request.uri)
+        return again(_whole, store, request)
     except FileNotFoundError:
         return Download(request.token, None, "")
+
+
+class _Short(ServiceError):
+    """Not as many bytes as were listed, under the same ETag."""
+
+
+def _whole(store: ObjectStore, request: Wanted[Token]) -> Download[Token]:
+    content, etag = store.get(request.uri)
+    if etag == request.etag and len(content) != request.bytes:
+        raise _Short(
+            f"The object store gave {len(content)} of the {request.bytes} bytes of {request.uri}"
+        )
     return Download(request.token, content, etag)
 
 
@@ -141,8 +160,11 @@ class _Transfers(Generic[Token]):
             self._wait()
         for handle in ended:
             request, content, header = self._take(handle)
-            if handle.getinfo(pycurl.RESPONSE_CODE) == _OK:
-                yield request, Download(request.token, content.getvalue(), _etag(header.getvalue()))
+            etag = _etag(header.getvalue())
+            # An answer without ETag is not S3's; one of another length may be cut short.
+            as_listed = etag and content.tell() == request.bytes
+            if as_listed and handle.getinfo(pycurl.RESPONSE_CODE) == _OK:
+                yield request, Download(request.token, content.getvalue(), etag)
             else:
                 yield request, None
         for handle, _, _ in failed:
@@ -173,9 +195,9 @@ def _handle() -> Any:
     handle = pycurl.Curl()
     handle.setopt(pycurl.NOSIGNAL, 1)  # it runs on a thread
     handle.setopt(pycurl.TCP_NODELAY, 1)
-    handle.setopt(pycurl.CONNECTTIMEOUT, _CONNECT_WITHIN_S)
+    handle.setopt(pycurl.CONNECTTIMEOUT_MS, round(1000 * network().connect_timeout_s))
     handle.setopt(pycurl.LOW_SPEED_LIMIT, 1)
-    handle.setopt(pycurl.LOW_SPEED_TIME, _STALLED_AFTER_S)
+    handle.setopt(pycurl.LOW_SPEED_TIME, math.ceil(network().read_timeout_s))
     handle.setopt(pycurl.CAINFO, os.environ.get("SSL_CERT_FILE") or certifi.where())
     return handle
 

@@ -9,7 +9,7 @@ buckets and serves the rare keys that obstore refuses: with control characters, 
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -19,6 +19,7 @@ from obstore.exceptions import BaseError as ObstoreError
 from obstore.store import S3Store
 
 from ml.errors import DataError, ServiceError
+from ml.network import network
 from ml.settings import Settings, settings
 
 _ODD = re.compile(r"[\x00-\x1f\x7f]|(^|/)\.{0,2}/|/\.{1,2}$")
@@ -59,11 +60,7 @@ class ObjectStore:
     def _options(self) -> dict[str, Any]:
         options: dict[str, Any] = {
             "region": self.settings.s3_region,
-            "client_options": {
-                "timeout": timedelta(seconds=60),
-                "connect_timeout": timedelta(seconds=10),
-            },
-            "retry_config": {"max_retries": 6, "retry_timeout": timedelta(seconds=60)},
+            **network().obstore(),
         }
         if self.settings.s3_endpoint:
             options["endpoint"] = self.settings.s3_endpoint
@@ -91,7 +88,7 @@ class ObjectStore:
             aws_secret_access_key=secret or None,
             aws_session_token=token or None,
             region_name=self.settings.s3_region,
-            config=Config(connect_timeout=5, read_timeout=20, retries={"max_attempts": 2}),
+            config=Config(**network().boto()),
         )
 
     def ensure_bucket(self, name: str) -> None:

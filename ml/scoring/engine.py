@@ -134,7 +134,7 @@ def _load(items: Iterable[Item], fetch: Fetch, limits: Limits) -> Iterator[Loade
             if item.bytes > limits.max_bytes:
                 refused.append(item)
             else:
-                yield Wanted(item, item.uri, item.bytes)
+                yield Wanted(item, item.uri, item.bytes, item.etag)
 
     for item, content, etag in fetch(wanted()):
         if content is None:

@@ -13,7 +13,7 @@ from ml.store import ObjectStore, object_store
 
 
 def _wanted(uris: dict[str, bytes]) -> list[Wanted[str]]:
-    return [Wanted(uri, uri, len(content)) for uri, content in uris.items()]
+    return [Wanted(uri, uri, len(content), "") for uri, content in uris.items()]
 
 
 def _put(objects: dict[str, bytes]) -> dict[str, str]:
@@ -75,7 +75,7 @@ def test_it_reads_only_a_bounded_way_ahead_and_can_be_closed(bucket):
     uri = f"{bucket}/one"
     object_store().put(uri, b"content")
     taken = itertools.count()
-    found = download(object_store(), (Wanted(next(taken), uri, 7) for _ in range(10_000)))
+    found = download(object_store(), (Wanted(next(taken), uri, 7, "") for _ in range(10_000)))
     for _ in range(5):
         next(found)
     found.close()
@@ -102,7 +102,7 @@ def test_an_outage_is_an_error_that_names_the_store(bucket, monkeypatch):
         unused.bind(("127.0.0.1", 0))
         store = _store_at(f"http://127.0.0.1:{unused.getsockname()[1]}")
         with pytest.raises(ServiceError, match="object store failed at s3://nightscore/x"):
-            list(download(store, [Wanted(0, "s3://nightscore/x", 1)]))
+            list(download(store, [Wanted(0, "s3://nightscore/x", 1, "")]))
 
 
 def test_wrong_credentials_are_an_error(bucket):
@@ -110,7 +110,7 @@ def test_wrong_credentials_are_an_error(bucket):
     object_store().put(uri, b"content")
     store = _store_at(object_store().settings.s3_endpoint, secret="wrong" * 8)
     with pytest.raises(ServiceError):
-        list(download(store, [Wanted(0, uri, 1)]))
+        list(download(store, [Wanted(0, uri, 1, "")]))
 
 
 def _store_at(endpoint: str, secret: str = "") -> ObjectStore:
