@@ -1,12 +1,14 @@
 """Which version is champion: changed under a lock, in MLflow and here, and audited.
 
 MLflow's alias write is last-writer-wins, so two promotions at once take turns at a lock in
-Postgres. `nightscore.model_alias` mirrors the aliases, `nightscore.promotion` keeps every change.
+Postgres. MLflow's alias `champion` is what counts; `nightscore.model_alias` mirrors the aliases for
+SQL, and `nightscore.promotion` keeps every change. A promotion is written down as pending before
+MLflow is told. Whoever takes the lock next completes what was interrupted.
 """
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -14,11 +16,23 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from ml import registry
-from ml.database import session
-from ml.errors import DataError
-from ml.tables import CHALLENGER, CHAMPION, PREVIOUS, ModelAlias, Promotion
+from ml.database import engine
+from ml.errors import DataError, ServiceError
+from ml.tables import (
+    ABANDONED,
+    CHALLENGER,
+    CHAMPION,
+    DONE,
+    PENDING,
+    PREVIOUS,
+    ModelAlias,
+    Promotion,
+)
 
 log = logging.getLogger(__name__)
+
+_LOCK = sa.text("SELECT pg_advisory_lock(hashtext('promotion'), hashtext(:model))")
+_UNLOCK = sa.text("SELECT pg_advisory_unlock(hashtext('promotion'), hashtext(:model))")
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,8 @@ def promote(model: str, version: int, *, reason: str, by: str) -> Promoted:
     Raises
     ------
     DataError: the model has no such version.
+    ServiceError: MLflow or Postgres failed. The champion is the old one or this one; the next
+        promotion, or the next scoring run, brings the tables in line with MLflow.
     """
     known = registry.versions(model)
     if version not in known:
@@ -52,6 +68,7 @@ def rollback(model: str, *, reason: str, by: str) -> Promoted:
     Raises
     ------
     DataError: there is no previous champion.
+    ServiceError: as `promote`.
     """
     with _locked(model) as current:
         previous = registry.version_of_alias(model, PREVIOUS)
@@ -69,14 +86,76 @@ def set_challenger(model: str, version: int) -> None:
         _set(current, model, CHALLENGER, version)
 
 
+def champion(model: str) -> int | None:
+    """The version that is champion, None without one.
+
+    Waits for a promotion under way, and brings the tables in line with MLflow: it completes a
+    promotion that was interrupted, and audits a champion that was made in MLflow itself.
+    """
+    with _locked(model):
+        return registry.version_of_alias(model, CHAMPION)
+
+
 @contextmanager
 def _locked(model: str) -> Iterator[Session]:
-    with session() as current:
-        current.execute(
-            sa.text("SELECT pg_advisory_xact_lock(hashtext('promotion'), hashtext(:model))"),
-            {"model": model},
+    """The model's lock, which outlasts the transactions that are committed under it."""
+    with engine().connect() as connection, Session(connection) as current:
+        key = {"model": model}
+        current.execute(_LOCK, key)
+        try:
+            _settle(current, model)
+            yield current
+            current.commit()
+        finally:
+            # A connection that goes back to the pool keeps its locks; a broken one has none.
+            with suppress(ServiceError, sa.exc.SQLAlchemyError):
+                current.rollback()
+                current.execute(_UNLOCK, key)
+                current.commit()
+
+
+def _settle(current: Session, model: str) -> None:
+    """Bring the tables in line with MLflow: whatever stopped a promotion half-way, MLflow's alias
+    names one version, and says whether the promotion came about."""
+    champion = registry.version_of_alias(model, CHAMPION)
+    pending = current.scalars(
+        sa.select(Promotion)
+        .where(Promotion.model == model, Promotion.state == PENDING)
+        .order_by(Promotion.promotion_id)
+    ).all()
+    for left in pending:
+        left.state = DONE if left.version == champion else ABANDONED
+        log.warning(
+            "%s: the promotion of version %s was interrupted and is %s now",
+            model,
+            left.version,
+            left.state,
         )
-        yield current
+        if left.state == DONE and left.replaced is not None:
+            _set(current, model, PREVIOUS, left.replaced)
+    mirrored = current.scalar(
+        sa.select(ModelAlias.version).where(ModelAlias.model == model, ModelAlias.alias == CHAMPION)
+    )
+    if champion is None or champion == mirrored:
+        return
+    if not any(left.state == DONE for left in pending):
+        _audit_outside(current, model, champion, mirrored)
+    _mirror(current, model, CHAMPION, champion)
+
+
+def _audit_outside(current: Session, model: str, version: int, replaced: int | None) -> None:
+    reason = "the alias was moved in MLflow, not by Nightscore"
+    log.warning("%s: version %s is champion instead of %s: %s", model, version, replaced, reason)
+    current.add(
+        Promotion(
+            model=model,
+            version=version,
+            replaced=replaced,
+            action="outside",
+            reason=reason,
+            promoted_by="unknown",
+        )
+    )
 
 
 def _change(
@@ -84,22 +163,23 @@ def _change(
 ) -> Promoted:
     champion = registry.version_of_alias(model, CHAMPION)
     if champion == version:
-        _mirror(current, model, CHAMPION, version)
         return Promoted(model, version, champion, False)
-    # `previous` first: whatever stops us in between, `champion` always names a version.
+    promotion = Promotion(
+        model=model,
+        version=version,
+        replaced=champion,
+        action=action,
+        reason=reason,
+        promoted_by=by,
+        state=PENDING,
+    )
+    current.add(promotion)
+    current.commit()
+    # One write: whatever stops us before or after it, `champion` names one version.
+    _set(current, model, CHAMPION, version)
     if champion is not None:
         _set(current, model, PREVIOUS, champion)
-    _set(current, model, CHAMPION, version)
-    current.add(
-        Promotion(
-            model=model,
-            version=version,
-            replaced=champion,
-            action=action,
-            reason=reason,
-            promoted_by=by,
-        )
-    )
+    promotion.state = DONE
     log.info("%s: version %s is champion, it replaces %s (%s)", model, version, champion, reason)
     return Promoted(model, version, champion, True)
 

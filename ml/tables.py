@@ -16,6 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 SCHEMA = "nightscore"
 OPEN, FINISHED, FAILED = "open", "finished", "failed"
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+PENDING, DONE, ABANDONED = "pending", "done", "abandoned"
 
 
 class Base(DeclarativeBase):
@@ -62,7 +63,8 @@ class ScoringRunModel(Base):
 
 
 class Shard(Base):
-    """A slice of a run's manifest; `started_at` is that of the newest attempt."""
+    """A slice of a run's manifest; `started_at` is that of the first attempt, `error` says how the
+    newest one failed."""
 
     __tablename__ = "shard"
 
@@ -71,6 +73,8 @@ class Shard(Base):
     images: Mapped[int]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    error: Mapped[str | None]
 
 
 class Image(Base):
@@ -182,7 +186,11 @@ class ModelAlias(Base):
 
 
 class Promotion(Base):
-    """A change of champion: `promote` or `rollback`."""
+    """A change of champion, by `promote` or `rollback`, or `outside` of Nightscore.
+
+    `state` is pending from before MLflow is told until after, then done; or abandoned, when MLflow
+    never heard of it.
+    """
 
     __tablename__ = "promotion"
 
@@ -194,3 +202,4 @@ class Promotion(Base):
     reason: Mapped[str]
     promoted_by: Mapped[str]
     promoted_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    state: Mapped[str] = mapped_column(server_default="done")

@@ -14,7 +14,9 @@ SELECT
     (
         SELECT max(promotion.promoted_at)
         FROM nightscore.promotion
-        WHERE promotion.model = version.model AND promotion.version = version.version
+        WHERE promotion.model = version.model
+            AND promotion.version = version.version
+            AND promotion.state = 'done'
     ) AS promoted_at,
     version.gate_passed,
     version.gate_reason,
