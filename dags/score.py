@@ -16,6 +16,7 @@ from nightscore_wiring import RETRIES, champion, connect, gpu, nightly
 
 from ml.config import Stream, configuration
 from ml.errors import RunFailed
+from ml.scoring.flow import ATTEMPTS
 
 
 def _steps() -> Any:
@@ -62,7 +63,8 @@ def score_dag(name: str, stream: Stream) -> Any:
         def plan_shards(scoring_run: str) -> list[int]:
             return _steps().plan_shards(scoring_run)
 
-        @task(**gpu("score"), map_index_template="shard {{ shard }}")
+        # Three attempts; the run then fails and names the shard's images.
+        @task(**gpu("score"), map_index_template="shard {{ shard }}", retries=ATTEMPTS - 1)
         def score_shard(scoring_run: str, shard: int) -> dict[str, int]:
             return _steps().score_shard(scoring_run, shard)
 

@@ -74,6 +74,11 @@ streams:
     models: [shades, moulds]
     shard_size: 100
     limits: {{max_pixels: 10000, max_bytes: 100000}}
+  faults:
+    prefix: {bucket}/streams/faults
+    models: [shades, moulds]
+    lookback_nights: 0
+    shard_size: 40
 models:
   shades:
     task: classification

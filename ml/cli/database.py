@@ -29,7 +29,7 @@ def sql(
     """Run a query as the read-only analyst and print its rows.
 
     The views are in schema reporting: nightly_summary, predictions, anomalies, class_mix,
-    review, rejected_images, model_versions, score_drift.
+    review, rejected_images, missing_images, model_versions, score_drift.
     """
     columns, rows = _query(query)
     if json:

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from PIL import Image
+from sqlalchemy.orm import Session
 
 from ml import images
 from ml.config import configuration
@@ -25,6 +26,7 @@ MOST_ANOMALIES = 48
 MOST_UNCERTAIN = 24
 MOST_REVIEWED = 24
 MOST_REJECTIONS = 100
+MOST_MISSING = 100
 _THUMBNAIL_PX = 160
 _MAX_PIXELS = 64_000_000
 
@@ -33,7 +35,7 @@ def write(run_id: UUID) -> str:
     """Render the page of a run as the tables have it now and put it into S3; returns its URI."""
     content = render(run_id)
     with session() as current:
-        run = _summary(run_id)
+        run = _summary(current, run_id)
         uri = _uri(run["stream"], run["night"], run_id)
         object_store().put(uri, content.encode(), "text/html; charset=utf-8")
         current.execute(
@@ -52,9 +54,9 @@ def read(run_id: UUID) -> str:
 
 
 def render(run_id: UUID) -> str:
-    """The page of a run as HTML."""
-    summary = _summary(run_id)
-    with session() as current:
+    """The page of a run as HTML; all its figures are of one moment."""
+    with session(frozen=True) as current:
+        summary = _summary(current, run_id)
         found = {
             "versions": rows(current, "report_versions", run_id=run_id),
             "anomalies": rows(current, "report_anomalies", run_id=run_id, most=MOST_ANOMALIES),
@@ -63,6 +65,7 @@ def render(run_id: UUID) -> str:
             "classes": rows(current, "report_classes", run_id=run_id),
             "reasons": rows(current, "report_reasons", run_id=run_id),
             "rejections": rows(current, "report_rejections", run_id=run_id, most=MOST_REJECTIONS),
+            "missing": rows(current, "missing_images", run_id=run_id, most=MOST_MISSING),
             "drift": rows(
                 current,
                 "report_drift",
@@ -76,9 +79,8 @@ def render(run_id: UUID) -> str:
     return render_template("run.html", run=summary, **found)
 
 
-def _summary(run_id: UUID) -> dict[str, Any]:
-    with session() as current:
-        found = rows(current, "report_summary", run_id=run_id)
+def _summary(current: Session, run_id: UUID) -> dict[str, Any]:
+    found = rows(current, "report_summary", run_id=run_id)
     if not found:
         raise DataError(f"There is no scoring run {run_id}.")
     return dict(found[0])

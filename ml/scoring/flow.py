@@ -9,9 +9,12 @@ from datetime import date
 from typing import Any
 from uuid import UUID
 
-from ml.errors import NightscoreError, RunFailed
+from ml.errors import NightscoreError, RunFailed, ServiceError
 
 log = logging.getLogger(__name__)
+
+# Of a shard, here and in Airflow; then the run fails and names its images.
+ATTEMPTS = 3
 
 
 def open_run(stream: str, night: str, trigger: str | None = None) -> str:
@@ -68,7 +71,9 @@ def score_night(
 ) -> dict[str, Any]:
     """All the steps in this process: what the DAG does, without Airflow.
 
-    `on_images` hears how many images were scored since the last time, and how many there are.
+    A shard is tried three times, as in Airflow; when it fails for good the others are scored all
+    the same. `on_images` hears how many images were scored since the last time, and how many there
+    are.
 
     Returns
     -------
@@ -78,20 +83,37 @@ def score_night(
     ------
     RunFailed: a shard failed, or the run did (see `reconcile`); after the report was written.
     """
+    from ml.scoring import run as runs
+
+    runs.close_abandoned(stream, date.fromisoformat(night))
+    run_id = open_run(stream, night)
+    with runs.alive(UUID(run_id)):
+        failure = _score_images(run_id, on_images)
+        try:
+            counts = reconcile(run_id)
+        except RunFailed as failed:
+            report(run_id)
+            raise RunFailed(failed.message, str(failure or failed.hint)) from failure
+        return {"run_id": run_id, **counts, "report_uri": report(run_id)}
+
+
+def _score_images(run_id: str, on_images: Callable[[int, int], None]) -> NightscoreError | None:
+    """Discover and score a run's images; returns the last failure, if there was one."""
+    from ml.network import retrying
     from ml.scoring import shard as shards
 
-    run_id = open_run(stream, night)
-    total = discover(run_id)
-    on_images(0, total)
     failure: NightscoreError | None = None
+    again = retrying(lambda error: isinstance(error, ServiceError), attempts=ATTEMPTS)
     try:
-        for number in plan_shards(run_id):
-            shards.score_shard(UUID(run_id), number, lambda count: on_images(count, total))
+        total = again(discover, run_id)
+        on_images(0, total)
+        planned = plan_shards(run_id)
     except NightscoreError as error:
-        failure = error  # the run is counted and closed all the same
-    try:
-        counts = reconcile(run_id)
-    except RunFailed as failed:
-        report(run_id)
-        raise RunFailed(failed.message, str(failure or failed.hint)) from failure
-    return {"run_id": run_id, **counts, "report_uri": report(run_id)}
+        return error  # the run is counted and closed all the same
+    for number in planned:
+        try:
+            again(shards.score_shard, UUID(run_id), number, lambda count: on_images(count, total))
+        except NightscoreError as error:
+            failure = error
+            log.error("Shard %s failed: %s", number, error)
+    return failure

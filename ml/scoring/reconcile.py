@@ -5,13 +5,17 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from ml.database import rows, session
 from ml.errors import RunFailed
+from ml.images import TRANSIENT
 from ml.scoring import run as runs
 from ml.tables import FAILED, FINISHED, ModelVersion, ScoringRun
 
 log = logging.getLogger(__name__)
+
+_MOST_NAMED = 10
 
 
 def reconcile(run_id: UUID) -> dict[str, Any]:
@@ -33,7 +37,7 @@ def reconcile(run_id: UUID) -> dict[str, Any]:
     with session() as current:
         run = runs.get(current, run_id)
         listed = run.discovered is not None
-        counts = dict(rows(current, "reconcile", run_id=run_id)[0])
+        counts = dict(rows(current, "reconcile", run_id=run_id, transient=list(TRANSIENT))[0])
         error = _fault(run, counts) if listed else "the images of the night were not listed"
         run.discovered = counts["discovered"] if listed else None
         run.scored, run.rejected = counts["scored"], counts["rejected"]
@@ -41,6 +45,9 @@ def reconcile(run_id: UUID) -> dict[str, Any]:
         run.synthetic = synthetic = counts["synthetic"] or _models_are_synthetic(run_id)
         run.status, run.error = (FAILED, error) if error else (FINISHED, None)
         run.finished_at = current.scalar(sa.select(sa.func.clock_timestamp()))
+        if counts["missing"]:
+            current.flush()  # the view is of failed runs
+            run.error = error = f"{error}{_missing(current, run_id)}"
         name = f"run {run_id} of {run.stream} for {run.night}"
     if error:
         raise RunFailed(f"The scoring {name} failed: {error}.", "What was stored stays stored.")
@@ -73,6 +80,20 @@ def _fault(run: ScoringRun, counts: dict[str, Any]) -> str | None:
             f"({share:.1%}; the stream allows {run.max_rejected_share:.1%})"
         )
     return None
+
+
+def _missing(current: Session, run_id: UUID) -> str:
+    """Which images are missing and how their shards failed, for the run's row."""
+    missing = rows(current, "missing_images", run_id=run_id, most=_MOST_NAMED)
+    failures = {
+        row["shard"]: f"; shard {row['shard']} failed {row['attempts']} times, {row['error']}"
+        for row in missing
+        if row["error"]
+    }
+    names = "; ".join(repr(row["image_uri"]) for row in missing)
+    more = missing[0]["images"] - len(missing) if missing else 0
+    others = f" and {more} more in reporting.missing_images" if more else ""
+    return f"{''.join(failures.values())}: {names}{others}"
 
 
 def _models_are_synthetic(run_id: UUID) -> bool:

@@ -1,6 +1,8 @@
 """A scoring run: one attempt at a night, with its model versions pinned when it opens."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date, timedelta
 from uuid import UUID, uuid4
 
@@ -8,13 +10,17 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from ml import registry
+from ml import promotion
 from ml.config import configuration
-from ml.database import session
+from ml.database import engine, session
 from ml.errors import DataError
-from ml.tables import CHAMPION, OPEN, ScoringRun, ScoringRunModel
+from ml.tables import FAILED, OPEN, ScoringRun, ScoringRunModel
 
 log = logging.getLogger(__name__)
+
+_MANUAL = "manual-"
+_ALIVE = sa.text("SELECT pg_advisory_lock_shared(hashtext('run'), hashtext(:run_id))")
+_IS_ABANDONED = sa.text("SELECT pg_try_advisory_xact_lock(hashtext('run'), hashtext(:run_id))")
 
 
 def open_run(stream_name: str, night: date, trigger: str | None = None) -> UUID:
@@ -32,7 +38,7 @@ def open_run(stream_name: str, night: date, trigger: str | None = None) -> UUID:
     ServiceError: MLflow cannot be reached.
     """
     stream = configuration().stream(stream_name)
-    trigger = trigger or f"manual-{uuid4()}"
+    trigger = trigger or f"{_MANUAL}{uuid4()}"
     with session() as current:
         run = current.scalar(sa.select(ScoringRun).where(ScoringRun.trigger == trigger))
         if run is not None:
@@ -41,7 +47,7 @@ def open_run(stream_name: str, night: date, trigger: str | None = None) -> UUID:
             return run.run_id
     versions = {model: _champion(model) for model in stream.models}
     with session() as current:
-        run_id: UUID = current.execute(
+        run_id: UUID | None = current.execute(
             insert(ScoringRun)
             .values(
                 run_id=uuid4(),
@@ -53,26 +59,59 @@ def open_run(stream_name: str, night: date, trigger: str | None = None) -> UUID:
                 max_rejected_share=stream.max_rejected_share,
                 shard_size=stream.shard_size,
             )
-            .on_conflict_do_update(index_elements=["trigger"], set_={"status": OPEN})
-            .returning(ScoringRun.run_id)
-        ).scalar_one()
-        current.execute(
-            insert(ScoringRunModel)
-            .values([{"run_id": run_id, "model": m, "version": v} for m, v in versions.items()])
             .on_conflict_do_nothing()
+            .returning(ScoringRun.run_id)
+        ).scalar_one_or_none()
+        if run_id is None:  # another try for the same trigger was quicker
+            return current.scalars(
+                sa.select(ScoringRun.run_id).where(ScoringRun.trigger == trigger)
+            ).one()
+        current.execute(
+            insert(ScoringRunModel).values(
+                [{"run_id": run_id, "model": m, "version": v} for m, v in versions.items()]
+            )
         )
     log.info("Opened run %s of %s for %s with %s", run_id, stream_name, night, versions)
     return run_id
 
 
 def _champion(model: str) -> int:
-    version = registry.version_of_alias(model, CHAMPION)
+    version = promotion.champion(model)
     if version is None:
         raise DataError(
             f"Model {model!r} has no champion to score with.",
             f"Train one first: run the DAG retrain_{model}, or `nightscore train {model}`.",
         )
     return version
+
+
+@contextmanager
+def alive(run_id: UUID) -> Iterator[None]:
+    """Shows to others, by a lock that ends with this process, that somebody works on the run."""
+    with engine().connect() as connection:
+        # It must not go back to the pool with the lock.
+        connection.detach()
+        connection.execute(_ALIVE, {"run_id": str(run_id)})
+        connection.commit()
+        yield
+
+
+def close_abandoned(stream: str, night: date) -> None:
+    """Mark failed the runs of a night that the command line opened and whose process has died."""
+    with session() as current:
+        left = current.scalars(
+            sa.select(ScoringRun).where(
+                ScoringRun.stream == stream,
+                ScoringRun.night == night,
+                ScoringRun.status == OPEN,
+                ScoringRun.trigger.startswith(_MANUAL),
+            )
+        )
+        for run in left:
+            if current.scalar(_IS_ABANDONED, {"run_id": str(run.run_id)}):
+                run.status, run.finished_at = FAILED, sa.func.clock_timestamp()
+                run.error = "its process ended before the run was closed"
+                log.warning("Run %s is marked failed: %s", run.run_id, run.error)
 
 
 def get(current: Session, run_id: UUID) -> ScoringRun:

@@ -4,16 +4,19 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from itertools import chain
 from uuid import UUID
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from ml import registry
 from ml.config import Stream, configuration
 from ml.database import session, statement
 from ml.device import choose
 from ml.download import download
+from ml.errors import ServiceError
 from ml.images import TRANSIENT
 from ml.parallel import in_background
 from ml.program import Program
@@ -26,6 +29,7 @@ from ml.tables import ModelVersion
 log = logging.getLogger(__name__)
 
 _PROGRESS_EVERY_S = 10.0
+_LONGEST_ERROR = 500
 _PAGE = 1000
 # Its list of images fits in memory; Postgres is not kept waiting for the scoring of what it lists.
 _WHOLE_SHARD = 0
@@ -72,6 +76,22 @@ def score_shard(
     DataError: a pinned version's program does not match its recorded hash or signature.
     ServiceError: S3, Postgres or MLflow failed; nothing of the shard is visible, retry it.
     """
+    try:
+        return _score_shard(run_id, number, on_images, load)
+    except Exception as error:
+        _note_failure(run_id, number, error)
+        raise
+
+
+def _note_failure(run_id: UUID, number: int, error: Exception) -> None:
+    """Keep with the shard how it failed, for whoever reads the run's row; if Postgres is there."""
+    text = " ".join(str(error).split())[:_LONGEST_ERROR].rstrip(".") or type(error).__name__
+    with suppress(ServiceError, SQLAlchemyError), session() as current:
+        wanted = {"run_id": run_id, "shard": number, "error": text}
+        current.execute(statement("fail_shard"), wanted)
+
+
+def _score_shard(run_id: UUID, number: int, on_images: OnImages, load: Load) -> dict[str, int]:
     with session() as current:
         run = runs.get(current, run_id)
         stream_name = run.stream

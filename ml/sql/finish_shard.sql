@@ -1,3 +1,3 @@
 UPDATE nightscore.shard
-SET finished_at = clock_timestamp()
+SET finished_at = clock_timestamp(), error = NULL
 WHERE run_id = :run_id AND number = :shard

@@ -1,16 +1,24 @@
 -- What became of the run's manifest: an image is scored when every pinned version has scored it,
--- rejected when a pinned version has rejected it, and missing otherwise.
+-- settled when every one has scored or rejected it, rejected when it is settled but not scored, and
+-- missing otherwise. A reason that may pass settles an image only where this run's shard is stored.
 WITH outcome AS (
     SELECT
         manifest.shard,
         bool_and(prediction.model IS NOT NULL) AS scored,
-        bool_or(rejection.model IS NOT NULL) AS rejected,
+        bool_and(
+            prediction.model IS NOT NULL
+            OR (
+                rejection.model IS NOT NULL
+                AND (rejection.reason <> ALL (:transient) OR shard.finished_at IS NOT NULL)
+            )
+        ) AS settled,
         bool_or(coalesce(prediction.flagged, false)) AS flagged,
         bool_or(coalesce(prediction.review, false)) AS review,
         bool_or(image.uri LIKE '%/synthetic-%') AS synthetic
     FROM nightscore.manifest
     JOIN nightscore.image USING (night, image_id)
     JOIN nightscore.scoring_run_model AS pinned USING (run_id)
+    LEFT JOIN nightscore.shard ON shard.run_id = manifest.run_id AND shard.number = manifest.shard
     LEFT JOIN nightscore.prediction
         ON prediction.night = manifest.night
         AND prediction.image_id = manifest.image_id
@@ -27,10 +35,10 @@ WITH outcome AS (
 SELECT
     count(*) AS discovered,
     count(*) FILTER (WHERE scored) AS scored,
-    count(*) FILTER (WHERE rejected AND NOT scored) AS rejected,
+    count(*) FILTER (WHERE settled AND NOT scored) AS rejected,
     count(*) FILTER (WHERE flagged) AS anomalies,
     count(*) FILTER (WHERE review) AS to_review,
-    count(*) FILTER (WHERE NOT scored AND NOT rejected) AS missing,
-    array_agg(DISTINCT shard) FILTER (WHERE NOT scored AND NOT rejected) AS missing_shards,
+    count(*) FILTER (WHERE NOT settled) AS missing,
+    array_agg(DISTINCT shard) FILTER (WHERE NOT settled) AS missing_shards,
     coalesce(bool_or(synthetic), false) AS synthetic
 FROM outcome

@@ -17,6 +17,7 @@ from ml.download import download
 from ml.errors import DataError, RunFailed, ServiceError
 from ml.report import page as report
 from ml.scoring import flow
+from ml.scoring import run as runs
 from ml.scoring import shard as scoring_shard
 from ml.scoring.shard import score_shard
 from ml.store import object_store
@@ -268,34 +269,110 @@ def test_a_lost_database_session_fails_the_shard_and_a_retry_scores_it(trained, 
     assert flow.reconcile(run_id)["scored"] == 8
 
 
-def test_a_run_whose_shard_fails_is_closed_with_what_the_shards_before_stored(
+def test_a_shard_that_fails_three_times_fails_the_run_and_the_others_are_kept(
     trained, night, monkeypatch
 ):
     from ml.scoring.results import Results
 
     _put("line", night, _shades(25))
     merge = Results.merge
+    tries: list[int] = []
 
     def merge_or_fail(self):
+        tries.append(self.shard)
         if self.shard == 1:
-            raise ServiceError("made to fail")
+            raise ServiceError("made to fail.")
         merge(self)
 
     monkeypatch.setattr(Results, "merge", merge_or_fail)
     with pytest.raises(
-        RunFailed, match="15 of 25 images are neither scored nor rejected"
+        RunFailed, match="10 of 25 images are neither scored nor rejected, in shard 1"
     ) as caught:
         flow.score_night("line", night.isoformat())
+    assert tries == [0, 1, 1, 1, 2]
     assert "made to fail" in str(caught.value)
     (run,) = _query(
-        "SELECT status, scored, report_uri FROM reporting.nightly_summary"
+        "SELECT run_id, status, scored, report_uri, error FROM reporting.nightly_summary"
         " WHERE stream = 'line' AND night = :n",
         n=night,
     )
-    assert (run["status"], run["scored"]) == ("failed", 10)
-    assert run["report_uri"]
+    assert (run["status"], run["scored"]) == ("failed", 15)
+    missing = _query(
+        "SELECT image_uri, shard, attempts, error FROM reporting.missing_images"
+        " WHERE run_id = :r ORDER BY image_uri",
+        r=run["run_id"],
+    )
+    prefix = f"{configuration().stream('line').prefix}/dt={night}"
+    assert [row["image_uri"] for row in missing] == [f"{prefix}/{n:03}.png" for n in range(10, 20)]
+    assert {(row["shard"], row["attempts"], row["error"]) for row in missing} == {
+        (1, 3, "made to fail")
+    }
+    page = object_store().get(run["report_uri"])[0].decode()
+    for row in missing:
+        assert row["image_uri"] in run["error"]
+        assert row["image_uri"] in page
     monkeypatch.setattr(Results, "merge", merge)
-    assert flow.score_night("line", night.isoformat())["scored"] == 15
+    assert flow.score_night("line", night.isoformat())["scored"] == 10
+    assert _query("SELECT FROM reporting.missing_images WHERE run_id = :r", r=run["run_id"]) == []
+
+
+def test_an_image_that_one_version_has_rejected_and_another_owes_is_missing(trained, night):
+    """A rejection by one model must not hide that the other has said nothing."""
+    _put("both", night, _shades(4))
+    run_id = flow.open_run("both", night.isoformat())
+    flow.discover(run_id)
+    flow.plan_shards(run_id)
+    with session() as current:
+        current.execute(
+            sa.text(
+                "INSERT INTO nightscore.rejection (night, image_id, model, version, run_id, reason)"
+                " SELECT m.night, m.image_id, 'shades', v.version, m.run_id, 'not_finite'"
+                " FROM nightscore.manifest m JOIN nightscore.scoring_run_model v USING (run_id)"
+                " WHERE m.run_id = :r AND v.model = 'shades'"
+            ),
+            {"r": run_id},
+        )
+    with pytest.raises(RunFailed, match="4 of 4 images are neither scored nor rejected"):
+        flow.reconcile(run_id)
+
+
+def test_a_reason_that_may_pass_does_not_close_a_shard_that_was_not_stored(trained, night):
+    images = _shades(3)
+    _put("line", night, images)
+    first = flow.open_run("line", night.isoformat())
+    flow.discover(first)
+    (shard,) = flow.plan_shards(first)
+    prefix = f"{configuration().stream('line').prefix}/dt={night}"
+    object_store().delete([f"{prefix}/000.png"])
+    flow.score_shard(first, shard)
+    assert flow.reconcile(first)["rejected"] == 1
+    object_store().put(f"{prefix}/000.png", images["000.png"])
+    second = flow.open_run("line", night.isoformat())
+    assert flow.discover(second) == 1
+    flow.plan_shards(second)
+    with pytest.raises(RunFailed, match="1 of 1 images are neither scored nor rejected"):
+        flow.reconcile(second)
+    for number in flow.plan_shards(second):
+        flow.score_shard(second, number)
+    assert flow.reconcile(second)["scored"] == 1
+
+
+def test_a_run_whose_process_has_died_is_closed_by_the_next_and_a_living_one_is_not(trained, night):
+    _put("line", night, _shades(3))
+    dead = flow.open_run("line", night.isoformat())
+    living = flow.open_run("line", night.isoformat())
+    with runs.alive(UUID(living)):
+        flow.score_night("line", night.isoformat())
+    status = {
+        str(row["run_id"]): (row["status"], row["error"])
+        for row in _query(
+            "SELECT run_id, status, error FROM reporting.nightly_summary"
+            " WHERE stream = 'line' AND night = :n",
+            n=night,
+        )
+    }
+    assert status[dead] == ("failed", "its process ended before the run was closed")
+    assert status[living] == ("open", None)
 
 
 def test_runs_of_one_night_at_the_same_time_store_every_image_once(trained, night):
