@@ -1,0 +1,53 @@
+"""The fault suite: how many trials, and the table at the end.
+
+`make faults` runs all trials; with the other tests a few of each are run.
+"""
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from ml.settings import settings
+from ml.store import object_store
+from tests.faults.outcome import Outcome, table
+
+FULL = os.environ.get("FAULTS") == "full"
+_OUTCOMES: list[Outcome] = []
+
+
+def trials(all_of_them: int, few: int = 1) -> int:
+    """How often a fault is tried."""
+    return all_of_them if FULL else few
+
+
+@pytest.fixture
+def outcome(trained: str) -> Callable[[str], Outcome]:
+    """Makes a row of the table."""
+
+    def made(fault: str) -> Outcome:
+        _OUTCOMES.append(Outcome(fault))
+        return _OUTCOMES[-1]
+
+    return made
+
+
+@pytest.fixture
+def at_endpoint(monkeypatch):
+    """Lets this process, and those it starts, reach the object store at another address."""
+
+    def use(endpoint: str) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        settings.cache_clear()
+        object_store.cache_clear()
+
+    yield use
+    monkeypatch.undo()
+    settings.cache_clear()
+    object_store.cache_clear()
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if _OUTCOMES:
+        terminalreporter.section("faults")
+        terminalreporter.write_line(table(_OUTCOMES))

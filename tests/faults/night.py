@@ -1,0 +1,49 @@
+"""Nights to break: images that no other night has, some of which cannot be decoded."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, timedelta
+from itertools import count
+
+from ml.config import configuration
+from ml.parallel import map_ahead
+from ml.store import object_store
+from tests import drawing
+
+STREAM = "faults"
+_DATES: Iterator[date] = (date(2029, 1, 1) + timedelta(days=n) for n in count())
+_NUMBERS = count(100_000)
+
+
+@dataclass(frozen=True)
+class Night:
+    """A night of the stream, with the URIs of all its images and of the broken ones."""
+
+    date: date
+    uris: frozenset[str]
+    broken: frozenset[str]
+    stream: str = STREAM
+
+
+def make(images: int = 100, broken: int = 3) -> Night:
+    """Put a night into the object store."""
+    content = {f"{n:04}.png": _picture(next(_NUMBERS)) for n in range(images - broken)}
+    content |= {f"broken-{n}.png": b"not an image %d" % n for n in range(broken)}
+    return of(content, {name for name in content if name.startswith("broken-")})
+
+
+def of(content: dict[str, bytes], broken: set[str] = frozenset()) -> Night:  # type: ignore[assignment]
+    """A night of these objects, by name; the names of those that cannot be decoded."""
+    on = next(_DATES)
+    folder = f"{configuration().stream(STREAM).prefix}/dt={on}"
+    uris = {name: f"{folder}/{name}" for name in content}
+    for _ in map_ahead(
+        lambda name: object_store().put(uris[name], content[name]), content, threads=8, ahead=16
+    ):
+        pass
+    return Night(on, frozenset(uris.values()), frozenset(uris[name] for name in broken))
+
+
+def _picture(number: int) -> bytes:
+    """Every other one is flagged by the detector, so that heat maps are at stake, too."""
+    return drawing.mould("spot" if number % 2 else "normal", number)

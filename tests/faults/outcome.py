@@ -1,0 +1,73 @@
+"""The table that the fault suite prints: a row a fault."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from tests.faults.evidence import Evidence
+
+
+@dataclass
+class Outcome:
+    """What came of all trials of a fault. `struck` counts trials in which the fault met the work
+    (it was killed before it had finished, a request was answered wrongly ...)."""
+
+    fault: str
+    trials: int = 0
+    struck: int = 0
+    images: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    inconsistent: int = 0
+    recovery_s: list[float] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+
+    def add(self, evidence: Evidence, *, struck: bool = True, counts: bool = True) -> None:
+        """Count a trial's evidence; `counts` is False for what is looked at in its middle."""
+        if counts:
+            self.trials += 1
+            self.struck += struck
+            self.images += evidence.images
+        self.lost += len(evidence.lost)
+        self.duplicated += len(evidence.duplicated)
+        self.inconsistent += len(evidence.inconsistent)
+        self.findings += [f"lost: {uri} by {model}" for uri, model in evidence.lost]
+        self.findings += [f"twice: {uri} by {model}" for uri, model in evidence.duplicated]
+        self.findings += evidence.inconsistent
+
+    @contextmanager
+    def recovery(self) -> Iterator[None]:
+        """Takes the time from the end of the fault until the night is complete."""
+        started = time.monotonic()
+        yield
+        self.recovery_s.append(time.monotonic() - started)
+
+    def require_clean(self) -> None:
+        """Fail the test with what was found, or when the fault never met the work."""
+        assert not self.findings, "\n".join(self.findings[:20])
+        assert self.struck, "the fault has struck in no trial"
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """All outcomes as text, with a sum."""
+    columns = ("trials", "struck", "images", "lost", "duplicated", "inconsistent")
+    rows = [[o.fault, *(str(getattr(o, name)) for name in columns), _recovery(o)] for o in outcomes]
+    sums = [str(sum(getattr(o, name) for o in outcomes)) for name in columns]
+    lines = [["fault", *columns, "recovery (s)"], *rows, ["all", *sums, ""]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def _recovery(outcome: Outcome) -> str:
+    """Median and longest."""
+    if not outcome.recovery_s:
+        return "-"
+    return f"{statistics.median(outcome.recovery_s):.1f} / {max(outcome.recovery_s):.1f}"

@@ -1,0 +1,97 @@
+"""Nights of an unusual size, and images of unusual names."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from ml.config import configuration
+from ml.scoring import flow
+from ml.settings import settings
+from ml.stack.process import package_folder
+from ml.store import object_store
+from tests import drawing
+from tests.faults import evidence, night
+
+_NAMES = [
+    "with a space.png",
+    "ünïcödé/日本語/🙂.png",
+    "100%.png",
+    "%41%2F%00.png",
+    "plus+and&=?#;.png",
+    "quote'\"`$(id).png",
+    "'; DROP TABLE nightscore.image; --.png",
+    "<script>alert(1)<.png",
+    "back\\slash.png",
+    "tab\tand \x01\x1b[31m\x7f controls.png",
+    " leading and trailing .png",
+    "dots/.../x..png",
+    "e\u0301 and \u00e9.png",
+    "n" * 250 + ".png",
+]
+
+
+def _score(tonight: night.Night) -> None:
+    flow.score_night(tonight.stream, tonight.date.isoformat())
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_a_night_of_few_images(outcome, images):
+    found = outcome(f"night of {images} images")
+    tonight = night.make(images=images, broken=0)
+    _score(tonight)
+    found.add(evidence.of_complete_night(tonight))
+    found.require_clean()
+
+
+def test_unusual_names(outcome):
+    found = outcome("unusual names")
+    content = {name: drawing.mould("spot", 90_000 + n) for n, name in enumerate(_NAMES)}
+    tonight = night.of(content)
+    _score(tonight)
+    found.add(evidence.of_complete_night(tonight))
+    found.require_clean()
+
+
+def test_names_of_a_thousand_characters(outcome, at_endpoint):
+    """Keys of the 1,024 bytes that S3 allows. The local stack keeps objects as files, whose names
+    are shorter: another server is asked."""
+    found = outcome("names of 1,000 characters")
+    folder = f"{configuration().stream(night.STREAM).prefix}/dt=2029-01-01/"
+    room = 1024 - len(folder.removeprefix("s3://nightscore/")) - len(".png")
+    names = ["x" * room + ".png", ("deep/" * room)[: room - 1] + "y.png"]
+    with _memory_server() as endpoint:
+        before = settings().s3_endpoint
+        at_endpoint(endpoint)
+        for bucket in ("nightscore", "mlflow"):
+            object_store().ensure_bucket(bucket)
+        content = {name: drawing.mould("spot", 91_000 + n) for n, name in enumerate(names)}
+        tonight = night.of(content)
+        assert {len(uri.removeprefix("s3://nightscore/")) for uri in tonight.uris} == {1024}
+        _score(tonight)
+        found.add(evidence.of_complete_night(tonight))
+        at_endpoint(before)
+    found.require_clean()
+
+
+@contextmanager
+def _memory_server() -> Iterator[str]:
+    """An S3 server that keeps its objects in memory."""
+    current = settings()
+    keys = f"{current.s3_access_key},{current.s3_secret_key.get_secret_value()}"
+    program = package_folder("rclone_api") / "bin" / "rclone"
+    options = ("--addr", "127.0.0.1:0", "--config", "/dev/null")
+    server = subprocess.Popen(
+        [program, "serve", "s3", ":memory:", *options],
+        env={"RCLONE_AUTH_KEY": f'"{keys}"'},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stderr is not None
+        line = next(line for line in server.stderr if "http://127.0.0.1:" in line)
+        yield line[line.index("http://") :].split("/]")[0].strip().rstrip("/]")
+    finally:
+        server.kill()
+        server.wait()

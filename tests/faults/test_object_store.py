@@ -1,0 +1,113 @@
+"""The object store stops, refuses, dawdles, cuts connections and hands out half of an object."""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from ml.errors import NightscoreError
+from ml.scoring import flow
+from ml.settings import settings
+from tests.faults import evidence, night
+from tests.faults.conftest import trials
+from tests.faults.process import Failed, Scoring
+from tests.faults.proxy import Decide, Proxy, Wrong
+
+_STOPPED_S = 20
+
+
+def _score(tonight: night.Night) -> None:
+    flow.score_night(tonight.stream, tonight.date.isoformat())
+
+
+def test_the_server_is_stopped_for_20_seconds(outcome, services):
+    found = outcome(f"object store stopped for {_STOPPED_S} s")
+    for number in range(trials(3)):
+        tonight = night.make(images=300)
+        process = Scoring(tonight)
+        process.go()
+        time.sleep(0.1 + 0.2 * number)
+        struck = process.is_running()
+        services.supervisor.stop("s3")
+        time.sleep(_STOPPED_S)
+        services.supervisor.launch("s3")
+        with found.recovery():
+            try:
+                process.finish()
+            except Failed:
+                _score_when_it_is_back(tonight)
+        found.add(evidence.of_complete_night(tonight), struck=struck)
+    found.require_clean()
+
+
+def _score_when_it_is_back(tonight: night.Night) -> None:
+    evidence.wait_for(lambda: evidence.answers(settings().s3_endpoint))
+    _score(tonight)
+
+
+def _some(share: float, wrong: Wrong) -> Decide:
+    """Spoils a share of all requests."""
+    drawn = random.Random(1)
+    lock = threading.Lock()
+
+    def decide(method: str, path: str) -> Wrong | None:
+        with lock:
+            return wrong if drawn.random() < share else None
+
+    return decide
+
+
+def _images(wrong: Wrong, share: float = 0.3) -> Decide:
+    """Spoils a share of the images that are read."""
+    some = _some(share, wrong)
+    return lambda method, path: some(method, path) if method == "GET" and ".png" in path else None
+
+
+_ANSWERS: dict[str, Callable[[], Decide]] = {
+    "answers 503 to a third": lambda: _some(0.3, Wrong(status=503)),
+    "answers 500 to a third": lambda: _some(0.3, Wrong(status=500)),
+    "takes 2 s a request": lambda: _some(1, Wrong(wait_s=2)),
+    "cuts a third in mid-body": lambda: _images(Wrong(cut=True)),
+    "shortens a third, with a length that fits": lambda: _images(Wrong(shortened=True)),
+}
+
+
+@pytest.mark.parametrize("fault", _ANSWERS)
+def test_wrong_answers(outcome, at_endpoint, fault):
+    found = outcome(f"object store {fault}")
+    for _ in range(trials(3)):
+        tonight = night.make(images=30 if "2 s" in fault else 100)
+        with Proxy(settings().s3_endpoint, _ANSWERS[fault]()) as proxy:
+            at_endpoint(proxy.url)
+            with found.recovery():
+                _score(tonight)
+            at_endpoint(f"http://{proxy.upstream}")
+        found.add(evidence.of_complete_night(tonight), struck=proxy.spoilt > 0)
+    found.require_clean()
+
+
+def test_an_object_that_always_comes_short_fails_the_run_and_is_not_rejected(outcome, at_endpoint):
+    """The image is whole; it is the store that is not. Nothing must be said of the image."""
+    found = outcome("object store always shortens one object")
+    for _ in range(trials(2)):
+        tonight = night.make()
+        bad = sorted(tonight.uris - tonight.broken)[5]
+        name = bad.rsplit("/", 1)[1]
+
+        def decide(method: str, path: str, name: str = name) -> Wrong | None:
+            return Wrong(shortened=True) if method == "GET" and f"/{name}" in path else None
+
+        with Proxy(settings().s3_endpoint, decide) as proxy:
+            at_endpoint(proxy.url)
+            with pytest.raises(NightscoreError, match=name):
+                _score(tonight)
+            at_endpoint(f"http://{proxy.upstream}")
+        found.add(evidence.of_night(tonight), counts=False)
+        assert evidence.missing(tonight) >= {bad}
+        with found.recovery():
+            _score(tonight)
+        found.add(evidence.of_complete_night(tonight), struck=proxy.spoilt > 0)
+        assert evidence.missing(tonight) == set()
+    found.require_clean()

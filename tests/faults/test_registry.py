@@ -1,0 +1,188 @@
+"""MLflow is away, answers wrongly during a registration, and its aliases move at bad moments."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from itertools import count
+
+import pytest
+
+from ml import promotion, registry, retrain, tracking
+from ml.errors import ServiceError
+from ml.scoring import flow
+from ml.settings import settings
+from tests.faults import evidence, night
+from tests.faults.conftest import trials
+from tests.faults.proxy import Proxy, Wrong
+
+_PROMOTE = """
+import sys
+from ml import promotion
+import ml.registry
+from ml import tracking
+tracking.mlflow_client()
+print("ready", flush=True)
+sys.stdin.readline()
+promotion.promote("shades", int(sys.argv[1]), reason="fault suite", by="test")
+"""
+
+
+@pytest.fixture
+def two_versions(trained):
+    """Two versions of `shades`; the first is champion before and after."""
+    known = registry.versions("shades")
+    if len(known) < 2:
+        known.append(retrain.retrain("shades")["version"])
+    first = registry.version_of_alias("shades", "champion")
+    yield first, next(v for v in known if v != first)
+    promotion.promote("shades", first, reason="as it was", by="test")
+
+
+def test_mlflow_is_down_when_versions_are_pinned(outcome, services, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    found = outcome("MLflow down when versions are pinned")
+    for _ in range(trials(3)):
+        tonight = night.make()
+        services.supervisor.stop("mlflow")
+        try:
+            with pytest.raises(ServiceError, match="MLflow failed at"):
+                flow.score_night(tonight.stream, tonight.date.isoformat())
+        finally:
+            services.supervisor.launch("mlflow")
+        found.add(_no_run(tonight), counts=False)
+        with found.recovery():
+            evidence.wait_for(lambda: evidence.answers(f"{settings().mlflow_uri}/health"))
+            flow.score_night(tonight.stream, tonight.date.isoformat())
+        found.add(evidence.of_complete_night(tonight))
+    found.require_clean()
+
+
+def _no_run(tonight: night.Night) -> evidence.Evidence:
+    rows = evidence.query(
+        "SELECT run_id FROM reporting.nightly_summary WHERE stream = :s AND night = :n",
+        s=tonight.stream,
+        n=tonight.date,
+    )
+    return evidence.Evidence(inconsistent=[f"run {r['run_id']} without versions" for r in rows])
+
+
+def test_mlflow_fails_in_the_middle_of_a_registration(outcome, services, monkeypatch):
+    """At one of its requests, another one in each trial; then it is done again."""
+    found = outcome("MLflow fails at a request of a registration")
+    champion = registry.version_of_alias("shades", "champion")
+    snapshot = retrain.snapshot("shades")
+    requests = _requests_of_a_registration(snapshot, monkeypatch)
+    assert requests > 5
+    tried = trials(8, 2)
+    for trial in range(tried):
+        decided = retrain.gate(retrain.evaluate(retrain.train(snapshot)))
+        before = registry.versions("shades")
+        struck = _register(decided, monkeypatch, fail_at=requests * trial // tried).spoilt > 0
+        with found.recovery():
+            registered = retrain.register(decided)
+        new = [v for v in registry.versions("shades") if v not in before]
+        wrong = [f"one training made the versions {new}"] if new != [registered["version"]] else []
+        rows = evidence.query(
+            "SELECT FROM nightscore.model_version WHERE mlflow_run_id = :r", r=decided["run_id"]
+        )
+        wrong += [f"{len(rows)} rows of one version"] if len(rows) != 1 else []
+        wrong += evidence.champions()
+        if registry.version_of_alias("shades", "champion") != champion:
+            wrong.append("a registration has moved the champion")
+        found.add(evidence.Evidence(inconsistent=wrong), struck=struck)
+    found.require_clean()
+
+
+def _requests_of_a_registration(snapshot: dict, monkeypatch) -> int:
+    decided = retrain.gate(retrain.evaluate(retrain.train(snapshot)))
+    return _register(decided, monkeypatch).seen.total()
+
+
+def _register(decided: dict, monkeypatch, fail_at: int | None = None) -> Proxy:
+    """Register through a proxy, one of whose answers is an error."""
+    requests = count()
+
+    def decide(method: str, path: str) -> Wrong | None:
+        return Wrong(status=500) if next(requests) == fail_at else None
+
+    with Proxy(settings().mlflow_uri, decide) as proxy, monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", proxy.url)
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        _connect_anew()
+        with suppress(ServiceError):
+            retrain.register(decided)
+    _connect_anew()
+    return proxy
+
+
+def _connect_anew() -> None:
+    settings.cache_clear()
+    tracking.mlflow_client.cache_clear()
+    tracking.mlflow_client()
+
+
+def test_the_champion_moves_between_pin_and_scoring(outcome, two_versions):
+    found = outcome("champion moved between pin and scoring")
+    for _ in range(trials(5)):
+        tonight = night.make()
+        run_id = flow.open_run(tonight.stream, tonight.date.isoformat())
+        pinned = registry.version_of_alias("shades", "champion")
+        flow.discover(run_id)
+        other = next(v for v in two_versions if v != pinned)
+        promotion.promote("shades", other, reason="fault suite", by="test")
+        for shard in flow.plan_shards(run_id):
+            flow.score_shard(run_id, shard)
+        flow.reconcile(run_id)
+        flow.report(run_id)
+        found.add(evidence.of_complete_night(tonight))
+        used = evidence.query(
+            "SELECT DISTINCT version FROM nightscore.prediction WHERE run_id = :r"
+            " AND model = 'shades'",
+            r=run_id,
+        )
+        assert used == [{"version": pinned}]
+    found.require_clean()
+
+
+def test_kill_9_of_a_promotion_at_random_moments(outcome, two_versions):
+    """Never two champions and never none; what is audited is what MLflow says."""
+    found = outcome("promotion killed (kill -9)")
+    moments = random.Random(11)
+    started = time.monotonic()
+    promotion.promote("shades", two_versions[1], reason="fault suite", by="test")
+    whole_s = time.monotonic() - started
+    for _ in range(trials(25, 4)):
+        before = registry.version_of_alias("shades", "champion")
+        wanted = next(v for v in two_versions if v != before)
+        process = subprocess.Popen(
+            [sys.executable, "-c", _PROMOTE, str(wanted)],
+            env=os.environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None and process.stdin is not None
+        process.stdout.readline()
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        time.sleep(moments.uniform(0, whole_s))
+        struck = process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        with found.recovery():
+            champion = promotion.champion("shades")  # what the next scoring run does
+        wrong = evidence.champions()
+        if champion not in (before, wanted):
+            wrong.append(f"the champion is {champion}, neither {before} nor {wanted}")
+        wrong += [
+            f"promotion {row['promotion_id']} is left pending"
+            for row in evidence.query(
+                "SELECT promotion_id FROM nightscore.promotion WHERE state = 'pending'"
+            )
+        ]
+        found.add(evidence.Evidence(inconsistent=wrong), struck=struck)
+    found.require_clean()
