@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
+AUDIT := .venv-audit
 INSTALLED := $(VENV)/.installed
+AUDIT_INSTALLED := $(AUDIT)/.installed
 export AIRFLOW__USAGE_DATA_COLLECTION__ENABLED := False
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install run stop test lint types format bench growth models peers clean lock
+.PHONY: help install run stop test lint types format bench growth models peers audit sbom licences clean lock
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -31,7 +33,7 @@ run: $(INSTALLED)  ## start the local stack, train, score a night, show the resu
 stop: $(INSTALLED)  ## stop the local stack; its data stay in .nightscore/
 	@$(BIN)/nightscore down
 
-test: $(INSTALLED) lint  ## lint, type-check and run all tests; they start all they need
+test: $(INSTALLED) $(AUDIT_INSTALLED) lint  ## lint, type-check and run all tests; they start all they need
 	@$(BIN)/pytest
 
 lint: $(INSTALLED)  ## check style and types
@@ -57,12 +59,27 @@ peers: $(INSTALLED)  ## install the other libraries of `make models` into .venv-
 	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(PEERS)
 	@$(BIN)/uv pip sync --quiet --python $(PEERS)/bin/python --require-hashes requirements/peers.txt
 
+$(AUDIT_INSTALLED): requirements/audit.txt | $(INSTALLED)
+	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(AUDIT)
+	@$(BIN)/uv pip sync --quiet --python $(AUDIT)/bin/python --require-hashes requirements/audit.txt
+	@touch $@
+
+audit: $(AUDIT_INSTALLED)  ## look for known vulnerabilities of every locked package
+	@$(BIN)/python -m tools.audit
+
+sbom: $(AUDIT_INSTALLED)  ## write what is installed as a CycloneDX bill of materials
+	@$(AUDIT)/bin/python -m tools.sbom build/sbom.cdx.json
+
+licences: $(INSTALLED)  ## write every locked package's licence into docs/licences.md
+	@$(BIN)/python -m tools.licences
+
 lock: $(INSTALLED)  ## resolve requirements/*.txt again from pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --all-extras --upgrade pyproject.toml -o requirements/lock.txt
 	@$(BIN)/uv pip compile --quiet --no-deps --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade -c requirements/lock.txt requirements/bench.in -o requirements/bench.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade requirements/peers.in -o requirements/peers.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade requirements/audit.in -o requirements/audit.txt
 
 clean:  ## stop the stack and delete .venv, caches and the local stack's data
 	@[ ! -x $(BIN)/nightscore ] || $(BIN)/nightscore down || true
-	rm -rf $(VENV) $(PEERS) .nightscore build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) $(AUDIT) .nightscore build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

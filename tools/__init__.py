@@ -1,0 +1,1 @@
+"""What looks after the dependencies: licences, known vulnerabilities, the bill of materials."""
