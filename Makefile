@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install run stop test lint types format bench growth models peers audit sbom licences clean lock
+.PHONY: help install run stop test faults lint types format bench growth models peers audit sbom licences clean lock
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ stop: $(INSTALLED)  ## stop the local stack; its data stay in .nightscore/
 
 test: $(INSTALLED) $(AUDIT_INSTALLED) lint  ## lint, type-check and run all tests; they start all they need
 	@$(BIN)/pytest
+
+faults: $(INSTALLED)  ## break everything that can break, often, and print what came of it (20 minutes)
+	@FAULTS=full $(BIN)/pytest tests/faults
 
 lint: $(INSTALLED)  ## check style and types
 	@$(BIN)/ruff check .

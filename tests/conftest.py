@@ -79,6 +79,10 @@ streams:
     models: [shades, moulds]
     lookback_nights: 0
     shard_size: 40
+  long:
+    prefix: {bucket}/streams/long
+    models: [shades]
+    lookback_nights: 0
 models:
   shades:
     task: classification

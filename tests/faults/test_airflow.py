@@ -1,0 +1,92 @@
+"""Airflow's scheduler is killed while its tasks score a night."""
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from ml import dataset, retrain, tracking
+from ml.airflow_api import AirflowApi, DagRun
+from ml.settings import settings
+from ml.stack.local import LocalStack
+from ml.store import object_store
+from tests import drawing
+from tests.conftest import CONFIGURATION
+from tests.faults import evidence, night
+from tests.faults.conftest import trials
+
+_DAG = f"score_{night.STREAM}"
+
+
+@pytest.fixture
+def with_airflow(trained, tmp_path, monkeypatch) -> Iterator[LocalStack]:
+    """A whole stack of its own, with both models trained; in use instead of the other tests'."""
+    home = tmp_path / ".nightscore"
+    path = tmp_path / "nightscore.yaml"
+    path.write_text(CONFIGURATION.format(bucket="s3://nightscore/airflow"))
+    for name in [name for name in os.environ if name.startswith("MLFLOW_TRACKING_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NIGHTSCORE_HOME", str(home))
+    monkeypatch.setenv("NIGHTSCORE_CONFIG", str(path))
+    _forget_connections()
+    stack = LocalStack(home)
+    try:
+        stack.up()
+        _forget_connections()
+        for name in ("shades", "moulds"):
+            drawing.write_dataset(tmp_path / name, name)
+            dataset.import_(tmp_path / name, name, storage="s3://nightscore/airflow")
+            retrain.retrain(name)
+        yield stack
+    finally:
+        stack.down()
+        shutil.rmtree(home, ignore_errors=True)
+        monkeypatch.undo()
+        for name in [name for name in os.environ if name.startswith("MLFLOW_TRACKING_")]:
+            del os.environ[name]
+        _forget_connections()
+        tracking.mlflow_client()
+
+
+def _forget_connections() -> None:
+    settings.cache_clear()
+    object_store.cache_clear()
+    tracking.mlflow_client.cache_clear()
+
+
+def test_the_scheduler_is_killed_in_mid_run(outcome, with_airflow):
+    found = outcome("Airflow's scheduler killed (kill -9)")
+    with AirflowApi() as api:
+        api.unpause(_DAG)
+        for _ in range(trials(2)):
+            tonight = night.make(images=2000, broken=3)
+            run = api.trigger(_DAG, {"night": tonight.date.isoformat()})
+            evidence.wait_for(lambda night=tonight: _is_scoring(night), timeout_s=240)
+            scheduler = psutil.Process(with_airflow.supervisor.state("airflow-scheduler")["pid"])
+            scheduler.kill()
+            struck = not _is_done(tonight)
+            with found.recovery():
+                states = api.wait([run], timeout_s=900)
+            assert states == {DagRun(run.dag_id, run.run_id): "success"}
+            found.add(evidence.of_complete_night(tonight), struck=struck)
+    found.require_clean()
+
+
+def _shards(tonight: night.Night) -> list[dict]:
+    return evidence.query(
+        "SELECT shard.started_at, shard.finished_at FROM nightscore.scoring_run run"
+        " JOIN nightscore.shard USING (run_id) WHERE run.stream = :s AND run.night = :n",
+        s=tonight.stream,
+        n=tonight.date,
+    )
+
+
+def _is_scoring(tonight: night.Night) -> bool:
+    return any(row["started_at"] and not row["finished_at"] for row in _shards(tonight))
+
+
+def _is_done(tonight: night.Night) -> bool:
+    rows = _shards(tonight)
+    return bool(rows) and all(row["finished_at"] for row in rows)
