@@ -74,7 +74,9 @@ def of_night(night: Night) -> Evidence:
         *_half_written(night.stream, night.date),
         *_not_pinned(night.stream, night.date),
         *_miscounted(night.stream, night.date),
+        *_views(night.stream, night.date),
         *_missing_objects(night.stream, night.date),
+        *_reports(night.stream, night.date),
         *champions(),
     ]
     return found
@@ -158,6 +160,25 @@ def _miscounted(stream: str, night: date) -> list[str]:
     return found
 
 
+def _views(stream: str, night: date) -> list[str]:
+    """Views whose sums are not those of the table of predictions."""
+    (row,) = query(
+        "SELECT"
+        " (SELECT count(*) FROM nightscore.prediction p JOIN nightscore.image i"
+        "   USING (night, image_id) WHERE i.stream = :s AND i.night = :n) AS predictions,"
+        " (SELECT count(*) FROM nightscore.prediction p JOIN nightscore.image i"
+        "   USING (night, image_id) WHERE i.stream = :s AND i.night = :n AND p.flagged) AS flagged,"
+        " (SELECT count(*) FROM reporting.predictions WHERE stream = :s AND night = :n) AS listed,"
+        " (SELECT coalesce(sum(images), 0) FROM reporting.class_mix"
+        "   WHERE stream = :s AND night = :n) AS mixed,"
+        " (SELECT count(*) FROM reporting.anomalies WHERE stream = :s AND night = :n) AS anomalies",
+        s=stream,
+        n=night,
+    )
+    agree = row["predictions"] == row["listed"] == row["mixed"]
+    return [] if agree and row["flagged"] == row["anomalies"] else [f"the views disagree: {row}"]
+
+
 def _missing_objects(stream: str, night: date) -> list[str]:
     """Heat maps and reports that rows name and that are not in the object store."""
     rows = query(
@@ -170,6 +191,23 @@ def _missing_objects(stream: str, night: date) -> list[str]:
     return [
         f"{r['uri']} is named and not there" for r in rows if not object_store().exists(r["uri"])
     ]
+
+
+def _reports(stream: str, night: date) -> list[str]:
+    """Reports of finished runs whose figures are not those of the summary."""
+    rows = query(
+        "SELECT discovered, scored, rejected, report_uri FROM reporting.nightly_summary"
+        " WHERE stream = :s AND night = :n AND status = 'finished' AND report_uri IS NOT NULL",
+        s=stream,
+        n=night,
+    )
+    found = []
+    for row in rows:
+        page = object_store().get(row["report_uri"])[0].decode()
+        for name, label in (("discovered", "new images"), ("scored",) * 2, ("rejected",) * 2):
+            if f"<b>{row[name]:,}</b>{label}" not in page:
+                found.append(f"{row['report_uri']} does not say {row[name]} {label}")
+    return found
 
 
 def champions() -> list[str]:

@@ -61,7 +61,7 @@ def test_the_scheduler_is_killed_in_mid_run(outcome, with_airflow):
     with AirflowApi() as api:
         api.unpause(_DAG)
         for _ in range(trials(2)):
-            tonight = night.make(images=2000, broken=3)
+            tonight = night.make(images=160)
             run = api.trigger(_DAG, {"night": tonight.date.isoformat()})
             evidence.wait_for(lambda night=tonight: _is_scoring(night), timeout_s=240)
             scheduler = psutil.Process(with_airflow.supervisor.state("airflow-scheduler")["pid"])

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from ml.errors import NightscoreError
+from ml.network import network
 from ml.scoring import flow
 from ml.settings import settings
 from tests.faults import evidence, night
@@ -88,7 +89,19 @@ def test_wrong_answers(outcome, at_endpoint, fault):
     found.require_clean()
 
 
-def test_an_object_that_always_comes_short_fails_the_run_and_is_not_rejected(outcome, at_endpoint):
+@pytest.fixture
+def impatient(monkeypatch):
+    """What does not pass is given up after three seconds."""
+    monkeypatch.setenv("NIGHTSCORE_RETRY_FOR_S", "3")
+    network.cache_clear()
+    yield
+    monkeypatch.undo()
+    network.cache_clear()
+
+
+def test_an_object_that_always_comes_short_fails_the_run_and_is_not_rejected(
+    outcome, at_endpoint, impatient
+):
     """The image is whole; it is the store that is not. Nothing must be said of the image."""
     found = outcome("object store always shortens one object")
     for _ in range(trials(2)):
