@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from ml import registry
 from ml.database import session
 from ml.errors import DataError
-from ml.tables import CHALLENGER, CHAMPION, PREVIOUS, ModelAlias, Promotion
+from ml.tables import CHALLENGER, CHAMPION, PREVIOUS, ModelAlias, ModelVersion, Promotion
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def promote(model: str, version: int, *, reason: str, by: str) -> Promoted:
 
     Raises
     ------
-    DataError: the model has no such version.
+    DataError: the model has no such version, or nothing is recorded of it.
     """
     known = registry.versions(model)
     if version not in known:
@@ -82,6 +82,11 @@ def _locked(model: str) -> Iterator[Session]:
 def _change(
     current: Session, model: str, version: int, action: str, reason: str, by: str
 ) -> Promoted:
+    if current.get(ModelVersion, (model, version)) is None:
+        raise DataError(
+            f"{model}/{version} is not registered in nightscore.model_version, so it cannot score.",
+            f"Register a version with `nightscore train {model}`.",
+        )
     champion = registry.version_of_alias(model, CHAMPION)
     if champion == version:
         _mirror(current, model, CHAMPION, version)
