@@ -281,7 +281,18 @@ def _any_function(records: Records) -> None:
 
 
 def _source_for_a_name(records: Records) -> None:
-    records[MODEL] = records[MODEL].replace(b'"softmax"', b'"print().x"')
+    def change(described):
+        described["graph_module"]["graph"]["nodes"][-1]["name"] = "print().x"
+
+    _changed(records, MODEL, change)
+
+
+def _source_for_a_value(records: Records) -> None:
+    def change(described):
+        values = described["graph_module"]["graph"]["tensor_values"]
+        values["print().x"] = values["softmax"]
+
+    _changed(records, MODEL, change)
 
 
 def _a_tensor_elsewhere(records: Records) -> None:
@@ -307,6 +318,7 @@ def _an_argument_with_a_default(records: Records) -> None:
         (_a_method_of_an_operation, "operation 'torch.ops.aten.softmax.__init__"),
         (_any_function, "operation 'torch.os.system' is not one"),
         (_source_for_a_name, "no name of a value"),
+        (_source_for_a_value, "no name of a value"),
         (_a_power, "more than sums and products"),
         (_a_tensor_elsewhere, "which is no tensor's record"),
         (_an_argument_with_a_default, "no name of a value"),
