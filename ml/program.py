@@ -1,11 +1,12 @@
 """The exported program of a version: what scores images, on any device, without a model class.
 
 A program (`.pt2`, https://docs.pytorch.org/docs/stable/export.html) takes uint8 pixels and holds
-its own preprocessing. Its file is checked against the recorded SHA-256 before it is opened.
-`ml.runtime` executes it.
+its own preprocessing. Its file is read once; what was read is checked against the recorded SHA-256
+and by `ml.pt2`, and only then opened. `ml.runtime` executes it.
 """
 
 import hashlib
+import io
 import logging
 import threading
 import warnings
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ml import pt2
 from ml.device import Device
-from ml.errors import DataError, NightscoreError
+from ml.errors import DataError, NightscoreError, ServiceError
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 CLASSIFICATION, ANOMALY = "classification", "anomaly"
 # torch reads one program at a time ("_CURRENT_DESERIALIZER is already set").
 _LOADING = threading.Lock()
+# How far rounding may take an output out of [0, 1].
+_ROUNDING = 1e-3
 
 
 def _nothing() -> np.ndarray:
@@ -96,18 +100,14 @@ class Program:
 
         Raises
         ------
-        DataError: the file's hash is not the recorded one (the file is not opened), it is no
-            exported program, or its outputs do not fit its task and classes.
+        DataError: the file's hash is not the recorded one or the file could run code (it is not
+            opened), it is no exported program, or its outputs do not fit its task and classes.
+        ServiceError: the file cannot be read.
         """
-        found = sha256(path)
-        if found != info.sha256:
-            raise DataError(
-                f"The program of {info.name} has SHA-256 {found}, recorded is {info.sha256}.",
-                "The artifact was changed or damaged; restore it or promote another version.",
-            )
+        content = _verified(path, info)
         if info.task == ANOMALY and info.threshold is None:
             raise DataError(f"The anomaly version {info.name} has no threshold recorded.")
-        program = cls(*_runtimes(path, info, device))
+        program = cls(*_runtimes(content, path, info, device))
         program._try()
         return program
 
@@ -143,69 +143,117 @@ class Program:
         return np.flatnonzero(close)
 
     def _try(self) -> None:
+        """Refuse a program that does not do for images what is recorded of it.
+
+        It is tried with two numbers of images, as one that was exported for a fixed number takes
+        no other; and with noise, since a program may give no number for an image without any
+        contrast.
+        """
         height, width = self.info.input_size
-        example = np.zeros((2, 3, height, width), dtype=np.uint8)
-        try:
-            outputs = self.predict(example)
-        except Exception as error:
-            raise DataError(
-                f"The program of {self.info.name} does not take uint8 images of "
-                f"{height} x {width} pixels: {str(error).splitlines()[0]}"
-            ) from error
+        pixels = np.random.default_rng(0).integers(0, 256, (3, 3, height, width), dtype=np.uint8)
+        for count in (len(pixels), 1):
+            try:
+                outputs = self.predict(pixels[:count])
+            except Exception as error:
+                raise DataError(
+                    f"The program of {self.info.name} does not take {count} uint8 images of "
+                    f"{height} x {width} pixels: {str(error).splitlines()[0]}"
+                ) from error
+            self._check(outputs, count)
+
+    def _check(self, outputs: Outputs, count: int) -> None:
+        """Raise DataError unless the outputs for `count` images fit the task and the classes."""
         if self.info.task == CLASSIFICATION:
-            wanted: dict[str, tuple[int, ...]] = {"probabilities": (2, len(self.info.classes))}
+            wanted: dict[str, tuple[int, ...]] = {"probabilities": (count, len(self.info.classes))}
         else:
             coarse = outputs.heatmaps.shape[1:]  # of any size, but two numbers
-            wanted = {"scores": (2,), "heatmaps": (2, *(coarse if len(coarse) == 2 else (1, 1)))}
+            coarse = coarse if len(coarse) == 2 else (1, 1)
+            wanted = {"scores": (count,), "heatmaps": (count, *coarse)}
             if len(outputs.novelties) or self.info.novelty_threshold is not None:
-                wanted["novelties"] = (2,)
+                wanted["novelties"] = (count,)
         for name, shape in wanted.items():
-            found = getattr(outputs, name).shape
-            if found != shape:
+            found = getattr(outputs, name)
+            if found.shape != shape or found.dtype != np.float32:
                 raise DataError(
-                    f"The program of {self.info.name} gives {name} of shape {tuple(found)} for two "
-                    f"images; its task {self.info.task} needs {shape}."
+                    f"The program of {self.info.name} gives {name} of shape {found.shape} and "
+                    f"type {found.dtype} for {count} images; its task {self.info.task} needs "
+                    f"{shape} and float32."
+                )
+            if not (np.isfinite(found) & (found >= -_ROUNDING) & (found <= 1 + _ROUNDING)).all():
+                raise DataError(
+                    f"The program of {self.info.name} gives {name} that are not all in [0, 1]: "
+                    f"{found.min():.6g} to {found.max():.6g}."
                 )
 
 
+def _verified(path: Path, info: ProgramInfo) -> bytes:
+    """The content of a program's file, which is the recorded one; it is not looked at again."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(pt2.LARGEST_FILE + 1)
+    except OSError as error:
+        raise ServiceError(
+            f"The program of {info.name} cannot be read: {error}.",
+            "It is fetched again when its folder is removed.",
+        ) from error
+    if len(content) > pt2.LARGEST_FILE:
+        raise DataError(f"The program of {info.name} has more than {pt2.LARGEST_FILE} bytes.")
+    found = hashlib.sha256(content).hexdigest()
+    if found != info.sha256:
+        raise DataError(
+            f"The program of {info.name} has SHA-256 {found}, recorded is {info.sha256}.",
+            f"{path} was changed or damaged. Find out by whom; when its folder is removed, it is "
+            "fetched again. Or promote another version.",
+        )
+    return content
+
+
 def _runtimes(
-    path: Path, info: ProgramInfo, device: Device
+    content: bytes, path: Path, info: ProgramInfo, device: Device
 ) -> tuple["Runtime", ProgramInfo, Device, "Runtime | None"]:
     """What runs the program quickest on the device, and what decides close cases, if another."""
     from ml import runtime
 
     if device == "cuda":
-        return runtime.TorchRuntime(_opened(path, info), device), info, device, None
+        return runtime.TorchRuntime(_opened(content, info), device), info, device, None
     try:
-        folder = _converted(path, info)
+        folder = _converted(content, path, info)
         quick = runtime.OpenVinoRuntime(folder, runtime.precision(), info.input_size)
     except Exception as error:  # whatever an operation unknown to OpenVINO makes it raise
         if isinstance(error, NightscoreError):
             raise
         reason = str(error).strip().split("\n", 1)[0]
         log.warning("OpenVINO cannot run %s (%s); torch does, more slowly", info.name, reason)
-        return runtime.TorchRuntime(_opened(path, info), device), info, device, None
+        return runtime.TorchRuntime(_opened(content, info), device), info, device, None
     is_exact = quick.precision == "float32"
     exact = None if is_exact else runtime.OpenVinoRuntime(folder, "float32", info.input_size)
     return quick, info, device, exact
 
 
-def _converted(path: Path, info: ProgramInfo) -> Path:
-    """The folder with the program's form for OpenVINO: made, compared with torch, and kept."""
+def _converted(content: bytes, path: Path, info: ProgramInfo) -> Path:
+    """The folder with the program's form for OpenVINO: made, compared with torch, and kept beside
+    the program."""
     from ml import runtime
 
     folder = path.with_suffix(".openvino")
     if not runtime.is_converted(folder, info.sha256):
-        runtime.convert(_opened(path, info), folder, info.sha256, info.input_size)
+        runtime.convert(_opened(content, info), folder, info.sha256, info.input_size)
     return folder
 
 
-def _opened(path: Path, info: ProgramInfo) -> "ExportedProgram":
+def _opened(content: bytes, info: ProgramInfo) -> "ExportedProgram":
+    try:
+        checked = pt2.harmless(content)
+    except ValueError as error:
+        raise DataError(
+            f"The program of {info.name} is not opened: {error}.",
+            "What a program may consist of is in ml/pt2.py.",
+        ) from error
     import torch
 
     try:
         with _LOADING:
-            return torch.export.load(path)
+            return torch.export.load(io.BytesIO(checked))
     except Exception as error:
         raise DataError(f"The program of {info.name} cannot be opened: {error}") from error
 

@@ -26,6 +26,7 @@ from ml.tables import (
     PENDING,
     PREVIOUS,
     ModelAlias,
+    ModelVersion,
     Promotion,
 )
 
@@ -50,7 +51,7 @@ def promote(model: str, version: int, *, reason: str, by: str) -> Promoted:
 
     Raises
     ------
-    DataError: the model has no such version.
+    DataError: the model has no such version, or nothing is recorded of it.
     ServiceError: MLflow or Postgres failed. The champion is the old one or this one; the next
         promotion, or the next scoring run, brings the tables in line with MLflow.
     """
@@ -161,6 +162,11 @@ def _audit_outside(current: Session, model: str, version: int, replaced: int | N
 def _change(
     current: Session, model: str, version: int, action: str, reason: str, by: str
 ) -> Promoted:
+    if current.get(ModelVersion, (model, version)) is None:
+        raise DataError(
+            f"{model}/{version} is not registered in nightscore.model_version, so it cannot score.",
+            f"Register a version with `nightscore train {model}`.",
+        )
     champion = registry.version_of_alias(model, CHAMPION)
     if champion == version:
         return Promoted(model, version, champion, False)

@@ -1,26 +1,36 @@
 """MLflow's model registry: exported programs, versions and the aliases that name them."""
 
+import errno
 import json
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ml import tracking
-from ml.errors import DataError
+from ml.errors import DataError, ServiceError
 from ml.program import ProgramInfo, quiet_export, sha256
 from ml.settings import settings, state_folder
 
 if TYPE_CHECKING:
     from ml.models import Network
+    from ml.registration import Registration
 
 _MODEL = "model"
 _PROGRAM_FILE = "data/model.pt2"
 _PROGRAM_INFO = "program.json"
 _SHA256 = "nightscore.sha256"
+_NO_ROOM = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS}
+_PARTIAL = "partial-"
+# A download takes less; what is older was left by a process that was killed.
+_STALE_AFTER_S = 3600.0
 # What MLflow's tables have room for.
 _LONGEST_TAG = _LONGEST_DESCRIPTION = 5000
 
@@ -53,9 +63,11 @@ def log_program(
             # It would start a scoring server in this process, which takes one output only.
             validate_serving_input=False,
         )
-    path = _cached_program(run_id)
-    _download(logged.model_id, path)
-    complete = replace(info, sha256=sha256(path))
+    path = _of_run(run_id)
+    with _scratch(path.parent, f"run {run_id}") as scratch:
+        fetched = _artifact(logged.model_id, _PROGRAM_FILE, scratch)
+        complete = replace(info, sha256=sha256(fetched))
+        fetched.replace(path)
     tracking.log_json(run_id, _PROGRAM_INFO, asdict(complete) | {"model_id": logged.model_id})
     return complete
 
@@ -87,42 +99,86 @@ def _requirements() -> list[str]:
     return [f"{name}=={version(name)}" for name in ("torch", "numpy", "mlflow")]
 
 
-def _cached_program(run_id: str) -> Path:
-    folder = state_folder() / "cache" / "runs" / run_id
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / "model.pt2"
+def _of_run(run_id: str) -> Path:
+    return state_folder() / "cache" / "runs" / run_id / "model.pt2"
 
 
 def program_of_run(run_id: str) -> tuple[Path, ProgramInfo]:
-    """The program that a training run has logged, before it is registered."""
+    """The program that a training run has logged, before it is registered; it is not opened.
+
+    Raises
+    ------
+    DataError: MLflow's file is not the one that the run has logged.
+    ServiceError: MLflow cannot be reached, or there is no room for a copy.
+    """
     stored = tracking.read_json(run_id, _PROGRAM_INFO)
-    path = _cached_program(run_id)
+    path, info = _of_run(run_id), _info(stored)
     if not path.exists():
-        _download(stored["model_id"], path)
-    return path, _info(stored)
+        with _scratch(path.parent, f"run {run_id}") as scratch:
+            _program(stored["model_id"], info, scratch).replace(path)
+    return path, info
 
 
 def program_metadata(run_id: str) -> dict[str, Any]:
     """What training recorded with the program that a run has logged."""
-    import mlflow
-
     tracking.mlflow_client()
     stored = tracking.read_json(run_id, _PROGRAM_INFO)
+    return dict(_logged(stored["model_id"]).metadata or {})
+
+
+def _logged(model_id: str) -> Any:
+    """What MLflow says of a logged model, as `mlflow.models.Model`."""
+    import mlflow
+
     # MLflow's get_model_info leaves what it downloads in the folder for temporary files.
     with tempfile.TemporaryDirectory() as folder, tracking.translated():
-        described = mlflow.models.Model.load(_artifact(stored["model_id"], "MLmodel", folder))
-        return dict(described.metadata or {})
+        return mlflow.models.Model.load(str(_artifact(model_id, "MLmodel", Path(folder))))
+
+
+def _check_logged(model_id: str, info: ProgramInfo) -> None:
+    """Raise DataError unless MLflow's signature and metadata say what is recorded."""
+    logged = _logged(model_id)
+    wanted = _signature(info)
+    if logged.signature != wanted:
+        raise DataError(
+            f"MLflow's signature of {info.name} is {_in_a_line(logged.signature)}; its task, "
+            f"classes and input size need {_in_a_line(wanted)}.",
+            "Train the version again, or promote another one.",
+        )
+    said = dict(logged.metadata or {})
+    if isinstance(threshold := said.get("threshold"), dict):
+        said["threshold"] = threshold.get("value")
+    recorded = asdict(info)
+    for name in ("task", "classes", "input_size", "threshold", "novelty_threshold", "synthetic"):
+        expected = recorded[name]
+        expected = list(expected) if isinstance(expected, tuple) else expected
+        if name in said and said[name] != expected:
+            raise DataError(
+                f"MLflow's metadata of {info.name} has {name} {said[name]!r}; recorded is "
+                f"{expected!r}.",
+                "Train the version again, or promote another one.",
+            )
+
+
+def _in_a_line(signature: Any) -> str:
+    return "missing" if signature is None else " ".join(str(signature).split())
 
 
 def register(run_id: str, model: str, tags: Mapping[str, str], description: str) -> int:
     """Register a run's program as a version of a model; returns its number.
 
     A run is registered once: a retry finds the version and writes its tags again.
+
+    Raises
+    ------
+    DataError: MLflow's signature or metadata of the program contradict what the run recorded.
+    ServiceError: MLflow cannot be reached.
     """
     import mlflow
 
     client = tracking.mlflow_client()
     stored = tracking.read_json(run_id, _PROGRAM_INFO)
+    _check_logged(stored["model_id"], _info(stored))
     complete = {**tags, _SHA256: stored["sha256"]}
     tagged = {key: value[:_LONGEST_TAG] for key, value in complete.items()}
     with tracking.translated():
@@ -176,23 +232,49 @@ def ui_url(model: str, version: int) -> str:
     return f"{settings().mlflow_uri.rstrip('/')}/#/models/{quote(model)}/versions/{version}"
 
 
-def fetch(model: str, version: int, expected_sha256: str | None = None) -> tuple[Path, ProgramInfo]:
-    """A version's program file and what is recorded of it; the file is not opened.
+def fetch(registration: "Registration") -> tuple[Path, ProgramInfo]:
+    """A registered version's program file and what is recorded of it; the file is not opened.
 
-    A copy is kept in the state folder. When `expected_sha256` (from our own tables) is that of
-    the copy, MLflow is not asked.
+    A copy is kept in the state folder, and MLflow asked when there is none of this version. What is
+    wrong is not kept, so once it is right in MLflow, it can be fetched.
 
     Raises
     ------
-    DataError: the version has no program of ours.
-    ServiceError: MLflow cannot be reached.
+    DataError: the version has no program of ours, or it is not what was registered.
+    ServiceError: MLflow cannot be reached, or there is no room for a copy.
     """
-    folder = state_folder() / "cache" / "programs" / model / str(version)
-    path, described = folder / "model.pt2", folder / _PROGRAM_INFO
-    if expected_sha256 and path.exists() and described.exists():
-        kept = _info(json.loads(described.read_text(encoding="utf-8")))
-        if kept.sha256 == expected_sha256:
-            return path, kept
+    folder = state_folder() / "cache" / "programs" / registration.model / str(registration.version)
+    kept = _kept(folder, registration)
+    if kept is None:
+        with _scratch(folder, f"{registration.model}/{registration.version}") as scratch:
+            kept = _fetched(registration, scratch)
+            # The description comes last: with it the copy is complete.
+            for name in ("model.pt2", _PROGRAM_INFO):
+                (scratch / name).replace(folder / name)
+    return folder / "model.pt2", kept
+
+
+def _kept(folder: Path, registration: "Registration") -> ProgramInfo | None:
+    """What is recorded of the copy in a folder; None when it is of another program, or there is
+    none."""
+    path = folder / _PROGRAM_INFO
+    if not path.exists() or not (folder / "model.pt2").exists():
+        return None
+    try:
+        info = _info(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is damaged ({error!r}).", "It is fetched again when its folder is removed."
+        ) from error
+    if info.sha256 != registration.sha256:
+        return None
+    registration.check(info, str(path))
+    return info
+
+
+def _fetched(registration: "Registration", scratch: Path) -> ProgramInfo:
+    """Fetch a version from MLflow into a folder, and compare it with what was registered."""
+    model, version = registration.model, registration.version
     client = tracking.mlflow_client()
     with tracking.translated():
         found = client.get_model_version(model, str(version))
@@ -200,31 +282,69 @@ def fetch(model: str, version: int, expected_sha256: str | None = None) -> tuple
     if recorded is None:
         raise DataError(f"{model}/{version} was not registered by Nightscore: it has no SHA-256.")
     stored = tracking.read_json(found.run_id, _PROGRAM_INFO)
-    stored |= {"model": model, "version": version, "sha256": recorded}
-    folder.mkdir(parents=True, exist_ok=True)
-    _download(stored["model_id"], path)
-    partial = described.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(stored), encoding="utf-8")
-    partial.replace(described)
-    return path, _info(stored)
+    where = f"MLflow's run {found.run_id}"
+    registration.check(_info(stored | {"model": model, "version": version}), where)
+    info = _info(stored | {"model": model, "version": version, "sha256": recorded})
+    registration.check(info, f"MLflow's tag {_SHA256}")
+    _check_logged(stored["model_id"], info)
+    _program(stored["model_id"], info, scratch).replace(scratch / "model.pt2")
+    (scratch / _PROGRAM_INFO).write_text(json.dumps(asdict(info)), encoding="utf-8")
+    return info
 
 
-def _download(model_id: str, path: Path) -> None:
-    """Fetch a logged model's program to `path`, whole or not at all, whoever else does the same."""
-    with (
-        tempfile.TemporaryDirectory(dir=path.parent, prefix="partial-") as folder,
-        tracking.translated(),
-    ):
-        Path(_artifact(model_id, _PROGRAM_FILE, folder)).replace(path)
+def _program(model_id: str, info: ProgramInfo, scratch: Path) -> Path:
+    """Fetch a logged model's program into a folder; raises DataError when it is another file."""
+    path = _artifact(model_id, _PROGRAM_FILE, scratch)
+    if (found := sha256(path)) != info.sha256:
+        raise DataError(
+            f"MLflow's program of {info.name} has SHA-256 {found}, recorded is {info.sha256}.",
+            "The artifact was changed or damaged; restore it, or promote another version.",
+        )
+    return path
 
 
-def _artifact(model_id: str, name: str, folder: str) -> str:
+@contextmanager
+def _scratch(folder: Path, name: str) -> Iterator[Path]:
+    """An empty folder in `folder`, from which a complete file can be moved there; what is left
+    goes away. Errors name what is fetched (`name`), and say if there is no room for it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_stale(folder)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=_PARTIAL) as scratch:
+            yield Path(scratch)
+    except OSError as error:
+        raise _no_room(name, folder, error.strerror or str(error)) from error
+    except ServiceError as error:
+        # MLflow's client repeats an error of this machine's file system in words only.
+        said = re.search(r"\[Errno (\d+)\]", str(error.__cause__))
+        if said and (number := int(said[1])) in _NO_ROOM:
+            raise _no_room(name, folder, os.strerror(number)) from error
+        raise ServiceError(
+            f"The program of {name} cannot be fetched: {error.message}", error.hint
+        ) from error
+
+
+def _no_room(name: str, folder: Path, reason: str) -> ServiceError:
+    return ServiceError(
+        f"The program of {name} cannot be kept in {folder}: {reason}.",
+        "Make room there, or let NIGHTSCORE_HOME name a folder that can be written.",
+    )
+
+
+def _remove_stale(folder: Path) -> None:
+    for left in folder.glob(f"{_PARTIAL}*"):
+        with suppress(FileNotFoundError):  # another process has just removed it
+            if time.time() - left.stat().st_mtime > _STALE_AFTER_S:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _artifact(model_id: str, name: str, folder: Path) -> Path:
     """Fetch a file of a logged model into a folder; returns its path."""
     import mlflow
 
-    location = tracking.mlflow_client().get_logged_model(model_id).artifact_location
-    found: str = mlflow.artifacts.download_artifacts(f"{location}/{name}", dst_path=folder)
-    return found
+    with tracking.translated():
+        location = tracking.mlflow_client().get_logged_model(model_id).artifact_location
+        return Path(mlflow.artifacts.download_artifacts(f"{location}/{name}", dst_path=str(folder)))
 
 
 def _info(stored: Mapping[str, Any]) -> ProgramInfo:

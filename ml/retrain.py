@@ -8,14 +8,14 @@ import getpass
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
 from sqlalchemy.dialects.postgresql import insert
 
-from ml import promotion, registry, repetition, tracking
+from ml import promotion, registration, registry, repetition, tracking
 from ml import snapshot as snapshots
 from ml.config import Model, configuration
 from ml.database import session
@@ -135,6 +135,7 @@ def register(value: Value) -> Value:
         "task": info.task,
         "mlflow_run_id": run_id,
         "program_sha256": info.sha256,
+        "program": registration.described(replace(info, model=model, version=version)),
         "snapshot_uri": tags[_SNAPSHOT],
         "metrics": _flat(found),
         "threshold": info.threshold,

@@ -91,7 +91,11 @@ class TorchRuntime:
         with self._launching, torch.inference_mode():
             outputs = self._module(on_host.to(self._device, non_blocking=True))
         found = outputs if isinstance(outputs, tuple | list) else (outputs,)
-        return tuple(tensor.float().cpu().numpy() for tensor in found)
+        # Half precision is computed with, but not handed on; what is no fraction is left to show.
+        return tuple(
+            (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+            for tensor in found
+        )
 
     def _pinned(self, pixels: np.ndarray) -> "torch.Tensor":
         """The pixels in page-locked memory, which the GPU reads while this thread goes on; each

@@ -148,8 +148,9 @@ class ModelVersion(Base):
 
     `reference_edges` are the inner edges of the bins of the held-out scores, `reference_shares`
     the share of held-out images in each bin, one more than there are edges. `gate` is the decision
-    as `ml.gate.Decision`, `threshold_detail` an `ml.training.thresholds.ChosenThreshold`; null for
-    a version registered before there were such.
+    as `ml.gate.Decision`, `threshold_detail` an `ml.training.thresholds.ChosenThreshold`, `program`
+    the whole `ml.program.ProgramInfo`, with which what is loaded has to agree; null for a version
+    registered before there were such.
     """
 
     __tablename__ = "model_version"
@@ -159,6 +160,7 @@ class ModelVersion(Base):
     task: Mapped[str]
     mlflow_run_id: Mapped[str]
     program_sha256: Mapped[str]
+    program: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     snapshot_uri: Mapped[str]
     metrics: Mapped[dict[str, Any]] = mapped_column(JSONB)
     threshold: Mapped[float | None] = mapped_column(Double)

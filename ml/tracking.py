@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ _ATTEMPT = "nightscore.attempt"
 # MLflow shows the pages of training, not those of language models and their traces.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 _SAMPLING_INTERVAL_S = 5.0
+# As MLflow and requests word a status; an id may hold the same digits.
+_REFUSED = re.compile(r"error code 40[13]\b|\b40[13] (Client )?Error")
 
 
 @lru_cache(maxsize=1)
@@ -70,7 +73,7 @@ def translated() -> Iterator[None]:
         raise
     except (MlflowException, RequestException) as error:
         where, reason = settings().mlflow_uri, " ".join(str(error).split())[:300]
-        if "401" in reason or "403" in reason:
+        if _REFUSED.search(reason):
             raise ServiceError(
                 f"MLflow at {where} refuses our credentials.",
                 "Correct MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",

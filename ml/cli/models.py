@@ -87,13 +87,12 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure a version on labelled images."""
-    from ml import registry
+    from ml import registration
     from ml.device import choose
     from ml.evaluation import evaluate_files
-    from ml.program import Program
 
     name, version = _resolve(model)
-    program = Program.load(*registry.fetch(name, version), choose())
+    program = registration.load(name, version, choose())
     with counted(f"measuring {name}/{version}") as done:
         metrics = evaluate_files(program, data, split, done).metrics
     if json:

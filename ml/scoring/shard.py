@@ -11,7 +11,7 @@ from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from ml import registry
+from ml import registration
 from ml.config import Stream, configuration
 from ml.database import session, statement
 from ml.device import choose
@@ -24,7 +24,6 @@ from ml.scoring import run as runs
 from ml.scoring.engine import Item, Limits, score
 from ml.scoring.results import Results
 from ml.store import object_store
-from ml.tables import ModelVersion
 
 log = logging.getLogger(__name__)
 
@@ -41,15 +40,7 @@ Load = Callable[[dict[str, int]], list[Program]]
 def load_programs(versions: dict[str, int]) -> list[Program]:
     """The exported programs of the pinned versions, checked and on the best device."""
     device = choose()
-    with session() as current:
-        # With the hash that registration recorded here, a copy on this machine is good enough.
-        known = {
-            model: current.get(ModelVersion, (model, version))
-            for model, version in versions.items()
-        }
-        hashes = {model: row.program_sha256 if row else None for model, row in known.items()}
-    fetched = [registry.fetch(model, number, hashes[model]) for model, number in versions.items()]
-    return [Program.load(path, info, device) for path, info in fetched]
+    return [registration.load(model, version, device) for model, version in versions.items()]
 
 
 def score_shard(
@@ -73,7 +64,8 @@ def score_shard(
 
     Raises
     ------
-    DataError: a pinned version's program does not match its recorded hash or signature.
+    DataError: a pinned version is not registered, or its program is not what was registered; no
+        image has been fetched.
     ServiceError: S3, Postgres or MLflow failed; nothing of the shard is visible, retry it.
     """
     try:

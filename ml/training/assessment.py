@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ml import device, plots, registry, tracking
+from ml import device, plots, registration, registry, tracking
 from ml.comparison import compare
 from ml.config import Model
 from ml.errors import DataError
@@ -81,7 +81,7 @@ def _champion(
         return Champion(version, None, None, note), None
 
     try:
-        program = Program.load(*registry.fetch(name, version), challenger.device)
+        program = registration.load(name, version, challenger.device)
     except DataError as error:
         return noted(f"it cannot be loaded ({error.message})")
     if (program.info.task, program.info.classes) != (challenger.info.task, challenger.info.classes):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from ml import promotion, registry, retrain
+from ml import promotion, registration, registry, retrain
 from ml.config import configuration
 from ml.database import session
 from ml.download import download
@@ -548,7 +548,7 @@ def test_a_program_that_was_tampered_with_is_not_run(trained, night, monkeypatch
     flow.discover(run_id)
     (shard,) = flow.plan_shards(run_id)
     version = registry.version_of_alias("shades", "champion")
-    path, _ = registry.fetch("shades", version)
+    path, _ = registry.fetch(registration.of("shades", version))
     content = path.read_bytes()
     try:
         path.write_bytes(content[:-10] + b"0123456789")

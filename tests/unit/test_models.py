@@ -338,7 +338,7 @@ class TestProgram:
 
         path = tmp_path / "model.pt2"
         torch.save(Bomb(), path)
-        with pytest.raises(DataError, match="cannot be opened"):
+        with pytest.raises(DataError, match="is not opened: it has a record"):
             Program.load(path, ProgramInfo(**{**vars(info), "sha256": sha256(path)}), "cpu")
         assert not trap.exists()
 
