@@ -233,6 +233,22 @@ def test_a_process_that_is_killed_once_comes_back(small):
         time.sleep(0.2)
 
 
+def test_a_password_is_changed_by_the_file_and_a_start(small):
+    """`passwords.json` is the one place; what ran with the old password is started again."""
+    import sqlalchemy as sa
+
+    old = settings().require_database_url()
+    path = small.layout.conf / "passwords.json"
+    known = json.loads(path.read_text())
+    small.layout.write(path, json.dumps(known | {"writer": "f" * 32}))
+    LocalStack(small.layout.home).up(("postgres", "s3"))
+    new = settings().require_database_url()
+    assert "f" * 32 in new
+    sa.create_engine(new).connect().close()
+    with pytest.raises(sa.exc.OperationalError, match="authentication failed"):
+        sa.create_engine(old).connect()
+
+
 class TestPorts:
     def test_a_port_that_was_asked_for_and_is_taken_is_an_error(self, tmp_path, monkeypatch):
         with socket.socket() as taken:
