@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ml import tracking
+from ml.config import NAME
 from ml.errors import DataError
 from ml.program import ProgramInfo, quiet_export, sha256
 from ml.settings import settings, state_folder
@@ -139,8 +141,17 @@ def register(run_id: str, model: str, tags: Mapping[str, str], description: str)
 
 
 def _version_of_run(model: str, run_id: str) -> int | None:
-    found = tracking.mlflow_client().search_model_versions(f"name = '{model}'")
+    found = tracking.mlflow_client().search_model_versions(_named(model))
     return next((int(v.version) for v in found if v.run_id == run_id), None)
+
+
+def _named(model: str) -> str:
+    """MLflow's filter for a model's versions. It has no parameters, so the name is checked."""
+    if not re.fullmatch(NAME, model):
+        raise DataError(
+            f"{model!r} is not the name of a model.", "`nightscore models` lists the models."
+        )
+    return f"name = '{model}'"
 
 
 def version_of_alias(model: str, alias: str) -> int | None:
@@ -158,10 +169,10 @@ def version_of_alias(model: str, alias: str) -> int | None:
 
 
 def versions(model: str) -> list[int]:
-    """The registered versions of a model, in order."""
+    """The registered versions of a model, in order; raises DataError for an impossible name."""
     client = tracking.mlflow_client()
     with tracking.translated():
-        return sorted(int(v.version) for v in client.search_model_versions(f"name = '{model}'"))
+        return sorted(int(v.version) for v in client.search_model_versions(_named(model)))
 
 
 def set_alias(model: str, alias: str, version: int) -> None:
