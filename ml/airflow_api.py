@@ -15,6 +15,7 @@ from ml.errors import ServiceError
 from ml.network import network, retrying
 from ml.settings import Settings, settings
 
+_LOGIN = "/auth/token"
 POLL_S = 1.5
 LOG_POLL_S = 6.0
 _DONE = ("success", "failed")
@@ -43,7 +44,7 @@ class AirflowApi:
     def __enter__(self) -> "AirflowApi":
         answer = self._call(
             "POST",
-            "/auth/token",
+            _LOGIN,
             json={
                 "username": self.settings.airflow_username,
                 "password": self.settings.airflow_password.get_secret_value(),
@@ -170,7 +171,9 @@ class AirflowApi:
             )
             answer.raise_for_status()
         except httpx.HTTPStatusError as error:
-            detail = error.response.text[:300]
+            # An answer to a login may repeat what it does not like in it.
+            shown = error.response.text[:300] if path != _LOGIN else ""
+            detail = f"{error.response.status_code} {shown}".rstrip()
             raise ServiceError(f"Airflow refused {method} {path}: {detail}") from None
         except httpx.HTTPError as error:
             raise ServiceError(

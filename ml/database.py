@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg2
 import sqlalchemy as sa
+from psycopg2 import sql
 from sqlalchemy.orm import Session
 
 from ml.errors import ServiceError
@@ -105,17 +106,18 @@ def copy(
 ) -> None:
     """COPY rows into a table within the current transaction, streaming.
 
-    `table` and `columns` are names of our own, never user input.
-
     Raises
     ------
     ServiceError: the connection was lost. What `values` raises passes through.
     """
     connection = current.connection() if isinstance(current, Session) else current
     lines = _Lines(map(_copy_line, values))
+    into = sql.SQL("COPY {} ({}) FROM STDIN").format(
+        sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns))
+    )
     try:
         with closing(connection.connection.cursor()) as cursor:
-            cursor.copy_expert(f"COPY {table} ({', '.join(columns)}) FROM STDIN", lines)
+            cursor.copy_expert(into, lines)
     except psycopg2.OperationalError as error:
         if lines.error is not None:
             raise lines.error from error

@@ -1,5 +1,6 @@
 """The text of a version's page in MLflow: where it comes from, how it did, what the gate said."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ def describe(
     verdict = "passed" if decision.passed else "NOT passed, not promoted"
     parts = [
         banner if synthetic else "",
-        f"**Gate {verdict}:** {decision.reason}",
+        f"**Gate {verdict}:** {_escaped(decision.reason)}",
         _checks(decision),
         f"{settings.task}, architecture {settings.architecture}, snapshot `{snapshot_uri}`",
         _metrics(holdout, test or {}),
@@ -45,7 +46,12 @@ def describe(
 
 def _checks(decision: Decision) -> str:
     rows = [
-        (check.name, _number(check.value), _number(check.required), "yes" if check.passed else "NO")
+        (
+            _escaped(check.name),
+            _number(check.value),
+            _number(check.required),
+            "yes" if check.passed else "NO",
+        )
         for check in decision.checks
     ]
     return _table(("check", "value", "at least", "passed"), rows) if rows else ""
@@ -110,8 +116,16 @@ def _classes(per_class: dict[str, dict[str, float]]) -> str:
     if not 0 < len(per_class) <= _MOST_CLASSES:
         return ""
     measures = ("precision", "recall", "f1", "support")
-    rows = [(name, *(_number(row[key]) for key in measures)) for name, row in per_class.items()]
+    rows = [
+        (_escaped(name), *(_number(row[key]) for key in measures))
+        for name, row in per_class.items()
+    ]
     return _table(("class, held-out images", *measures), rows)
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown shows as it is: a class is called as somebody has called a folder."""
+    return re.sub(r"([\\`*_{}\[\]<>|#~!&])", r"\\\1", " ".join(text.split()))
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ml import tracking
+from ml.config import NAME
 from ml.errors import DataError, ServiceError
 from ml.program import ProgramInfo, quiet_export, sha256
 from ml.settings import settings, state_folder
@@ -195,8 +196,17 @@ def register(run_id: str, model: str, tags: Mapping[str, str], description: str)
 
 
 def _version_of_run(model: str, run_id: str) -> int | None:
-    found = tracking.mlflow_client().search_model_versions(f"name = '{model}'")
+    found = tracking.mlflow_client().search_model_versions(_named(model))
     return next((int(v.version) for v in found if v.run_id == run_id), None)
+
+
+def _named(model: str) -> str:
+    """MLflow's filter for a model's versions. It has no parameters, so the name is checked."""
+    if not re.fullmatch(NAME, model):
+        raise DataError(
+            f"{model!r} is not the name of a model.", "`nightscore models` lists the models."
+        )
+    return f"name = '{model}'"
 
 
 def version_of_alias(model: str, alias: str) -> int | None:
@@ -214,10 +224,10 @@ def version_of_alias(model: str, alias: str) -> int | None:
 
 
 def versions(model: str) -> list[int]:
-    """The registered versions of a model, in order."""
+    """The registered versions of a model, in order; raises DataError for an impossible name."""
     client = tracking.mlflow_client()
     with tracking.translated():
-        return sorted(int(v.version) for v in client.search_model_versions(f"name = '{model}'"))
+        return sorted(int(v.version) for v in client.search_model_versions(_named(model)))
 
 
 def set_alias(model: str, alias: str, version: int) -> None:

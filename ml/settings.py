@@ -2,7 +2,8 @@
 
 A variable of the process environment wins. What it does not name is read from `stack.env` in the
 state folder, which `nightscore up` writes for the local stack, so that every command works from
-the checkout without an `export`.
+the checkout without an `export`. The URL of the tables' owner is in a file of its own, which only
+a migration opens.
 """
 
 import os
@@ -15,6 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from ml.errors import ConfigurationError
 
 STACK_ENV = "stack.env"
+OWNER_ENV = "conf/owner.env"
 
 
 def state_folder() -> Path:
@@ -32,7 +34,6 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True)
 
     database_url: SecretStr = Field(SecretStr(""), validation_alias="NIGHTSCORE_DATABASE_URL")
-    owner_url: SecretStr = Field(SecretStr(""), validation_alias="NIGHTSCORE_OWNER_URL")
     analyst_url: SecretStr = Field(SecretStr(""), validation_alias="NIGHTSCORE_ANALYST_URL")
 
     s3_endpoint: str = Field(
@@ -60,8 +61,12 @@ class Settings(BaseSettings):
         return _required(self.database_url, "NIGHTSCORE_DATABASE_URL")
 
     def require_owner_url(self) -> str:
-        """URL of the role that owns the tables and runs migrations (default: the writer's)."""
-        return self.owner_url.get_secret_value() or self.require_database_url()
+        """URL of the role that owns the tables and runs migrations (default: the writer's).
+
+        It is read when it is asked for, so that nothing but a migration ever holds it.
+        """
+        owner = _Owner(_env_file=state_folder() / OWNER_ENV)
+        return owner.owner_url.get_secret_value() or self.require_database_url()
 
     def require_analyst_url(self) -> str:
         """URL of the read-only analyst; raises ConfigurationError when it is not set."""
@@ -70,6 +75,25 @@ class Settings(BaseSettings):
     def require_mlflow_uri(self) -> str:
         """MLflow's address; raises ConfigurationError when it is not set."""
         return _required(SecretStr(self.mlflow_uri), "MLFLOW_TRACKING_URI")
+
+
+class _Owner(BaseSettings):
+    """The login of the tables' owner."""
+
+    model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True)
+
+    owner_url: SecretStr = Field(SecretStr(""), validation_alias="NIGHTSCORE_OWNER_URL")
+
+
+def variables() -> set[str]:
+    """The environment variables that say where services are and how to log in."""
+    fields = (*Settings.model_fields.values(), *_Owner.model_fields.values())
+    aliases = (field.validation_alias for field in fields)
+    return {
+        str(name)
+        for alias in aliases
+        for name in (alias.choices if isinstance(alias, AliasChoices) else [alias])
+    }
 
 
 def _required(value: SecretStr, name: str) -> str:

@@ -25,7 +25,8 @@ _NO_SCRIPTS = {
     "X-Content-Type-Options": "nosniff",
 }
 
-app = FastAPI(title="Nightscore", dependencies=[Depends(_logged_in())])
+# FastAPI's own pages about the pages ask nobody to log in, and load scripts from elsewhere.
+app = FastAPI(title="Nightscore", dependencies=[Depends(_logged_in())], openapi_url=None)
 
 
 @app.get("/", response_class=HTMLResponse)

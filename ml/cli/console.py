@@ -5,6 +5,8 @@ Results go to standard output; progress, messages and errors go to standard erro
 """
 
 import json
+import logging
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,9 +20,28 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+# Control characters, and those that turn the direction of writing: a terminal obeys them, and the
+# name of an image can hold them.
+_COMMANDS = r"\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069"
+_IN_A_CELL = re.compile(f"[{_COMMANDS}]")
+_IN_A_TEXT = re.compile(f"(?![\\n\\t])[{_COMMANDS}]")
+
+
+def printable(text: str, commands: re.Pattern[str] = _IN_A_TEXT) -> str:
+    """The text with what a terminal would obey written out, as `\\x1b`; lines stay lines."""
+    return commands.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+class _Terminal(Console):
+    """A console that shows names as they are and obeys none."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
+
+
 # What goes to a file or a pipe is not squeezed into a terminal's width.
-out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 240)
-err = Console(stderr=True, soft_wrap=True)
+out = _Terminal(soft_wrap=True, width=None if sys.stdout.isatty() else 240)
+err = _Terminal(stderr=True, soft_wrap=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
@@ -43,6 +64,20 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 def print_synthetic() -> None:
     """Say that the results above come from the built-in samples."""
     out.print("These results come from SYNTHETIC sample images, drawn by Nightscore itself.")
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def show_log() -> None:
+    """Show what `ml` logs on standard error, and of libraries their warnings."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for noisy in ("mlflow", "httpx", "alembic", "matplotlib", "botocore"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def progress() -> Progress:
@@ -86,8 +121,9 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     if isinstance(value, Mapping | list):
-        return escape(json.dumps(value, default=_plain, ensure_ascii=False))
-    return escape(str(_plain(value) if isinstance(value, datetime) else value))
+        value = json.dumps(value, default=_plain, ensure_ascii=False)
+    shown = str(_plain(value) if isinstance(value, datetime) else value)
+    return escape(printable(shown, _IN_A_CELL))
 
 
 def _plain(value: Any) -> Any:

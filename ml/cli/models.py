@@ -1,14 +1,13 @@
 """Commands on models: `train`, `evaluate`, `promote`, `rollback`, `models`."""
 
 import getpass
-import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ml.cli.console import Json, counted, err, out, print_json, print_table
+from ml.cli.console import Json, counted, err, out, print_json, print_table, show_log
 from ml.errors import ConfigurationError, DataError
 
 app = typer.Typer()
@@ -33,9 +32,7 @@ def train(
     """Train a new version: the steps of the DAG retrain_MODEL, in this process."""
     from ml import retrain
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("mlflow", "httpx", "alembic", "matplotlib", "botocore"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    show_log()
 
     def on_step(step: str) -> None:
         err.print(f"{model}: {step}", style="bold")

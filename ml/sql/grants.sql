@@ -1,12 +1,50 @@
--- What the roles may do. A role that does not exist (an installation with other names) is left
--- to the administrator; docs/production.md says what it needs.
+-- What the roles may do: what the statements of `ml` need, and no more. A role that does not exist
+-- (an installation with other names) is left to the administrator, who takes this file as the list.
+-- Privileges on the tables that are divided by night are those of the whole table; the partitions
+-- themselves are granted to nobody.
 DO $$
+DECLARE
+    held regclass;
 BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'nightscore_writer') THEN
+        -- Earlier versions granted more.
+        FOR held IN
+            SELECT oid FROM pg_class
+            WHERE relnamespace = 'nightscore'::regnamespace
+                AND relkind IN ('r', 'p')
+                AND EXISTS (SELECT FROM aclexplode(relacl) WHERE grantee = 'nightscore_writer'::regrole)
+        LOOP
+            EXECUTE format('REVOKE ALL ON TABLE %s FROM nightscore_writer', held);
+        END LOOP;
+        REVOKE ALL ON ALL SEQUENCES IN SCHEMA nightscore FROM nightscore_writer;
+
         GRANT USAGE ON SCHEMA nightscore, reporting TO nightscore_writer;
-        GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA nightscore TO nightscore_writer;
-        GRANT USAGE ON ALL SEQUENCES IN SCHEMA nightscore TO nightscore_writer;
         GRANT SELECT ON ALL TABLES IN SCHEMA reporting TO nightscore_writer;
+        GRANT SELECT ON nightscore.alembic_version TO nightscore_writer;
+        -- Written once.
+        GRANT SELECT, INSERT ON
+            nightscore.image,
+            nightscore.manifest,
+            nightscore.prediction,
+            nightscore.scoring_run_model,
+            nightscore.promotion
+            TO nightscore_writer;
+        -- Brought up to date.
+        GRANT SELECT, INSERT, UPDATE ON
+            nightscore.scoring_run,
+            nightscore.shard,
+            nightscore.model_version,
+            nightscore.model_alias
+            TO nightscore_writer;
+        -- A rejected image that is scored later is no longer rejected.
+        GRANT SELECT, INSERT, UPDATE, DELETE ON nightscore.rejection TO nightscore_writer;
+        -- The audit is added to; only how far a change has come is brought up to date.
+        IF EXISTS (
+            SELECT FROM pg_attribute
+            WHERE attrelid = 'nightscore.promotion'::regclass AND attname = 'state' AND NOT attisdropped
+        ) THEN
+            GRANT UPDATE (state) ON nightscore.promotion TO nightscore_writer;
+        END IF;
         GRANT EXECUTE ON FUNCTION nightscore.ensure_night(date) TO nightscore_writer;
     END IF;
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'nightscore_analyst') THEN

@@ -16,14 +16,18 @@ REPOSITORY = Path(ml.__file__).parent.parent
 
 
 def processes(layout: Layout, ports: dict[str, int], services: dict[str, str]) -> list[Process]:
-    """The four processes. `services` are the variables of `stack.env`, for the tasks."""
-    variables = environment(layout, ports) | services
+    """The four processes. `services` are the variables that tasks reach the stack by."""
+    own = environment(layout, ports)
+    # Reading the files of DAGs takes a configuration, and no login.
+    parsing = own | {name: services[name] for name in ("NIGHTSCORE_HOME", "NIGHTSCORE_CONFIG")}
     # Logs are read from the disk they are on; nothing needs to serve them.
     return [
-        _process(("api-server",), variables, ports, "metadatabase"),
-        _process(("scheduler", "--skip-serve-logs"), variables, ports, "scheduler"),
-        _process(("dag-processor",), variables, ports, "dag_processor"),
-        _process(("triggerer", "--skip-serve-logs"), variables, ports, "triggerer"),
+        # It serves the reports, which are in S3.
+        _process(("api-server",), own | services, ports, "metadatabase"),
+        # Tasks are its children.
+        _process(("scheduler", "--skip-serve-logs"), own | services, ports, "scheduler"),
+        _process(("dag-processor",), parsing, ports, "dag_processor"),
+        _process(("triggerer", "--skip-serve-logs"), parsing, ports, "triggerer"),
     ]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ml.config import path_in_use
 from ml.errors import ServiceError
-from ml.settings import STACK_ENV, settings
+from ml.settings import OWNER_ENV, STACK_ENV, settings
 from ml.stack import airflow_server, mlflow_server, postgres, s3
 from ml.stack.layout import HOST, Layout, choose_ports, known_ports
 from ml.stack.process import Process
@@ -67,7 +67,7 @@ class LocalStack:
             if self.supervisor.configure(processes) and self.supervisor.is_running():
                 say("the configuration has changed: stopping what runs")
                 self._stop()
-            self.supervisor.start(s3.environment(self.layout))
+            self.supervisor.start()
             self._start(processes, services, chosen, say)
 
     def down(self, say: Say = lambda line: None) -> bool:
@@ -210,18 +210,12 @@ class LocalStack:
         ]
 
     def _services(self, ports: dict[str, int]) -> dict[str, str]:
-        """What a program of Nightscore needs to reach the stack: the content of `stack.env`."""
+        """What a task needs to reach the stack: to write to Postgres and S3, and to use MLflow."""
         passwords = self.layout.passwords
-        roles = {"DATABASE": "writer", "OWNER": "owner", "ANALYST": "analyst"}
-        urls = {
-            f"NIGHTSCORE_{name}_URL": postgres.url(
-                self.layout, ports["postgres"], f"nightscore_{role}", "nightscore"
-            )
-            for name, role in roles.items()
-        }
-        return urls | {
+        return {
             "NIGHTSCORE_HOME": str(self.layout.home),
             "NIGHTSCORE_CONFIG": str(path_in_use()),
+            "NIGHTSCORE_DATABASE_URL": self._url("writer", ports),
             "AWS_ENDPOINT_URL": f"http://{HOST}:{ports['s3']}",
             "AWS_ACCESS_KEY_ID": passwords["s3_key"],
             "AWS_SECRET_ACCESS_KEY": passwords["s3_secret"],
@@ -229,19 +223,29 @@ class LocalStack:
             "MLFLOW_TRACKING_URI": f"http://{HOST}:{ports['mlflow']}",
             "MLFLOW_TRACKING_USERNAME": mlflow_server.USER,
             "MLFLOW_TRACKING_PASSWORD": passwords["mlflow"],
-            "NIGHTSCORE_AIRFLOW_URL": f"http://{HOST}:{ports['airflow']}",
-            "NIGHTSCORE_AIRFLOW_USERNAME": airflow_server.USER,
-            "NIGHTSCORE_AIRFLOW_PASSWORD": passwords["airflow"],
         }
 
+    def _logins(self, ports: dict[str, int]) -> dict[str, str]:
+        """What a person's commands need beside that: `nightscore sql`, and `run` for Airflow."""
+        return {
+            "NIGHTSCORE_ANALYST_URL": self._url("analyst", ports),
+            "NIGHTSCORE_AIRFLOW_URL": f"http://{HOST}:{ports['airflow']}",
+            "NIGHTSCORE_AIRFLOW_USERNAME": airflow_server.USER,
+            "NIGHTSCORE_AIRFLOW_PASSWORD": self.layout.passwords["airflow"],
+        }
+
+    def _url(self, role: str, ports: dict[str, int]) -> str:
+        return postgres.url(self.layout, ports["postgres"], f"nightscore_{role}", "nightscore")
+
     def _write_environment(self, ports: dict[str, int]) -> None:
-        lines = [
-            f"{name}='{value}'"
-            for name, value in self._services(ports).items()
-            # Which configuration is in use is the caller's to say, not the stack's.
-            if name not in ("NIGHTSCORE_HOME", "NIGHTSCORE_CONFIG")
-        ]
-        self.layout.write(self.layout.home / STACK_ENV, "\n".join(lines) + "\n")
+        """Write what commands read: `stack.env`, and apart from it what only a migration may."""
+        # Which configuration is in use is the caller's to say, not the stack's.
+        own = ("NIGHTSCORE_HOME", "NIGHTSCORE_CONFIG")
+        services = {k: v for k, v in self._services(ports).items() if k not in own}
+        owner = {"NIGHTSCORE_OWNER_URL": self._url("owner", ports)}
+        for name, values in ((STACK_ENV, services | self._logins(ports)), (OWNER_ENV, owner)):
+            lines = "".join(f"{key}='{value}'\n" for key, value in values.items())
+            self.layout.write(self.layout.home / name, lines)
         settings.cache_clear()
 
     @contextmanager

@@ -8,7 +8,7 @@ USER = "admin"
 
 
 def process(layout: Layout, ports: dict[str, int], services: dict[str, str]) -> Process:
-    """The server. `services` are the variables of `stack.env`: it reads S3's from them."""
+    """The server. `services` are the variables of the stack's services: it takes S3's."""
     port, database = ports["mlflow"], ports["postgres"]
     return Process(
         name="mlflow",

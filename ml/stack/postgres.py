@@ -2,12 +2,17 @@
 
 import os
 import subprocess
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from importlib import resources
 from pathlib import Path
 from pwd import getpwnam
 
 import psycopg2
 from psycopg2 import sql
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import cursor as Cursor
+from psycopg2.extensions import encrypt_password
 
 from ml.errors import ServiceError
 from ml.stack.layout import HOST, Layout
@@ -21,13 +26,17 @@ ROLES = {
     "airflow": "airflow_database",
     "mlflow": "mlflow_database",
 }
-# Database → owner, and who else may connect. Airflow and MLflow migrate with Alembic under the
-# same table name, and so does MLflow's user store, so each has a database of its own.
-DATABASES = {
-    "nightscore": ("nightscore_owner", ("nightscore_writer", "nightscore_analyst")),
-    "airflow": ("airflow", ()),
-    "mlflow": ("mlflow", ()),
-    "mlflow_auth": ("mlflow", ()),
+# Database → owner, and what others may do with it. Airflow and MLflow migrate with Alembic under
+# the same table name, and so does MLflow's user store, so each has a database of its own.
+DATABASES: dict[str, tuple[str, dict[str, str]]] = {
+    "nightscore": (
+        "nightscore_owner",
+        # The writer lists and stages in temporary tables; an analyst could fill the disk with them.
+        {"nightscore_writer": "CONNECT, TEMPORARY", "nightscore_analyst": "CONNECT"},
+    ),
+    "airflow": ("airflow", {}),
+    "mlflow": ("mlflow", {}),
+    "mlflow_auth": ("mlflow", {}),
 }
 _UNPRIVILEGED = "nobody"
 
@@ -85,32 +94,46 @@ def initialise(layout: Layout) -> None:
 
 
 def prepare(layout: Layout, port: int) -> None:
-    """Make the roles and databases that are missing; safe to repeat."""
-    connection = _connect(layout, port)
-    connection.autocommit = True
-    with closing(connection), connection.cursor() as cursor:
+    """Make the roles and databases that are missing and say who may connect; safe to repeat."""
+    with _administrator(layout, port) as cursor:
         for role, password in ROLES.items():
-            cursor.execute("SELECT FROM pg_roles WHERE rolname = %s", [role])
-            if cursor.fetchone() is None:
-                cursor.execute(
-                    sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(
-                        sql.Identifier(role), sql.Literal(layout.passwords[password])
-                    )
-                )
+            _make_role(cursor, role, layout.passwords[password])
         for database, (owner, others) in DATABASES.items():
-            cursor.execute("SELECT FROM pg_database WHERE datname = %s", [database])
-            if cursor.fetchone() is None:
-                name = sql.Identifier(database)
-                cursor.execute(
-                    sql.SQL("CREATE DATABASE {} OWNER {}").format(name, sql.Identifier(owner))
-                )
-                cursor.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))
-                for role in others:
-                    cursor.execute(
-                        sql.SQL("GRANT CONNECT, TEMPORARY ON DATABASE {} TO {}").format(
-                            name, sql.Identifier(role)
-                        )
-                    )
+            _make_database(cursor, database, owner, others)
+        # Every role may connect to these two otherwise.
+        cursor.execute("REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC")
+    with _administrator(layout, port, "nightscore") as cursor:
+        file = resources.files("ml") / "sql" / "administrator.sql"
+        cursor.execute(file.read_text(encoding="utf-8"))
+
+
+def _make_role(cursor: Cursor, role: str, password: str) -> None:
+    """A role with its password, which is set anew: a changed one takes effect at the next start."""
+    cursor.execute("SELECT FROM pg_roles WHERE rolname = %s", [role])
+    verb = sql.SQL("CREATE" if cursor.fetchone() is None else "ALTER")
+    # Hashed here, as the server may log a statement.
+    hashed = encrypt_password(password, role, cursor.connection, "scram-sha-256")
+    cursor.execute(
+        sql.SQL("{} ROLE {} LOGIN PASSWORD {}").format(
+            verb, sql.Identifier(role), sql.Literal(hashed)
+        )
+    )
+
+
+def _make_database(cursor: Cursor, database: str, owner: str, others: dict[str, str]) -> None:
+    name = sql.Identifier(database)
+    cursor.execute("SELECT FROM pg_database WHERE datname = %s", [database])
+    if cursor.fetchone() is None:
+        cursor.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, sql.Identifier(owner)))
+    for role in ("PUBLIC", *others):
+        whom = sql.SQL(role) if role == "PUBLIC" else sql.Identifier(role)
+        cursor.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM {}").format(name, whom))
+    for role, privileges in others.items():
+        cursor.execute(
+            sql.SQL("GRANT {} ON DATABASE {} TO {}").format(
+                sql.SQL(privileges), name, sql.Identifier(role)
+            )
+        )
 
 
 def _program(name: str) -> Path:
@@ -129,13 +152,22 @@ def _prefix() -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _connect(layout: Layout, port: int) -> psycopg2.extensions.connection:
+@contextmanager
+def _administrator(layout: Layout, port: int, database: str = "postgres") -> Iterator[Cursor]:
+    """A cursor of the superuser; every statement takes effect at once."""
+    connection = _connect(layout, port, database)
+    connection.autocommit = True
+    with closing(connection), connection.cursor() as cursor:
+        yield cursor
+
+
+def _connect(layout: Layout, port: int, database: str = "postgres") -> Connection:
     return psycopg2.connect(
         host=HOST,
         port=port,
         user="postgres",
         password=layout.passwords["postgres"],
-        dbname="postgres",
+        dbname=database,
         connect_timeout=3,
     )
 

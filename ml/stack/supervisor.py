@@ -20,6 +20,7 @@ from xmlrpc.client import Fault, ServerProxy
 import psutil
 
 from ml.errors import ServiceError
+from ml.settings import variables
 from ml.stack.layout import Layout
 from ml.stack.process import BIN, Process
 
@@ -45,15 +46,20 @@ class Supervisor:
         self.layout.write(path, content)
         return True
 
-    def start(self, environment: dict[str, str]) -> None:
-        """Start supervisord unless it runs; it starts no process by itself."""
+    def start(self) -> None:
+        """Start supervisord unless it runs; it starts no process by itself.
+
+        All processes inherit its environment: what the caller's shell says of services and logins
+        stays out of it, and each process is given its own.
+        """
         if self.is_running():
             return
         self.kill_leftovers()
         self.socket.unlink(missing_ok=True)
         done = subprocess.run(
             [BIN / "supervisord", "-c", self.layout.conf / "supervisord.conf"],
-            env=os.environ | environment | {MARKER: str(self.layout.home)},
+            env={name: value for name, value in os.environ.items() if name not in variables()}
+            | {MARKER: str(self.layout.home)},
             cwd=self.layout.home,
             capture_output=True,
             text=True,

@@ -1,63 +1,17 @@
 """The whole system: Airflow's scheduler runs both kinds of DAG on small sample data.
 
 One stack is started on free ports in a temporary folder; the tests of this file follow one another
-on it, as days do.
+on it, as days do, and those of test_secrets.py follow them.
 """
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import httpx
-import pytest
 
-REPOSITORY = Path(__file__).parents[2]
-NIGHT = "2026-01-15"
-
-
-def nightscore(*arguments: str, home: Path, fails: bool = False) -> str:
-    """Run the command line as a user would; returns what it printed on standard output."""
-    environment = {key: value for key, value in os.environ.items() if "NIGHTSCORE" not in key}
-    environment = {k: v for k, v in environment.items() if not k.startswith(("AWS_", "MLFLOW_"))}
-    done = subprocess.run(
-        [Path(sys.executable).parent / "nightscore", *arguments],
-        env=environment
-        | {"NIGHTSCORE_HOME": str(home), "NIGHTSCORE_CONFIG": str(home.parent / "nightscore.yaml")},
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert (done.returncode != 0) == fails, f"{arguments}: {done.stdout}\n{done.stderr}"
-    return done.stdout if not fails else done.stderr
-
-
-def query(home: Path, sql: str) -> list[dict]:
-    return json.loads(nightscore("sql", sql, "--json", home=home))
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """The state folder of a stack that has done `nightscore run` on the sample images."""
-    home = tmp_path_factory.mktemp("stack") / ".nightscore"
-    # The repository's configuration, with half the training.
-    text = (REPOSITORY / "nightscore.yaml").read_text(encoding="utf-8")
-    for whole, half in (("cpu: {epochs: 8,", "cpu: {epochs: 4,"), ("{epochs: 14,", "{epochs: 7,")):
-        assert text.count(whole) == 1
-        text = text.replace(whole, half)
-    (home.parent / "nightscore.yaml").write_text(text)
-    try:
-        printed = nightscore("run", "--date", NIGHT, "--json", home=home)
-        (home / "summary.json").write_text(printed)
-        yield home
-    finally:
-        nightscore("down", home=home)
-        shutil.rmtree(home, ignore_errors=True)
+from tests.e2e.command import NIGHT, nightscore, query
 
 
 def test_both_streams_are_scored_and_every_image_is_accounted_for(home):
@@ -180,25 +134,6 @@ def test_a_night_without_images_finishes_in_airflow_and_has_a_report(home, airfl
         0,
     )
     assert row["report_uri"]
-
-
-@pytest.fixture(scope="module")
-def airflow(home):
-    """An HTTP client that is logged in to the stack's Airflow."""
-    variables = dict(
-        line.split("=", 1) for line in (home / "stack.env").read_text().splitlines() if "=" in line
-    )
-    variables = {key: value.strip("'\"") for key, value in variables.items()}
-    with httpx.Client(base_url=variables["NIGHTSCORE_AIRFLOW_URL"], timeout=30) as client:
-        answer = client.post(
-            "/auth/token",
-            json={
-                "username": variables["NIGHTSCORE_AIRFLOW_USERNAME"],
-                "password": variables["NIGHTSCORE_AIRFLOW_PASSWORD"],
-            },
-        )
-        client.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
-        yield client
 
 
 def _first_run(airflow, dag_id: str) -> str:

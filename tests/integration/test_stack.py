@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import boto3
+import httpx
 import psutil
 import psycopg2
 import pytest
-from botocore.exceptions import ClientError
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 
 from ml.errors import ConfigurationError
 from ml.settings import settings
@@ -86,11 +88,88 @@ class TestPrivacy:
         )
         with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
             client.list_objects_v2(Bucket="nightscore")
-        import httpx
-
         assert (
             httpx.get(f"{current.mlflow_uri}/api/2.0/mlflow/experiments/search").status_code == 401
         )
+
+
+def _s3(**changes: str):
+    current = settings()
+    return boto3.client(
+        "s3",
+        **{
+            "endpoint_url": current.s3_endpoint,
+            "aws_access_key_id": current.s3_access_key,
+            "aws_secret_access_key": current.s3_secret_key.get_secret_value(),
+            "region_name": "us-east-1",
+            "config": Config(signature_version="s3v4"),
+            **changes,
+        },
+    )
+
+
+class TestS3:
+    """It answers what is signed with its key, and nothing else."""
+
+    @pytest.fixture(autouse=True)
+    def _an_object(self, store_and_database):
+        _s3().put_object(Bucket="nightscore", Key="guarded.txt", Body=b"guarded")
+
+    def _is_untouched(self) -> bool:
+        found = _s3().get_object(Bucket="nightscore", Key="guarded.txt")
+        return found["Body"].read() == b"guarded"
+
+    @pytest.mark.parametrize("path", ["/", "/nightscore", "/nightscore?list-type=2",
+                                      "/nightscore/guarded.txt", "/mlflow/x", "/new-bucket"])  # fmt: skip
+    @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "POST"])
+    @pytest.mark.parametrize(
+        "header", [{}, {"Authorization": "AWS4-HMAC-SHA256 nonsense"}, {"Authorization": "AWS x:y"}]
+    )
+    def test_a_request_that_is_not_signed_is_refused(self, path, method, header):
+        answer = httpx.request(method, settings().s3_endpoint + path, headers=header)
+        assert 400 <= answer.status_code <= 403, answer.text[:300]
+        assert self._is_untouched()
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"aws_secret_access_key": "x" * 40},
+            {"aws_secret_access_key": ""},
+            {"aws_access_key_id": "UNKNOWNKEY0123456789"},
+        ],
+        ids=["secret", "empty", "key"],
+    )
+    @pytest.mark.parametrize(
+        ("action", "arguments"),
+        [
+            ("list_buckets", {}),
+            ("list_objects_v2", {"Bucket": "nightscore"}),
+            ("get_object", {"Bucket": "nightscore", "Key": "guarded.txt"}),
+            ("put_object", {"Bucket": "nightscore", "Key": "guarded.txt", "Body": b"other"}),
+            ("delete_object", {"Bucket": "nightscore", "Key": "guarded.txt"}),
+            ("create_bucket", {"Bucket": "mine"}),
+        ],
+    )
+    def test_a_wrong_key_is_refused(self, action, arguments, wrong):
+        with pytest.raises((ClientError, BotoCoreError), match=r"403|Signature|InvalidAccessKey"):
+            getattr(_s3(**wrong), action)(**arguments)
+        assert self._is_untouched()
+
+    @pytest.mark.parametrize("change", ["signature", "key", "method", "expired", "secret"])
+    def test_a_signed_address_is_good_for_what_was_signed_only(self, change):
+        client = _s3(aws_secret_access_key="x" * 40) if change == "secret" else _s3()
+        wanted = {"Bucket": "nightscore", "Key": "guarded.txt"}
+        lasts = 1 if change == "expired" else 60
+        address = client.generate_presigned_url("get_object", wanted, ExpiresIn=lasts)
+        if change == "expired":
+            time.sleep(2)
+        if change == "signature":
+            address = address[:-1] + ("0" if address[-1] != "0" else "1")
+        if change == "key":
+            address = address.replace("guarded.txt", "another.txt")
+        method = "PUT" if change == "method" else "GET"
+        assert httpx.request(method, address).status_code in (400, 403)
+        assert self._is_untouched()
 
 
 class TestRoles:
@@ -231,6 +310,22 @@ def test_a_process_that_is_killed_once_comes_back(small):
             break
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def test_a_password_is_changed_by_the_file_and_a_start(small):
+    """`passwords.json` is the one place; what ran with the old password is started again."""
+    import sqlalchemy as sa
+
+    old = settings().require_database_url()
+    path = small.layout.conf / "passwords.json"
+    known = json.loads(path.read_text())
+    small.layout.write(path, json.dumps(known | {"writer": "f" * 32}))
+    LocalStack(small.layout.home).up(("postgres", "s3"))
+    new = settings().require_database_url()
+    assert "f" * 32 in new
+    sa.create_engine(new).connect().close()
+    with pytest.raises(sa.exc.OperationalError, match="authentication failed"):
+        sa.create_engine(old).connect()
 
 
 class TestPorts:

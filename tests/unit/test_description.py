@@ -81,3 +81,18 @@ def test_it_shows_how_sure_a_threshold_is_and_when_another_policy_was_asked_for(
     assert "| policy | target_fpr (cost needs calibration anomalies) |" in text
     assert re.search(r"\| TNR \| 0\.9900 \| 0\.9\d+ to 0\.99\d+ \| 100 normal \|", text)
     assert "TPR" not in text
+
+
+def test_a_class_is_shown_by_its_name_and_not_obeyed():
+    hostile = "a|b <img src=x onerror=alert(1)> [x](javascript:alert(1)) `c` *d*\n| e"
+    row = {"precision": 0.9, "recall": 0.9, "f1": 0.9, "support": 5}
+    holdout = {"n": 10, "accuracy": 0.9, "macro_f1": 0.9, "per_class": {hostile: row, "good": row}}
+    decision = decide(SETTINGS.gate.model_copy(update={"minimum_recall": 0.5}), SETTINGS.task, holdout, None)  # fmt: skip
+    page = describe(SETTINGS, holdout, None, None, decision, None, snapshot_uri="s3://b/s.parquet", synthetic=False)  # fmt: skip
+    told = [line for line in page.splitlines() if "onerror" in line]
+    assert len(told) == 3  # the reason, the check of its recall, and its own row
+    for line in told:
+        assert not re.search(r"(?<!\\)[<\[`]", line)
+        if line.startswith("|"):
+            bars = len(re.findall(r"(?<!\\)\|", line))
+            assert bars == (5 if "recall of" in line else 6)

@@ -1,0 +1,34 @@
+"""The command line, run as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+NIGHT = "2026-01-15"
+# What the commands so far have printed, on standard output and error.
+PRINTED: dict[str, bytes] = {}
+
+
+def nightscore(*arguments: str, home: Path, fails: bool = False) -> str:
+    """Run the command line as a user would; returns what it printed on standard output."""
+    environment = {key: value for key, value in os.environ.items() if "NIGHTSCORE" not in key}
+    environment = {k: v for k, v in environment.items() if not k.startswith(("AWS_", "MLFLOW_"))}
+    done = subprocess.run(
+        [Path(sys.executable).parent / "nightscore", *arguments],
+        env=environment
+        | {"NIGHTSCORE_HOME": str(home), "NIGHTSCORE_CONFIG": str(home.parent / "nightscore.yaml")},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    PRINTED[f"the output of {' '.join(arguments)}"] = (done.stdout + done.stderr).encode()
+    assert (done.returncode != 0) == fails, f"{arguments}: {done.stdout}\n{done.stderr}"
+    return done.stdout if not fails else done.stderr
+
+
+def query(home: Path, sql: str) -> list[dict]:
+    return json.loads(nightscore("sql", sql, "--json", home=home))

@@ -1,0 +1,46 @@
+"""One whole stack for the tests of this folder."""
+
+import shutil
+
+import httpx
+import pytest
+
+from tests.e2e.command import NIGHT, REPOSITORY, nightscore
+
+
+@pytest.fixture(scope="package")
+def home(tmp_path_factory):
+    """The state folder of a stack that has done `nightscore run` on the sample images."""
+    home = tmp_path_factory.mktemp("stack") / ".nightscore"
+    # The repository's configuration, with half the training.
+    text = (REPOSITORY / "nightscore.yaml").read_text(encoding="utf-8")
+    for whole, half in (("cpu: {epochs: 8,", "cpu: {epochs: 4,"), ("{epochs: 14,", "{epochs: 7,")):
+        assert text.count(whole) == 1
+        text = text.replace(whole, half)
+    (home.parent / "nightscore.yaml").write_text(text)
+    try:
+        printed = nightscore("run", "--date", NIGHT, "--json", home=home)
+        (home / "summary.json").write_text(printed)
+        yield home
+    finally:
+        nightscore("down", home=home)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="package")
+def airflow(home):
+    """An HTTP client that is logged in to the stack's Airflow."""
+    variables = dict(
+        line.split("=", 1) for line in (home / "stack.env").read_text().splitlines() if "=" in line
+    )
+    variables = {key: value.strip("'\"") for key, value in variables.items()}
+    with httpx.Client(base_url=variables["NIGHTSCORE_AIRFLOW_URL"], timeout=30) as client:
+        answer = client.post(
+            "/auth/token",
+            json={
+                "username": variables["NIGHTSCORE_AIRFLOW_USERNAME"],
+                "password": variables["NIGHTSCORE_AIRFLOW_PASSWORD"],
+            },
+        )
+        client.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+        yield client
