@@ -22,6 +22,8 @@ from ml.errors import DataError, ServiceError
 from ml.network import network
 from ml.settings import Settings, settings
 
+# What a listing in XML has in place of a control character; boto3 asks for keys in another form.
+_UNREADABLE = "\ufffd"
 _ODD = re.compile(r"[\x00-\x1f\x7f]|(^|/)\.{0,2}/|/\.{1,2}$")
 
 
@@ -103,6 +105,9 @@ class ObjectStore:
         with translated(prefix):
             try:
                 for page in obstore.list(self.bucket(bucket), folder, chunk_size=1000):
+                    if any(_UNREADABLE in meta["path"] for meta in page):
+                        yield from self._pages_by_boto(bucket, folder, after=last)
+                        return
                     last = page[-1]["path"]
                     yield [
                         ObjectInfo(
@@ -138,9 +143,25 @@ class ObjectStore:
         Meant where folders hold folders: objects that lie beside them are listed in vain.
         """
         bucket, key = split(prefix)
+        above = key.rstrip("/") + "/"
         with translated(prefix):
-            found = obstore.list_with_delimiter(self.bucket(bucket), key.rstrip("/") + "/")
-        return sorted(f"s3://{bucket}/{folder}" for folder in found["common_prefixes"])
+            try:
+                found = obstore.list_with_delimiter(self.bucket(bucket), above)["common_prefixes"]
+            except ObstoreError as error:
+                if "invalid path" not in str(error):
+                    raise
+                found = [_UNREADABLE]
+            if any(_UNREADABLE in folder for folder in found):
+                found = self._folders_by_boto(bucket, above)
+        return sorted(f"s3://{bucket}/{folder}" for folder in found)
+
+    def _folders_by_boto(self, bucket: str, above: str) -> list[str]:
+        listing = self.boto.get_paginator("list_objects_v2")
+        return [
+            found["Prefix"].rstrip("/")
+            for page in listing.paginate(Bucket=bucket, Prefix=above, Delimiter="/")
+            for found in page.get("CommonPrefixes", ())
+        ]
 
     def get(self, uri: str) -> tuple[bytes, str]:
         """The object's bytes and its ETag, without quotes.

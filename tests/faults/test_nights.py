@@ -54,6 +54,17 @@ def test_unusual_names(outcome):
     found.require_clean()
 
 
+@pytest.mark.parametrize("character", ["\x01", "\x1b", "\x7f", "\ufffd"], ids=ascii)
+def test_one_character_that_a_listing_cannot_show(outcome, character):
+    """By itself: beside others the listing is read in another way anyhow."""
+    found = outcome(f"a name with {character!a}")
+    content = {f"a{character}{n}.png": drawing.mould("spot", 92_000 + n) for n in range(3)}
+    tonight = night.of(content)
+    _score(tonight)
+    found.add(evidence.of_complete_night(tonight))
+    found.require_clean()
+
+
 def test_names_of_a_thousand_characters(outcome, at_endpoint):
     """Keys of the 1,024 bytes that S3 allows. The local stack keeps objects as files, whose names
     are shorter: another server is asked."""
