@@ -9,7 +9,6 @@ import math
 import os
 import resource
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
@@ -26,28 +25,34 @@ MOST_LETTERS = 300
 
 
 def programs(folder: Path) -> list[Program]:
-    """A tiny classifier and a tiny detector, exported and loaded as scoring does."""
-    import numpy as np
-    import torch
-
-    from ml.models import build
-
+    """A tiny classifier and a tiny detector, loaded as scoring does; exported where the folder does
+    not have them yet."""
     made = []
     for name, architecture, classes, size in (
         ("classifier", "residual_network", ("a", "b", "c"), (16, 16)),
         ("detector", "anomaly_segmenter", ("normal", "anomalous"), (16, 24)),
     ):
-        torch.manual_seed(0)
-        network = build(architecture, size, classes, {"width": 4}).eval()
-        noise = np.random.default_rng(0).integers(0, 256, (128, 3, *size), dtype=np.uint8)
-        network.finish(torch.from_numpy(noise), torch.zeros(len(noise), dtype=torch.int64))
         path = folder / f"{name}.pt2"
-        export(network, path, size)
+        if not path.exists():
+            _export(path, architecture, classes, size)
         task = "anomaly" if name == "detector" else "classification"
         threshold = 0.5 if task == "anomaly" else None
         info = ProgramInfo(name, 1, task, classes, size, threshold, sha256(path))
         made.append(Program.load(path, info, "cpu"))
     return made
+
+
+def _export(path: Path, architecture: str, classes: tuple[str, ...], size: tuple[int, int]) -> None:
+    import numpy as np
+    import torch
+
+    from ml.models import build
+
+    torch.manual_seed(0)
+    network = build(architecture, size, classes, {"width": 4}).eval()
+    noise = np.random.default_rng(0).integers(0, 256, (128, 3, *size), dtype=np.uint8)
+    network.finish(torch.from_numpy(noise), torch.zeros(len(noise), dtype=torch.int64))
+    export(network, path, size)
 
 
 def scored(files: Sequence[tuple[str, bytes]], versions: Sequence[Program]) -> list[Result]:
@@ -116,8 +121,7 @@ def main() -> None:
     # A decoder's own messages must not get among the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    with tempfile.TemporaryDirectory() as folder:
-        versions = programs(Path(folder))
+    versions = programs(Path(sys.argv[1]))
     outcomes([("ready.jpg", b"")], versions)
     print(json.dumps({"peak": _peak_bytes()}), file=answers)
     while line := sys.stdin.buffer.readline():

@@ -7,6 +7,7 @@ import json
 import select
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tests.hostile.child import programs
 from tests.hostile.corpus import Input, corpus
 
 # CPU time, since others may use the machine; and the clock, for what sleeps or waits for itself.
@@ -47,9 +49,9 @@ class Figures:
 class Child:
     """A process of `tests.hostile.child`, asked for some files at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.hostile.child"],
+            [sys.executable, "-m", "tests.hostile.child", str(folder)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         self.start_bytes = self.answer(START_WITHIN_S)["peak"]
@@ -76,12 +78,13 @@ class Child:
 
 
 class Run:
-    """Has files scored by a child; those that fail, crash or hang are kept in the folder `keep`."""
+    """Has files scored by a child, with the programs of a folder; those that fail, crash or hang
+    are kept in the folder `keep`."""
 
-    def __init__(self, keep: Path) -> None:
-        self.keep = keep
+    def __init__(self, folder: Path, keep: Path) -> None:
+        self.folder, self.keep = folder, keep
         self.figures = Figures()
-        self.child = Child()
+        self.child = Child(folder)
         self.figures.start_bytes = self.child.start_bytes
 
     def all(self, files: Iterable[Input]) -> Figures:
@@ -111,7 +114,7 @@ class Run:
             found = figures.hangs if isinstance(error, TimeoutError) else figures.crashes
             detail, answer = str(error), {}
             self.child.end()
-            self.child = Child()
+            self.child = Child(self.folder)
         if found is not None and len(group) > 1:
             return False
         figures.tried += len(group)
@@ -186,7 +189,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, default=Path(".nightscore/hostile"))
     options = parser.parse_args()
-    figures = Run(options.keep).all(corpus(options.seed, options.inputs))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        programs(folder)
+        figures = Run(folder, options.keep).all(corpus(options.seed, options.inputs))
     console = Console(width=150)
     console.print(table(figures))
     console.print(lines(figures), highlight=False)
