@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install run stop test faults lint types format bench growth models peers audit sbom licences clean lock
+.PHONY: help install run stop test faults hostile lint types format bench growth models peers audit sbom licences clean lock
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ growth: $(INSTALLED)  ## measure nights of 10 thousand to 1 million images (ten 
 
 models: $(INSTALLED)  ## compare models on labelled images (ARGS="--task anomaly --data spill.tar")
 	@$(BIN)/python -m benchmarks.models $(ARGS)
+
+hostile: $(INSTALLED)  ## score 20,000 broken and hostile images and print what became of them
+	@$(BIN)/python -m tests.hostile.run $(ARGS)
 
 peers: $(INSTALLED)  ## install the other libraries of `make models` into .venv-peers (5 GB)
 	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(PEERS)

@@ -4,7 +4,9 @@ The file holds no secrets and no addresses of services; those come from the envi
 (`ml.settings`). DAG files read it when they are parsed, so this module imports nothing heavy.
 """
 
+import math
 import os
+import re
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -21,11 +23,15 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from ml.errors import ConfigurationError
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+# Real files have a few kilobytes. YAML reads slowly, and an alias may stand for ever more of them.
+MAX_BYTES = 128 * 1024
+MAX_VALUES, MAX_BRACKETS, MAX_DEPTH = 20_000, 10_000, 50
+_MOST_PROBLEMS, _MOST_LETTERS, _MOST_OF_A_VALUE = 20, 300, 100
+_LONGEST_CRON = 200
 S3_URI = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/]+)*$"
 
 
@@ -44,9 +50,10 @@ GATE_METRICS = {
 
 
 def _cron(expression: str) -> str:
-    if len(expression.split()) != 5 or not croniter.is_valid(expression):
+    short = len(expression) <= _LONGEST_CRON
+    if not short or len(expression.split()) != 5 or not croniter.is_valid(expression):
         raise ValueError(
-            f"{expression!r} is not a cron expression of five fields, such as '0 2 * * *'"
+            f"{_value(expression)} is not a cron expression of five fields, such as '0 2 * * *'"
         )
     return expression
 
@@ -223,54 +230,129 @@ def load(path: Path) -> Configuration:
         names file, line, path within the file and what is allowed.
     """
     try:
-        document = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
+        document = YAML(typ="rt").load(_text(path))
+    except ConfigurationError:
+        raise
+    except Exception as error:  # beside YAMLError, whatever an odd number, date or depth leads to
+        message = _printable(" ".join(str(error).split()) or type(error).__name__)
+        raise ConfigurationError(f"{path} is not valid YAML: {message}") from None
+    if not isinstance(document, dict):
+        raise ConfigurationError(f"{path} holds no settings: expected storage, streams and models.")
+    values = _plain(path, document)
+    try:
+        return Configuration.model_validate(values)
+    except ValidationError as error:
+        found = error.errors()
+        problems = [_explain(path, document, problem) for problem in found[:_MOST_PROBLEMS]]
+        if len(found) > _MOST_PROBLEMS:
+            problems.append(f"{path}: and {len(found) - _MOST_PROBLEMS} more mistakes")
+        raise ConfigurationError("\n".join(problems)) from None
+
+
+def _text(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise ConfigurationError(f"{path} is not a file.")
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise ConfigurationError(
             f"{path} does not exist.",
             "Run from the folder that holds nightscore.yaml, or set NIGHTSCORE_CONFIG.",
         ) from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(
-            f"{path} is not valid YAML: {' '.join(str(error).split())}"
-        ) from None
-    if not isinstance(document, dict):
-        raise ConfigurationError(f"{path} holds no settings: expected storage, streams and models.")
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from None
+    if len(content) > MAX_BYTES:
+        raise ConfigurationError(f"{path} has more than {MAX_BYTES} bytes.")
+    text = content.decode("utf-8-sig")
+    _check_brackets(path, text)
+    return text
+
+
+def _check_brackets(path: Path, text: str) -> None:
+    """Refuse what the parser takes seconds for: each level of brackets, each of their commas."""
+    if sum(text.count(mark) for mark in "[{,") > MAX_BRACKETS:
+        raise ConfigurationError(f"{path} has more than {MAX_BRACKETS} brackets and commas.")
+    depth = 0
+    for bracket in re.findall(r"[][{}]", text):
+        depth += 1 if bracket in "[{" else -1
+        if depth > MAX_DEPTH:
+            raise ConfigurationError(f"{path} has more than {MAX_DEPTH} brackets in each other.")
+
+
+def _plain(path: Path, document: Any) -> Any:
+    """The document without ruamel's position-keeping types; raises ConfigurationError for what no
+    setting can be."""
+    left = MAX_VALUES
+
+    def copied(node: Any, *where: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            hint = "An alias counts as all that it stands for."
+            raise ConfigurationError(f"{path} has more than {MAX_VALUES} values.", hint)
+        if isinstance(node, dict):
+            return {key: copied(value, *where, key) for key, value in node.items()}
+        if isinstance(node, list):
+            return [copied(value, *where, number) for number, value in enumerate(node)]
+        if fault := _fault(node):
+            raise ConfigurationError(_at_line(path, document, list(where), fault))
+        return node
+
     try:
-        return Configuration.model_validate(_plain(document))
-    except ValidationError as error:
-        problems = [_explain(path, document, problem) for problem in error.errors()]
-        raise ConfigurationError("\n".join(problems)) from None
+        return copied(document)
+    except RecursionError:
+        raise ConfigurationError(f"{path} is nested too deep.") from None
 
 
-def _plain(node: Any) -> Any:
-    """The document without ruamel's position-keeping types."""
-    if isinstance(node, dict):
-        return {key: _plain(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_plain(value) for value in node]
-    return node
+def _fault(value: Any) -> str:
+    """What is wrong with a value, wherever it stands; empty when nothing is."""
+    if value is not None and not isinstance(value, str | int | float):
+        return f"is of type {type(value).__name__}; only text, numbers, lists and mappings may be"
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"is a number of {value.bit_length()} bits; the limit is 64"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"is {float(value)}, which is not a finite number"
+    return ""
+
+
+def _printable(text: str) -> str:
+    """A piece of the file for a message: one line, of bounded length."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text[:_MOST_LETTERS])
+    return shown if len(text) <= _MOST_LETTERS else f"{shown}..."
+
+
+def _value(value: Any) -> str:
+    """A value of the file for a message."""
+    shown = repr(value) if not isinstance(value, dict | list) else type(value).__name__
+    return shown if len(shown) <= _MOST_OF_A_VALUE else f"{shown[:_MOST_OF_A_VALUE]}..."
 
 
 def _explain(path: Path, document: Any, problem: Any) -> str:
     location = [part for part in problem["loc"] if part != "[key]"]
     if problem["type"] == "fault":
         location += problem["ctx"]["path"].split(".")
-    where = ".".join(str(part) for part in location)
-    line = _line_of(document, location)
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         message = f"unknown key; allowed: {', '.join(_allowed_keys(location))}"
     elif problem["type"] == "missing":
         message = "is required"
     elif problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"] == S3_URI:
-        message = (
-            f"{problem['input']!r} is not of the form s3://BUCKET/PREFIX without a final slash"
-        )
+        value = _value(problem["input"])
+        message = f"{value} is not of the form s3://BUCKET/PREFIX without a final slash"
     elif problem["type"] == "string_pattern_mismatch":
-        message = f"{problem['input']!r} may hold lower-case letters, digits, '-' and '_' only"
+        message = (
+            f"{_value(problem['input'])} may hold lower-case letters, digits, '-' and '_' only"
+        )
     elif problem["type"] != "fault":
-        message = f"{message} (it is {problem['input']!r})" if location else message
-    return f"{path}:{line}: {where + ': ' if where else ''}{message}"
+        message = f"{message} (it is {_value(problem['input'])})" if location else message
+    return _at_line(path, document, location, message)
+
+
+def _at_line(path: Path, document: Any, location: list[Any], message: str) -> str:
+    where = _printable(".".join(str(part) for part in location))
+    line = _line_of(document, location)
+    return f"{path}:{line}: {where + ': ' if where else ''}{_printable(message)}"
 
 
 def _line_of(document: Any, location: list[Any]) -> int:
