@@ -97,7 +97,11 @@ def alive(run_id: UUID) -> Iterator[None]:
 
 
 def close_abandoned(stream: str, night: date) -> None:
-    """Mark failed the runs of a night that the command line opened and whose process has died."""
+    """Mark failed the runs of a night that the command line opened and whose process has died.
+
+    Raises ConfigurationError when there is no such stream.
+    """
+    configuration().stream(stream)
     with session() as current:
         left = current.scalars(
             sa.select(ScoringRun).where(

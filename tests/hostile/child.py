@@ -62,7 +62,7 @@ def scored(files: Sequence[tuple[str, bytes]], versions: Sequence[Program]) -> l
     ]
 
     def fetch(wanted: Iterable[Wanted[Item]]) -> Iterator[Download[Item]]:
-        for item, _, _ in wanted:
+        for item, *_ in wanted:
             yield Download(item, files[item.image_id][1], item.etag)
 
     return [result for batch in score(items, versions, fetch, LIMITS) for result in batch]

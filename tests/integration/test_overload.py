@@ -21,10 +21,11 @@ from tests.faults.proxy import Proxy
 _STREAM = "long"  # its nights are one shard
 # Batches that may wait: before the engine's threads, in them, and for the writer.
 _AHEAD = (2 * threads_for("cpu") + 1 + 6) * BATCH["cpu"] + CONNECTIONS
-_WRITERS = (
-    "SELECT pid FROM pg_stat_activity WHERE application_name = 'nightscore'"
-    " AND query LIKE 'COPY staging%' AND pid <> pg_backend_pid()"
-)
+_WRITERS = """
+    SELECT pid FROM pg_stat_activity
+    WHERE application_name = 'nightscore' AND query LIKE 'COPY "staging"%'
+        AND pid <> pg_backend_pid()
+"""
 
 
 def _night(images: int) -> Night:

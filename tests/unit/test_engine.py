@@ -63,7 +63,7 @@ class Bucket:
         self.fetched: list[str] = []
 
     def fetch(self, wanted):
-        for item, uri, _ in wanted:
+        for item, uri, *_ in wanted:
             self.fetched.append(uri)
             if uri in self.objects:
                 yield Download(item, self.objects[uri], f"etag of {uri}")
@@ -210,7 +210,7 @@ def test_it_reads_only_a_bounded_way_ahead(programs):
             yield Item(date(2026, 1, 1), number, "s3://b/x.png", "e", len(content))
 
     def fetch(wanted):
-        return (Download(item, content, "e") for item, _, _ in wanted)
+        return (Download(item, content, "e") for item, *_ in wanted)
 
     batches = score(items(), programs[:1], fetch, LIMITS, batch_size=8)
     next(batches)
@@ -220,7 +220,7 @@ def test_it_reads_only_a_bounded_way_ahead(programs):
 
 def test_an_outage_is_not_a_rejection(programs):
     def fetch(wanted):
-        for number, (item, _, _) in enumerate(wanted):
+        for number, (item, *_) in enumerate(wanted):
             if number == 3:
                 raise ConnectionError("the store is away")
             yield Download(item, _png(1), item.etag)
