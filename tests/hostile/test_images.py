@@ -92,7 +92,7 @@ def test_a_crash_a_hang_and_an_error_are_noticed_and_the_file_is_kept(
     versions, folder, tmp_path, monkeypatch, what, found
 ):
     """The one good file behind the bad one is scored, by another process where it must."""
-    monkeypatch.setattr("tests.hostile.run.HANG_WALL_S", 40.0)
+    monkeypatch.setattr("tests.hostile.run.HANG_WALL_S", 20.0)
     monkeypatch.setenv("HOSTILE_TEST", what)
     bad = Input("bad.jpg", "none", "as it is", b"crash me")
     good = Input("good.jpg", "jpeg", "as it is", bases()["jpeg"])

@@ -60,7 +60,7 @@ def _put() -> None:
 
 
 def _many() -> None:
-    wanted = [Wanted(n, f"s3://nightscore/{n}.png", 10) for n in range(3)]
+    wanted = [Wanted(n, f"s3://nightscore/{n}.png", 10, "e") for n in range(3)]
     list(download(object_store(), wanted))
 
 
