@@ -61,8 +61,8 @@ def environment(layout: Layout, ports: dict[str, int]) -> dict[str, str]:
         ("dag_processor", "refresh_interval"): "30",
         ("dag_processor", "parsing_processes"): "1",
         ("scheduler", "enable_health_check"): "False",
-        # A task whose scheduler was killed is tried again after so many seconds.
-        ("scheduler", "task_instance_heartbeat_timeout"): "100",
+        # How often it looks for tasks of a scheduler that was killed, to try them again.
+        ("scheduler", "orphaned_tasks_check_interval"): "60",
         ("usage_data_collection", "enabled"): "False",
     }
     variables = {

@@ -100,6 +100,9 @@ def prepare(layout: Layout, port: int) -> None:
             _make_role(cursor, role, layout.passwords[password])
         for database, (owner, others) in DATABASES.items():
             _make_database(cursor, database, owner, others)
+        # A scheduler that was killed leaves workers behind, which keep its connections open: the
+        # run that it had locked would stand still for as long as they live.
+        cursor.execute("ALTER ROLE airflow SET idle_in_transaction_session_timeout = '1min'")
         # Every role may connect to these two otherwise.
         cursor.execute("REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC")
     with _administrator(layout, port, "nightscore") as cursor:
