@@ -59,8 +59,8 @@ def promote(model: str, version: int, *, reason: str, by: str) -> Promoted:
     if version not in known:
         listed = ", ".join(map(str, known)) or "none"
         raise DataError(f"{model} has no version {version}.", f"Registered versions: {listed}.")
-    with _locked(model) as current:
-        return _change(current, model, version, "promote", reason, by)
+    with _locked(model) as (current, champion):
+        return _change(current, model, champion, version, "promote", reason, by)
 
 
 def rollback(model: str, *, reason: str, by: str) -> Promoted:
@@ -71,19 +71,19 @@ def rollback(model: str, *, reason: str, by: str) -> Promoted:
     DataError: there is no previous champion.
     ServiceError: as `promote`.
     """
-    with _locked(model) as current:
+    with _locked(model) as (current, champion):
         previous = registry.version_of_alias(model, PREVIOUS)
         if previous is None:
             raise DataError(
                 f"{model} has no previous champion to return to.",
                 f"Choose a version with `nightscore promote {model} VERSION`.",
             )
-        return _change(current, model, previous, "rollback", reason, by)
+        return _change(current, model, champion, previous, "rollback", reason, by)
 
 
 def set_challenger(model: str, version: int) -> None:
     """Let the alias `challenger` name the version trained last."""
-    with _locked(model) as current:
+    with _locked(model) as (current, _):
         _set(current, model, CHALLENGER, version)
 
 
@@ -93,19 +93,19 @@ def champion(model: str) -> int | None:
     Waits for a promotion under way, and brings the tables in line with MLflow: it completes a
     promotion that was interrupted, and audits a champion that was made in MLflow itself.
     """
-    with _locked(model):
-        return registry.version_of_alias(model, CHAMPION)
+    with _locked(model) as (_, version):
+        return version
 
 
 @contextmanager
-def _locked(model: str) -> Iterator[Session]:
-    """The model's lock, which outlasts the transactions that are committed under it."""
+def _locked(model: str) -> Iterator[tuple[Session, int | None]]:
+    """The model's lock, which outlasts the transactions that are committed under it; gives the
+    champion too, with which the tables agree now."""
     with engine().connect() as connection, Session(connection) as current:
         key = {"model": model}
         current.execute(_LOCK, key)
         try:
-            _settle(current, model)
-            yield current
+            yield current, _settle(current, model)
             current.commit()
         finally:
             # A connection that goes back to the pool keeps its locks; a broken one has none.
@@ -115,9 +115,9 @@ def _locked(model: str) -> Iterator[Session]:
                 current.commit()
 
 
-def _settle(current: Session, model: str) -> None:
+def _settle(current: Session, model: str) -> int | None:
     """Bring the tables in line with MLflow: whatever stopped a promotion half-way, MLflow's alias
-    names one version, and says whether the promotion came about."""
+    names one version, and says whether the promotion came about. Returns that version."""
     champion = registry.version_of_alias(model, CHAMPION)
     pending = current.scalars(
         sa.select(Promotion)
@@ -138,10 +138,11 @@ def _settle(current: Session, model: str) -> None:
         sa.select(ModelAlias.version).where(ModelAlias.model == model, ModelAlias.alias == CHAMPION)
     )
     if champion is None or champion == mirrored:
-        return
+        return champion
     if not any(left.state == DONE for left in pending):
         _audit_outside(current, model, champion, mirrored)
     _mirror(current, model, CHAMPION, champion)
+    return champion
 
 
 def _audit_outside(current: Session, model: str, version: int, replaced: int | None) -> None:
@@ -160,14 +161,19 @@ def _audit_outside(current: Session, model: str, version: int, replaced: int | N
 
 
 def _change(
-    current: Session, model: str, version: int, action: str, reason: str, by: str
+    current: Session,
+    model: str,
+    champion: int | None,
+    version: int,
+    action: str,
+    reason: str,
+    by: str,
 ) -> Promoted:
     if current.get(ModelVersion, (model, version)) is None:
         raise DataError(
             f"{model}/{version} is not registered in nightscore.model_version, so it cannot score.",
             f"Register a version with `nightscore train {model}`.",
         )
-    champion = registry.version_of_alias(model, CHAMPION)
     if champion == version:
         return Promoted(model, version, champion, False)
     promotion = Promotion(

@@ -107,7 +107,7 @@ def _score_images(run_id: str, on_images: Callable[[int, int], None]) -> Nightsc
     try:
         total = again(discover, run_id)
         on_images(0, total)
-        planned = plan_shards(run_id)
+        planned = again(plan_shards, run_id)
     except NightscoreError as error:
         return error  # the run is counted and closed all the same
     for number in planned:

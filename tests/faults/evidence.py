@@ -1,5 +1,5 @@
 """What the tables, the object store and the registry say after a fault: lost, duplicated,
-inconsistent. This is the other side's view: it reads views, S3 and MLflow, none of our code's."""
+inconsistent. It counts by its own queries, not by those that the code under test uses."""
 
 import time
 from collections.abc import Callable

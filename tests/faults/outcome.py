@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from tests.faults.evidence import Evidence
 
 
-@dataclass
+@dataclass(repr=False)
 class Outcome:
     """What came of all trials of a fault. `struck` counts trials in which the fault met the work
     (it was killed before it had finished, a request was answered wrongly ...)."""
@@ -44,10 +44,15 @@ class Outcome:
         yield
         self.recovery_s.append(time.monotonic() - started)
 
-    def require_clean(self) -> None:
-        """Fail the test with what was found, or when the fault never met the work."""
-        assert not self.findings, "\n".join(self.findings[:20])
-        assert self.struck, "the fault has struck in no trial"
+    @property
+    def is_clean(self) -> bool:
+        """Nothing was found, and the fault has met the work."""
+        return not self.findings and self.struck > 0
+
+    def __repr__(self) -> str:
+        """What a failed assertion shows."""
+        shown = self.findings[:20] or ["nothing was found; it has struck in no trial"]
+        return "\n".join([self.fault, *shown])
 
 
 def table(outcomes: list[Outcome]) -> str:

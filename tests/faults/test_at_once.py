@@ -17,7 +17,7 @@ def test_two_runs_of_a_night_at_once(outcome):
             counts = process.finish()
             assert counts["discovered"] == counts["scored"] + counts["rejected"]
         found.add(evidence.of_complete_night(tonight))
-    found.require_clean()
+    assert found.is_clean
 
 
 def test_a_retraining_while_a_night_is_scored(outcome):
@@ -32,4 +32,4 @@ def test_a_retraining_while_a_night_is_scored(outcome):
         process.finish()
         found.add(evidence.of_complete_night(tonight))
         promotion.promote("shades", before, reason="as it was", by="test")
-    found.require_clean()
+    assert found.is_clean

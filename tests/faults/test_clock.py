@@ -49,4 +49,4 @@ def test_the_clock_is_a_day_off(outcome, shifted_clock, name, shift_s):
         with found.recovery():
             flow.score_night(tonight.stream, tonight.date.isoformat())
         found.add(evidence.of_complete_night(tonight))
-    found.require_clean()
+    assert found.is_clean

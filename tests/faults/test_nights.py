@@ -42,7 +42,7 @@ def test_a_night_of_few_images(outcome, images):
     tonight = night.make(images=images, broken=0)
     _score(tonight)
     found.add(evidence.of_complete_night(tonight))
-    found.require_clean()
+    assert found.is_clean
 
 
 def test_unusual_names(outcome):
@@ -51,7 +51,7 @@ def test_unusual_names(outcome):
     tonight = night.of(content)
     _score(tonight)
     found.add(evidence.of_complete_night(tonight))
-    found.require_clean()
+    assert found.is_clean
 
 
 @pytest.mark.parametrize("character", ["\x01", "\x1b", "\x7f", "\ufffd"], ids=ascii)
@@ -62,7 +62,7 @@ def test_one_character_that_a_listing_cannot_show(outcome, character):
     tonight = night.of(content)
     _score(tonight)
     found.add(evidence.of_complete_night(tonight))
-    found.require_clean()
+    assert found.is_clean
 
 
 def test_names_of_a_thousand_characters(outcome, at_endpoint):
@@ -83,7 +83,7 @@ def test_names_of_a_thousand_characters(outcome, at_endpoint):
         _score(tonight)
         found.add(evidence.of_complete_night(tonight))
         at_endpoint(before)
-    found.require_clean()
+    assert found.is_clean
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from ml.settings import settings
 from tests.faults import evidence, night
 from tests.faults.conftest import trials
 from tests.faults.process import Failed, Scoring
-from tests.faults.proxy import Decide, Proxy, Wrong
+from tests.proxy import Asked, Decide, Proxy, Wrong
 
 _STOPPED_S = 20
 
@@ -40,7 +40,7 @@ def test_the_server_is_stopped_for_20_seconds(outcome, services):
             except Failed:
                 _score_when_it_is_back(tonight)
         found.add(evidence.of_complete_night(tonight), struck=struck)
-    found.require_clean()
+    assert found.is_clean
 
 
 def _score_when_it_is_back(tonight: night.Night) -> None:
@@ -53,7 +53,7 @@ def _some(share: float, wrong: Wrong) -> Decide:
     drawn = random.Random(1)
     lock = threading.Lock()
 
-    def decide(method: str, path: str) -> Wrong | None:
+    def decide(asked: Asked) -> Wrong | None:
         with lock:
             return wrong if drawn.random() < share else None
 
@@ -63,7 +63,7 @@ def _some(share: float, wrong: Wrong) -> Decide:
 def _images(wrong: Wrong, share: float = 0.3) -> Decide:
     """Spoils a share of the images that are read."""
     some = _some(share, wrong)
-    return lambda method, path: some(method, path) if method == "GET" and ".png" in path else None
+    return lambda asked: some(asked) if asked.method == "GET" and ".png" in asked.path else None
 
 
 _ANSWERS: dict[str, Callable[[], Decide]] = {
@@ -84,9 +84,9 @@ def test_wrong_answers(outcome, at_endpoint, fault):
             at_endpoint(proxy.url)
             with found.recovery():
                 _score(tonight)
-            at_endpoint(f"http://{proxy.upstream}")
+            at_endpoint(proxy.upstream)
         found.add(evidence.of_complete_night(tonight), struck=proxy.spoilt > 0)
-    found.require_clean()
+    assert found.is_clean
 
 
 @pytest.fixture
@@ -109,18 +109,19 @@ def test_an_object_that_always_comes_short_fails_the_run_and_is_not_rejected(
         bad = sorted(tonight.uris - tonight.broken)[5]
         name = bad.rsplit("/", 1)[1]
 
-        def decide(method: str, path: str, name: str = name) -> Wrong | None:
-            return Wrong(shortened=True) if method == "GET" and f"/{name}" in path else None
+        def decide(asked: Asked, name: str = name) -> Wrong | None:
+            short = asked.method == "GET" and f"/{name}" in asked.path
+            return Wrong(shortened=True) if short else None
 
         with Proxy(settings().s3_endpoint, decide) as proxy:
             at_endpoint(proxy.url)
             with pytest.raises(NightscoreError, match=name):
                 _score(tonight)
-            at_endpoint(f"http://{proxy.upstream}")
+            at_endpoint(proxy.upstream)
         found.add(evidence.of_night(tonight), counts=False)
         assert evidence.missing(tonight) >= {bad}
         with found.recovery():
             _score(tonight)
         found.add(evidence.of_complete_night(tonight), struck=proxy.spoilt > 0)
         assert evidence.missing(tonight) == set()
-    found.require_clean()
+    assert found.is_clean

@@ -77,4 +77,4 @@ def test_postgres_is_killed_during_a_merge(outcome, services, victim):
                 evidence.wait_for(_is_up)
                 flow.score_night(tonight.stream, tonight.date.isoformat())
         found.add(evidence.of_complete_night(tonight), struck=struck)
-    found.require_clean()
+    assert found.is_clean

@@ -17,7 +17,7 @@ from ml.scoring import flow
 from ml.settings import settings
 from tests.faults import evidence, night
 from tests.faults.conftest import trials
-from tests.faults.proxy import Proxy, Wrong
+from tests.proxy import Asked, Proxy, Wrong
 
 _PROMOTE = """
 import sys
@@ -58,7 +58,7 @@ def test_mlflow_is_down_when_versions_are_pinned(outcome, services, monkeypatch)
             evidence.wait_for(lambda: evidence.answers(f"{settings().mlflow_uri}/health"))
             flow.score_night(tonight.stream, tonight.date.isoformat())
         found.add(evidence.of_complete_night(tonight))
-    found.require_clean()
+    assert found.is_clean
 
 
 def _no_run(tonight: night.Night) -> evidence.Evidence:
@@ -94,7 +94,7 @@ def test_mlflow_fails_in_the_middle_of_a_registration(outcome, services, monkeyp
         if registry.version_of_alias("shades", "champion") != champion:
             wrong.append("a registration has moved the champion")
         found.add(evidence.Evidence(inconsistent=wrong), struck=struck)
-    found.require_clean()
+    assert found.is_clean
 
 
 def _requests_of_a_registration(snapshot: dict, monkeypatch) -> int:
@@ -106,7 +106,7 @@ def _register(decided: dict, monkeypatch, fail_at: int | None = None) -> Proxy:
     """Register through a proxy, one of whose answers is an error."""
     requests = count()
 
-    def decide(method: str, path: str) -> Wrong | None:
+    def decide(asked: Asked) -> Wrong | None:
         return Wrong(status=500) if next(requests) == fail_at else None
 
     with Proxy(settings().mlflow_uri, decide) as proxy, monkeypatch.context() as patch:
@@ -145,7 +145,7 @@ def test_the_champion_moves_between_pin_and_scoring(outcome, two_versions):
             r=run_id,
         )
         assert used == [{"version": pinned}]
-    found.require_clean()
+    assert found.is_clean
 
 
 def test_kill_9_of_a_promotion_at_random_moments(outcome, two_versions):
@@ -185,4 +185,4 @@ def test_kill_9_of_a_promotion_at_random_moments(outcome, two_versions):
             )
         ]
         found.add(evidence.Evidence(inconsistent=wrong), struck=struck)
-    found.require_clean()
+    assert found.is_clean

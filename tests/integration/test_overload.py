@@ -16,7 +16,7 @@ from tests import drawing
 from tests.faults import evidence
 from tests.faults.night import Night
 from tests.faults.process import Scoring
-from tests.faults.proxy import Proxy
+from tests.proxy import Proxy
 
 _STREAM = "long"  # its nights are one shard
 # Batches that may wait: before the engine's threads, in them, and for the writer.

@@ -124,4 +124,5 @@ def test_outputs_that_are_not_those_of_the_task_are_refused(network, reason, tmp
 def test_what_fits_is_loaded(tmp_path):
     for network in (_Means(), _Map()):
         path = tmp_path / f"{type(network).__name__}.pt2"
-        Program.load(path, _written(network, path), "cpu")
+        info = _written(network, path)
+        assert Program.load(path, info, "cpu").info == info

@@ -4,9 +4,7 @@ Revision ID: 0002
 Revises: 0001
 """
 
-from pathlib import Path
-
-from alembic import op
+from ml.migrations import statements
 
 revision = "0002"
 down_revision = "0001"
@@ -15,8 +13,8 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.get_bind().exec_driver_sql(Path(__file__).with_suffix(".sql").read_text(encoding="utf-8"))
+    statements.run(__file__)
 
 
 def downgrade() -> None:
-    raise NotImplementedError("The views of schema reporting need the column.")
+    statements.refuse()

@@ -4,9 +4,7 @@ Revision ID: 0003
 Revises: 0002
 """
 
-from pathlib import Path
-
-from alembic import op
+from ml.migrations import statements
 
 revision = "0003"
 down_revision = "0002"
@@ -15,10 +13,8 @@ depends_on = None
 
 
 def upgrade() -> None:
-    sql = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
-    # psycopg2 takes a percent sign for a placeholder
-    op.get_bind().exec_driver_sql(sql.replace("%", "%%"))
+    statements.run(__file__)
 
 
 def downgrade() -> None:
-    raise NotImplementedError("Results are not thrown away: restore a backup instead.")
+    statements.refuse()

@@ -30,6 +30,9 @@ WHERE run.status = 'failed'
             AND rejection.image_id = manifest.image_id
             AND rejection.model = pinned.model
             AND rejection.version = pinned.version
+            -- Reasons that may pass (ml.images.TRANSIENT) settle an image only where its shard is
+            -- stored, as in reconcile.sql.
+            AND (rejection.reason NOT IN ('gone', 'changed') OR shard.finished_at IS NOT NULL)
     );
 
 COMMENT ON VIEW reporting.missing_images IS 'A row is an image that a failed run found and a version has neither scored nor rejected since; it leaves the view as soon as one has.';

@@ -1,0 +1,19 @@
+"""What every revision does: run the statements of the `.sql` file of its name."""
+
+from pathlib import Path
+
+from alembic import op
+
+from ml.errors import DataError
+
+
+def run(revision_file: str) -> None:
+    """Run the statements in the `.sql` file beside a revision's Python file."""
+    sql = Path(revision_file).with_suffix(".sql").read_text(encoding="utf-8")
+    # psycopg2 takes a percent sign for a placeholder
+    op.get_bind().exec_driver_sql(sql.replace("%", "%%"))
+
+
+def refuse() -> None:
+    """Instead of a downgrade: raises DataError."""
+    raise DataError("A revision is not undone: results would be lost.", "Restore a backup instead.")

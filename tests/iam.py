@@ -1,0 +1,43 @@
+"""What a request to an S3 server is in the words of IAM."""
+
+from typing import NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.etree import ElementTree
+
+_OBJECT = {"GET": "s3:GetObject", "HEAD": "s3:GetObject", "DELETE": "s3:DeleteObject"}
+
+
+class Request(NamedTuple):
+    """An action and the resource that it was asked for, and the address, to be shown."""
+
+    action: str
+    resource: str
+    address: str
+
+
+def requests(method: str, address: str, body: bytes) -> list[Request]:
+    """What IAM calls a request to an address of the form /BUCKET/KEY; of several keys, each."""
+    parts = urlsplit(address)
+    bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
+    query = set(parse_qs(parts.query, keep_blank_values=True))
+    arn, said = f"arn:aws:s3:::{bucket}", f"{method} {address}"
+    if method == "POST" and not key and "delete" in query:
+        keys = [found.text for found in ElementTree.fromstring(body).iter() if _is_key(found)]
+        assert keys
+        return [Request("s3:DeleteObject", f"{arn}/{key}", said) for key in keys]
+    return [Request(_action(method, bucket, key, query), f"{arn}/{key}" if key else arn, said)]
+
+
+def _is_key(element: ElementTree.Element) -> bool:
+    return element.tag.rpartition("}")[2] == "Key"
+
+
+def _action(method: str, bucket: str, key: str, query: set[str]) -> str:
+    if not bucket:
+        return "s3:ListAllMyBuckets"
+    if not key:
+        return {"GET": "s3:ListBucket", "HEAD": "s3:ListBucket", "PUT": "s3:CreateBucket"}[method]
+    if "uploadId" in query and method == "DELETE":
+        return "s3:AbortMultipartUpload"
+    # PutObject covers all of an upload in parts, and what POST does with an object is part of one.
+    return _OBJECT.get(method, "s3:PutObject")
