@@ -36,7 +36,7 @@ stop: $(INSTALLED)  ## stop the local stack; its data stay in .nightscore/
 test: $(INSTALLED) $(AUDIT_INSTALLED) lint  ## lint, type-check and run all tests; they start all they need
 	@$(BIN)/pytest
 
-faults: $(INSTALLED)  ## break everything that can break, often, and print what came of it (20 minutes)
+faults: $(INSTALLED)  ## break everything that can break, often, and print what came of it (half an hour)
 	@FAULTS=full $(BIN)/pytest tests/faults
 
 lint: $(INSTALLED)  ## check style and types

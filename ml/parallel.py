@@ -76,7 +76,7 @@ def in_background(items: Iterable[Item], ahead: int) -> Generator[Item, None, No
     the source is closed as well.
     """
     queue: Queue[tuple[Item | None, BaseException | None]] = Queue(maxsize=ahead)
-    stopped = threading.Event()
+    stopped, ended = threading.Event(), threading.Event()
 
     def produce() -> None:
         source = iter(items)
@@ -91,9 +91,9 @@ def in_background(items: Iterable[Item], ahead: int) -> Generator[Item, None, No
         finally:
             if hasattr(source, "close"):
                 source.close()
+            ended.set()
 
-    thread = threading.Thread(target=produce, name="in_background", daemon=True)
-    thread.start()
+    threading.Thread(target=produce, name="in_background", daemon=True).start()
     try:
         while True:
             item, error = queue.get()
@@ -104,10 +104,9 @@ def in_background(items: Iterable[Item], ahead: int) -> Generator[Item, None, No
             yield item  # type: ignore[misc]  # None only beside an error
     finally:
         stopped.set()
-        while thread.is_alive():  # it may wait for room in the queue
+        while not ended.is_set():  # it may wait for room in the queue
             with suppress(Empty):
                 queue.get(timeout=0.05)
-            thread.join(0.01)
 
 
 _END = StopIteration()

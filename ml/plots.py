@@ -63,7 +63,7 @@ def _distribution(axis: Any, values: np.ndarray | None, title: str, colour: str)
     axis.yaxis.set_visible(False)
     axis.set_title(title if known else f"{title}: none", fontsize=8)
     if values is not None and known:
-        axis.hist(values.ravel(), 60, color=colour, log=True)
+        axis.hist(values.ravel(), 60, histtype="stepfilled", color=colour, log=True)
     axis.tick_params(labelsize=7)
     axis.locator_params(axis="x", nbins=5)
 

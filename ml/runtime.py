@@ -235,9 +235,10 @@ def compare(made: Runtime, reference: Runtime, input_size: tuple[int, int]) -> N
     count = at_once(input_size) + 1  # both of the forms that are compiled
     pixels = np.random.default_rng(0).integers(0, 256, (count, 3, *input_size), dtype=np.uint8)
     for found, expected in zip(made(pixels), reference(pixels), strict=True):
+        if not np.isfinite(expected).all():
+            continue  # it is rejected, whatever it is here
         furthest = float(np.abs(found - expected).max())
-        # What is not finite in torch is rejected, whatever it is here.
-        if np.isfinite(expected).all() and not furthest <= TOLERANCE["float32"]:
+        if not furthest <= TOLERANCE["float32"]:
             raise ValueError(f"its outputs differ from those of torch by {furthest:.2g}")
 
 

@@ -60,6 +60,7 @@ class Results:
         self._queue: Queue[Sequence[Result] | None] = Queue(maxsize=4)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._write, name="results", daemon=True)
+        self._ended = threading.Event()
 
     def __enter__(self) -> "Results":
         self._connection = engine().connect()
@@ -102,6 +103,12 @@ class Results:
             self._connection.execute(statement("finish_shard"), parameters | {"shard": self.shard})
 
     def _write(self) -> None:
+        try:
+            self._stage()
+        finally:
+            self._ended.set()
+
+    def _stage(self) -> None:
         while (results := self._queue.get()) is not None:
             if self._error is None:
                 try:
@@ -130,9 +137,11 @@ class Results:
         return (result.model, item.image_id), uri
 
     def _finish_thread(self) -> None:
-        if self._thread.is_alive():
+        # A `join` that Ctrl-C interrupts takes a living thread for dead (until Python 3.13:
+        # https://github.com/python/cpython/issues/90882), and it has our connection.
+        if not self._ended.is_set():
             self._queue.put(None)
-            self._thread.join()
+            self._ended.wait()
 
     def _raise_error(self) -> None:
         if self._error is not None:

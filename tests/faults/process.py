@@ -29,7 +29,7 @@ print(json.dumps(flow.score_night(sys.argv[1], sys.argv[2])), flush=True)
 
 
 class Scoring:
-    """Scores a night in a process of its own; starts when `go` is called.
+    """Scores a night in a process of its own, which imports what it needs and waits for `go`.
 
     Parameters
     ----------
@@ -48,17 +48,16 @@ class Scoring:
             stderr=subprocess.PIPE,
             text=True,
         )
-        assert self._process.stdout is not None
-        if self._process.stdout.readline() != "ready\n":
-            raise AssertionError(self._process.communicate()[1])
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
     def go(self) -> None:
-        """Let it begin."""
-        assert self._process.stdin is not None
+        """Let it begin, as soon as it is ready."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        if self._process.stdout.readline() != "ready\n":
+            raise AssertionError(self._process.communicate()[1])
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
 

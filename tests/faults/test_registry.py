@@ -77,7 +77,7 @@ def test_mlflow_fails_in_the_middle_of_a_registration(outcome, services, monkeyp
     snapshot = retrain.snapshot("shades")
     requests = _requests_of_a_registration(snapshot, monkeypatch)
     assert requests > 5
-    tried = trials(8, 2)
+    tried = trials(6, 2)
     for trial in range(tried):
         decided = retrain.gate(retrain.evaluate(retrain.train(snapshot)))
         before = registry.versions("shades")
