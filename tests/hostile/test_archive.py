@@ -104,7 +104,8 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {
     "pax name too long": (pax((b"path", b"a/" * 400 + b"b/" * 200 + b"1.jpg")) + GOOD, "the limit is"),
     "pax name with newline": (pax((b"path", b"a/b/1\n2.jpg")) + GOOD, "control"),
     "pax name with NUL": (pax((b"path", b"a/b/1\0002.jpg")) + GOOD, "control"),
-    "pax charset unknown": (pax((b"hdrcharset", b"\xff\xfe")) + GOOD, "damaged"),
+    # Taken for UTF-8 since https://github.com/python/cpython/issues/121285, an error before.
+    "pax charset unknown": (pax((b"hdrcharset", b"\xff\xfe")) + GOOD, None),
     "pax record of length 0": (member(b"x", b"0 path=a\n", kind=b"x") + GOOD, "damaged"),
     "pax header of 100 MB": (header(b"x", 100 * MB, b"x") + bytes(2048), "headers of a member"),
     "pax header of 2 MB": (pax((b"comment", b"x" * 2 * MB)) + GOOD, "headers of a member"),

@@ -34,6 +34,14 @@ def slow_uploads(store_and_database, monkeypatch):
     object_store.cache_clear()
 
 
+@pytest.fixture
+def ctrl_c_interrupts():
+    """As in a terminal; what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def _flagged() -> Result:
     return Result(
         Item(date(2026, 1, 1), 1, "s3://nightscore/a.png", "etag", 10), "moulds", 1,
@@ -43,7 +51,7 @@ def _flagged() -> Result:
 
 
 @pytest.mark.timeout(60)
-def test_ctrl_c_leaves_no_thread_behind_on_the_connection(slow_uploads, bucket):
+def test_ctrl_c_leaves_no_thread_behind_on_the_connection(slow_uploads, ctrl_c_interrupts, bucket):
     """Two threads on one connection would wait for each other, or crash the process."""
     ctrl_c = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     with (
