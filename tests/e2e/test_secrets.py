@@ -16,6 +16,9 @@ from tests.e2e.secret_search import forms, hits
 AIRFLOW = {"airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer"}
 # Tasks are children of the scheduler; the API server shows the reports.
 WORKERS = {"airflow-scheduler", "airflow-api-server"}
+# Gone meanwhile; or what supervises a task in Airflow, which closes itself to all but root
+# (PR_SET_DUMPABLE).
+UNSEEN = (psutil.NoSuchProcess, psutil.AccessDenied)
 HOLDERS: dict[str, set[str]] = {
     "postgres": set(),
     "owner": set(),
@@ -58,7 +61,7 @@ def _given(stack: LocalStack) -> dict[str, str]:
     for process, name in _processes(stack).items():
         try:
             seen = process.environ(), process.cmdline()
-        except psutil.NoSuchProcess:
+        except UNSEEN:
             continue
         given[name] = given.get(name, "") + str(seen)
     return given
@@ -94,7 +97,7 @@ def test_everything_listens_on_loopback_only(stack):
     for process, name in _processes(stack).items():
         try:
             sockets = process.net_connections("inet")
-        except psutil.NoSuchProcess:
+        except UNSEEN:
             continue
         for found in sockets:
             if found.status == psutil.CONN_LISTEN or found.type != 1:
