@@ -104,7 +104,8 @@ def in_background(items: Iterable[Item], ahead: int) -> Generator[Item, None, No
             yield item  # type: ignore[misc]  # None only beside an error
     finally:
         stopped.set()
-        while not ended.is_set():  # it may wait for room in the queue
+        # Its thread may wait for room in the queue. Not a `join`: `ml.scoring.results` says why.
+        while not ended.is_set():
             with suppress(Empty):
                 queue.get(timeout=0.05)
 

@@ -60,6 +60,21 @@ def bucket(store_and_database: LocalStack) -> str:
     return f"s3://nightscore/test-{uuid.uuid4().hex[:12]}"
 
 
+@pytest.fixture
+def at_endpoint(monkeypatch):
+    """Lets this process, and those it starts, reach the object store at another address."""
+
+    def use(endpoint: str) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        settings.cache_clear()
+        object_store.cache_clear()
+
+    yield use
+    monkeypatch.undo()
+    settings.cache_clear()
+    object_store.cache_clear()
+
+
 CONFIGURATION = """\
 storage: {bucket}
 streams:

@@ -8,8 +8,6 @@ from collections.abc import Callable
 
 import pytest
 
-from ml.settings import settings
-from ml.store import object_store
 from tests.faults.outcome import Outcome, table
 
 FULL = os.environ.get("FAULTS") == "full"
@@ -30,21 +28,6 @@ def outcome(trained: str) -> Callable[[str], Outcome]:
         return _OUTCOMES[-1]
 
     return made
-
-
-@pytest.fixture
-def at_endpoint(monkeypatch):
-    """Lets this process, and those it starts, reach the object store at another address."""
-
-    def use(endpoint: str) -> None:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        settings.cache_clear()
-        object_store.cache_clear()
-
-    yield use
-    monkeypatch.undo()
-    settings.cache_clear()
-    object_store.cache_clear()
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -12,26 +12,20 @@ import pytest
 from ml.scoring.engine import Item, Result
 from ml.scoring.results import Results
 from ml.settings import settings
-from ml.store import object_store
 from tests.faults import evidence
 from tests.proxy import Asked, Proxy, Wrong
 
 
 @pytest.fixture
-def slow_uploads(store_and_database, monkeypatch):
+def slow_uploads(store_and_database, at_endpoint):
     """An object store that takes two seconds to accept anything."""
 
     def decide(asked: Asked) -> Wrong | None:
         return Wrong(wait_s=2) if asked.method == "PUT" else None
 
     with Proxy(settings().s3_endpoint, decide) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        settings.cache_clear()
-        object_store.cache_clear()
+        at_endpoint(proxy.url)
         yield
-    monkeypatch.undo()
-    settings.cache_clear()
-    object_store.cache_clear()
 
 
 @pytest.fixture
