@@ -9,7 +9,7 @@ import pytest
 from ml.settings import settings
 from ml.stack.local import LocalStack
 from ml.store import object_store
-from tests import drawing
+from tests.support import drawing
 
 # What a developer has set must not reach the tests' services.
 FOREIGN = ("NIGHTSCORE_", "AWS_ACCESS", "AWS_SECRET", "AWS_ENDPOINT", "AWS_SESSION", "MLFLOW_")

@@ -5,7 +5,7 @@ import shutil
 import httpx
 import pytest
 
-from tests.e2e.command import NIGHT, REPOSITORY, nightscore
+from tests.support.command import NIGHT, REPOSITORY, nightscore
 
 
 @pytest.fixture(scope="package")

@@ -11,7 +11,7 @@ import time
 
 import httpx
 
-from tests.e2e.command import NIGHT, nightscore, query
+from tests.support.command import NIGHT, nightscore, query
 
 
 def test_both_streams_are_scored_and_every_image_is_accounted_for(home):

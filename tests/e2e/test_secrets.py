@@ -10,8 +10,8 @@ import pytest
 from ml.settings import OWNER_ENV
 from ml.stack.layout import known_ports
 from ml.stack.local import LocalStack
-from tests.e2e.command import PRINTED, nightscore
-from tests.e2e.secret_search import forms, hits
+from tests.support.command import PRINTED, nightscore
+from tests.support.secret_search import forms, hits
 
 AIRFLOW = {"airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer"}
 # Tasks are children of the scheduler; the API server shows the reports.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.faults.outcome import Outcome, table
+from tests.support.outcome import Outcome, table
 
 FULL = os.environ.get("FAULTS") == "full"
 _OUTCOMES: list[Outcome] = []

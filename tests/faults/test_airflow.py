@@ -12,10 +12,9 @@ from ml.airflow_api import AirflowApi, DagRun
 from ml.settings import settings
 from ml.stack.local import LocalStack
 from ml.store import object_store
-from tests import drawing
 from tests.conftest import CONFIGURATION
-from tests.faults import evidence, night
 from tests.faults.conftest import trials
+from tests.support import drawing, evidence, night
 
 _DAG = f"score_{night.STREAM}"
 

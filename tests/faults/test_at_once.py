@@ -1,9 +1,9 @@
 """Two scoring runs of one night, and a retraining, at the same time."""
 
 from ml import promotion, registry, retrain
-from tests.faults import evidence, night
 from tests.faults.conftest import trials
-from tests.faults.process import Scoring
+from tests.support import evidence, night
+from tests.support.process import Scoring
 
 
 def test_two_runs_of_a_night_at_once(outcome):

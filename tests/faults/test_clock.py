@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from ml.scoring import flow
-from tests.faults import evidence, night
 from tests.faults.conftest import trials
-from tests.faults.process import Failed, Scoring
+from tests.support import evidence, night
+from tests.support.process import Failed, Scoring
 
 _DAY_S = 24 * 3600
 

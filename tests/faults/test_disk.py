@@ -10,9 +10,9 @@ import pytest
 
 from ml.scoring import flow
 from ml.settings import state_folder
-from tests.faults import evidence, night
 from tests.faults.conftest import trials
-from tests.faults.process import Failed, Scoring
+from tests.support import evidence, night
+from tests.support.process import Failed, Scoring
 
 _TOO_SMALL_BYTES = 16 * 1024
 

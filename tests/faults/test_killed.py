@@ -4,9 +4,9 @@ import random
 import time
 
 from ml.scoring import flow
-from tests.faults import evidence, night
 from tests.faults.conftest import trials
-from tests.faults.process import Scoring
+from tests.support import evidence, night
+from tests.support.process import Scoring
 
 
 def _undisturbed_s() -> float:

@@ -11,8 +11,7 @@ from ml.scoring import flow
 from ml.settings import settings
 from ml.stack.process import package_folder
 from ml.store import object_store
-from tests import drawing
-from tests.faults import evidence, night
+from tests.support import drawing, evidence, night
 
 _NAMES = [
     "with a space.png",

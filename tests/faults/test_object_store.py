@@ -11,10 +11,10 @@ from ml.errors import NightscoreError
 from ml.network import network
 from ml.scoring import flow
 from ml.settings import settings
-from tests.faults import evidence, night
 from tests.faults.conftest import trials
-from tests.faults.process import Failed, Scoring
-from tests.proxy import Asked, Decide, Proxy, Wrong
+from tests.support import evidence, night
+from tests.support.process import Failed, Scoring
+from tests.support.proxy import Asked, Decide, Proxy, Wrong
 
 _STOPPED_S = 20
 

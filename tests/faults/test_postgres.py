@@ -12,9 +12,9 @@ import sqlalchemy as sa
 from ml.database import engine
 from ml.scoring import flow
 from ml.settings import settings
-from tests.faults import evidence, night
 from tests.faults.conftest import trials
-from tests.faults.process import Failed, Scoring
+from tests.support import evidence, night
+from tests.support.process import Failed, Scoring
 
 _WAITING = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 

@@ -15,9 +15,9 @@ from ml import promotion, registry, retrain, tracking
 from ml.errors import ServiceError
 from ml.scoring import flow
 from ml.settings import settings
-from tests.faults import evidence, night
 from tests.faults.conftest import trials
-from tests.proxy import Asked, Proxy, Wrong
+from tests.support import evidence, night
+from tests.support.proxy import Asked, Proxy, Wrong
 
 _PROMOTE = """
 import sys

@@ -14,7 +14,7 @@ from ml.config import Stream
 from ml.errors import DataError, ServiceError
 from ml.settings import Settings
 from ml.store import ObjectStore, object_store
-from tests import drawing
+from tests.support import drawing
 
 NIGHT = date(2026, 1, 15)
 

@@ -17,8 +17,8 @@ from ml.errors import ConfigurationError, DataError, NightscoreError
 from ml.models import build
 from ml.training import data, distributed, loop
 from ml.training.group import Group
-from tests.drawing import bright
-from tests.integration import group_script
+from tests.support import group_script
+from tests.support.drawing import bright
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -67,7 +67,7 @@ def _workers() -> list[psutil.Process]:
 def test_two_processes_reach_what_one_reaches_and_have_the_same_weights(tmp_path):
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-        "-m", "tests.integration.group_script", str(tmp_path),
+        "-m", "tests.support.group_script", str(tmp_path),
     ]  # fmt: skip
     subprocess.run(command, cwd=REPOSITORY, check=True, timeout=300)
     pixels, labels = bright(200, group_script.SIZE)

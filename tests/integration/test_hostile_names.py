@@ -17,7 +17,7 @@ from ml.errors import DataError
 from ml.report import page
 from ml.scoring import flow, run
 from ml.store import object_store
-from tests import drawing
+from tests.support import drawing
 
 NIGHT = date(2026, 2, 10)
 DROP = "'; DROP TABLE nightscore.image; --"

@@ -26,7 +26,7 @@ from ml.scoring import flow
 from ml.settings import settings, state_folder
 from ml.store import object_store
 from ml.tables import ModelVersion
-from tests import drawing
+from tests.support import drawing
 
 NIGHTS = iter(date(2031, 3, 1) + timedelta(days=10 * n) for n in range(1000))
 IMAGES = 6

@@ -10,7 +10,7 @@ from ml import dataset, job
 from ml.config import Configuration, load
 from ml.errors import DataError
 from ml.store import object_store
-from tests import drawing
+from tests.support import drawing
 
 REPOSITORY = Path(__file__).parents[2]
 NIGHT = date(2026, 1, 15)

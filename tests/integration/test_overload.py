@@ -12,11 +12,10 @@ from ml.download import CONNECTIONS
 from ml.parallel import map_ahead
 from ml.scoring.engine import BATCH, threads_for
 from ml.store import object_store
-from tests import drawing
-from tests.faults import evidence
-from tests.faults.night import Night
-from tests.faults.process import Scoring
-from tests.proxy import Proxy
+from tests.support import drawing, evidence
+from tests.support.night import Night
+from tests.support.process import Scoring
+from tests.support.proxy import Proxy
 
 _STREAM = "long"  # its nights are one shard
 # Batches that may wait: before the engine's threads, in them, and for the writer.

@@ -17,10 +17,10 @@ import pytest
 
 from ml.settings import settings
 from ml.store import object_store
-from tests import drawing
 from tests.conftest import CONFIGURATION
-from tests.iam import Request, requests
-from tests.proxy import Asked, Proxy
+from tests.support import drawing
+from tests.support.iam import Request, requests
+from tests.support.proxy import Asked, Proxy
 
 DOCUMENTS = Path(__file__).parents[2] / "docs" / "iam"
 IMAGES, STORAGE, ARTIFACTS = "example-images", "example-nightscore", "example-mlflow"

@@ -13,8 +13,8 @@ from ml.cli import models
 from ml.config import configuration
 from ml.errors import DataError
 from ml.store import object_store
-from tests import drawing
 from tests.conftest import CONFIGURATION
+from tests.support import drawing
 
 
 def _tensors(run_id: str) -> dict[str, torch.Tensor]:

@@ -12,8 +12,8 @@ import pytest
 from ml.scoring.engine import Item, Result
 from ml.scoring.results import Results
 from ml.settings import settings
-from tests.faults import evidence
-from tests.proxy import Asked, Proxy, Wrong
+from tests.support import evidence
+from tests.support.proxy import Asked, Proxy, Wrong
 
 
 @pytest.fixture

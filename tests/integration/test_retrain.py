@@ -19,7 +19,7 @@ from ml.database import analyst_engine, session
 from ml.errors import DataError, ServiceError
 from ml.store import object_store
 from ml.tables import ModelVersion, Promotion
-from tests import drawing
+from tests.support import drawing
 
 
 def _client():

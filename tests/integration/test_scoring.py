@@ -21,7 +21,7 @@ from ml.scoring import run as runs
 from ml.scoring import shard as scoring_shard
 from ml.scoring.shard import score_shard
 from ml.store import object_store
-from tests import drawing
+from tests.support import drawing
 
 NIGHTS = iter(date(2026, 3, 1) + timedelta(days=10 * n) for n in range(1000))
 

@@ -15,7 +15,7 @@ from ml.config import Threshold, load
 from ml.errors import DataError
 from ml.program import ANOMALY
 from ml.training.thresholds import choose
-from tests import drawing
+from tests.support import drawing
 
 MODEL = load(models.REPOSITORY / "nightscore.yaml").model(models.NAMES[ANOMALY])
 

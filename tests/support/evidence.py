@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from ml import registry
 from ml.database import session
 from ml.store import object_store
-from tests.faults.night import Night
+from tests.support.night import Night
 
 
 @dataclass

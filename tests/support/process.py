@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.faults.night import Night
+from tests.support.night import Night
 
 _REPOSITORY = Path(__file__).parents[2]
 # What takes most of the start is imported first, so that a kill at a random moment meets the work.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from tests.faults.evidence import Evidence
+from tests.support.evidence import Evidence
 
 
 @dataclass(repr=False)

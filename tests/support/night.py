@@ -8,7 +8,7 @@ from itertools import count
 from ml.config import configuration
 from ml.parallel import map_ahead
 from ml.store import object_store
-from tests import drawing
+from tests.support import drawing
 
 STREAM = "faults"
 _DATES: Iterator[date] = (date(2029, 1, 1) + timedelta(days=n) for n in count())

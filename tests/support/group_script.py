@@ -1,6 +1,6 @@
 """Run by torchrun in `test_distributed`: every process trains the same networks and saves its own.
 
-python -m torch.distributed.run --nproc-per-node 2 -m tests.integration.group_script FOLDER
+python -m torch.distributed.run --nproc-per-node 2 -m tests.support.group_script FOLDER
 """
 
 import sys
@@ -12,7 +12,7 @@ from ml.config import Training
 from ml.models import build
 from ml.training.group import Processes
 from ml.training.loop import fit
-from tests.drawing import bright
+from tests.support.drawing import bright
 
 SIZE = (16, 24)
 TASKS = {
