@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Read when MLflow is imported, whoever does it first: its messages go where this process's log
+# goes, at their level, and not to standard error.
+os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")
+
 _ATTEMPT = "nightscore.attempt"
 # MLflow shows the pages of training, not those of language models and their traces.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
@@ -50,7 +54,6 @@ def mlflow_client() -> Any:
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         **network().mlflow(),
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MLFLOW_LOGGING_LEVEL": "WARNING",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "GIT_PYTHON_REFRESH": "quiet",
     }.items():
