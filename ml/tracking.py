@@ -13,7 +13,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -84,6 +84,18 @@ def translated() -> Iterator[None]:
         raise ServiceError(
             f"MLflow failed at {where}: {reason}", "Run `nightscore doctor` to see what is wrong."
         ) from error
+
+
+@contextmanager
+def prints_logged() -> Iterator[None]:
+    """Logs what MLflow prints on standard error, as it does for a few of its messages."""
+    printed = io.StringIO()
+    try:
+        with redirect_stderr(printed):
+            yield
+    finally:
+        for line in printed.getvalue().splitlines():
+            logging.getLogger("mlflow").info("%s", line)
 
 
 def start_run(model: str, attempt: str | None, tags: Mapping[str, str]) -> str:

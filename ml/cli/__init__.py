@@ -75,10 +75,9 @@ def command() -> Any:
 
 def _add_option(group: Any, option: Any) -> None:
     for child in group.commands.values():
+        child.params.append(option)
         if hasattr(child, "commands"):
             _add_option(child, option)
-        else:
-            child.params.append(option)
 
 
 def main() -> None:

@@ -41,7 +41,8 @@ class _Terminal(Console):
 # In a file or a pipe a row of a table is a line, however wide: nothing of it is cut or folded.
 _UNLIMITED = 100_000
 out = _Terminal(soft_wrap=True, width=None if sys.stdout.isatty() else _UNLIMITED)
-err = _Terminal(stderr=True, soft_wrap=True)
+# Bound to the stream as it is now: what libraries print may be sent elsewhere meanwhile.
+err = _Terminal(file=sys.stderr, stderr=True, soft_wrap=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 

@@ -151,7 +151,7 @@ class _Counted:
         self._started = self._said = time.monotonic()
 
     def __call__(self, done: int, total: int | None = None) -> None:
-        if time.monotonic() - self._said < EVERY_S:
+        if not done or time.monotonic() - self._said < EVERY_S:
             return
         self._said = time.monotonic()
         of = f" of {total:,}" if total else ""

@@ -17,6 +17,9 @@ from ml.training import data, distributed, environment, loop, thresholds
 
 log = logging.getLogger(__name__)
 
+# What is said of an epoch, of what `validate` measures.
+_MEASURES = {"holdout_accuracy": "accuracy", "holdout_auroc": "AUROC"}
+
 
 @dataclass(frozen=True)
 class Thresholds:
@@ -117,9 +120,9 @@ def _run(name: str, model: Model, snapshot: Snapshot, run_id: str, place: device
 def _in_words(epoch: loop.Epoch) -> str:
     """What a person wants to know while a model is trained; all of it is in MLflow."""
     measured = [
-        f", held-out {key.removeprefix('holdout_')} {value:.4g}"
+        f", held-out {_MEASURES[key]} {value:.4g}"
         for key, value in epoch.validation.items()
-        if key != "holdout_loss"
+        if key in _MEASURES
     ]
     return (
         f"epoch {epoch.number} of {epoch.epochs}: loss {epoch.train_loss:.3g}{''.join(measured)}, "
