@@ -4,7 +4,7 @@ import fcntl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,8 +60,8 @@ class LocalStack:
         ServiceError: a process did not come up; the message ends with its log.
         """
         self.layout.make()
-        with self._alone():
-            chosen = self._ports(ports, say)
+        with self._alone(), ExitStack() as reservations:
+            chosen = self._ports(ports, say, reservations)
             processes = self._processes(chosen)
             self._write_environment(chosen)
             if self.supervisor.configure(processes) and self.supervisor.is_running():
@@ -189,12 +189,14 @@ class LocalStack:
         self.supervisor.shut_down()
         return was_running or left
 
-    def _ports(self, wanted: Mapping[str, int] | None, say: Say) -> dict[str, int]:
+    def _ports(
+        self, wanted: Mapping[str, int] | None, say: Say, reservations: ExitStack
+    ) -> dict[str, int]:
         if self.supervisor.is_running():
             return known_ports(self.layout)
         self.supervisor.kill_leftovers()
         before = known_ports(self.layout)
-        ports = choose_ports(self.layout, wanted)
+        ports = choose_ports(self.layout, reservations, wanted)
         for server, port in ports.items():
             if port != before[server] and server not in (wanted or {}):
                 say(f"port {before[server]} is taken; {server} listens on {port}")

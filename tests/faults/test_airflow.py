@@ -1,58 +1,37 @@
 """Airflow's scheduler is killed while its tasks score a night."""
 
-import os
 import shutil
 from collections.abc import Iterator
 
 import psutil
 import pytest
 
-from ml import dataset, retrain, tracking
+from ml import tracking
 from ml.airflow_api import AirflowApi, DagRun
-from ml.settings import settings
 from ml.stack.local import LocalStack
-from ml.store import object_store
-from tests.conftest import CONFIGURATION
 from tests.faults.conftest import trials
-from tests.support import drawing, evidence, night
+from tests.support import evidence, night, stacks
 
 _DAG = f"score_{night.STREAM}"
 
 
 @pytest.fixture
-def with_airflow(trained, tmp_path, monkeypatch) -> Iterator[LocalStack]:
+def with_airflow(trained, shared_folder, tmp_path, monkeypatch) -> Iterator[LocalStack]:
     """A whole stack of its own, with both models trained; in use instead of the other tests'."""
     home = tmp_path / ".nightscore"
-    path = tmp_path / "nightscore.yaml"
-    path.write_text(CONFIGURATION.format(bucket="s3://nightscore/airflow"))
-    for name in [name for name in os.environ if name.startswith("MLFLOW_TRACKING_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("NIGHTSCORE_HOME", str(home))
-    monkeypatch.setenv("NIGHTSCORE_CONFIG", str(path))
-    _forget_connections()
+    stacks.copy_of_trained(shared_folder, home)
     stack = LocalStack(home)
-    try:
-        stack.up()
-        _forget_connections()
-        for name in ("shades", "moulds"):
-            drawing.write_dataset(tmp_path / name, name)
-            dataset.import_(tmp_path / name, name, storage="s3://nightscore/airflow")
-            retrain.retrain(name)
-        yield stack
-    finally:
-        stack.down()
-        shutil.rmtree(home, ignore_errors=True)
-        monkeypatch.undo()
-        for name in [name for name in os.environ if name.startswith("MLFLOW_TRACKING_")]:
-            del os.environ[name]
-        _forget_connections()
-        tracking.mlflow_client()
-
-
-def _forget_connections() -> None:
-    settings.cache_clear()
-    object_store.cache_clear()
-    tracking.mlflow_client.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setenv("NIGHTSCORE_HOME", str(home))
+        stacks.forget_connections()
+        try:
+            stack.up(ports=stacks.ports())
+            yield stack
+        finally:
+            stack.down()
+            shutil.rmtree(home, ignore_errors=True)
+    stacks.forget_connections()
+    tracking.mlflow_client()
 
 
 def test_the_scheduler_is_killed_in_mid_run(outcome, with_airflow):
