@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install run stop test faults hostile lint types format bench growth models peers audit sbom licences clean lock
+.PHONY: help install run stop test test-unit faults hostile lint types format bench growth models peers audit sbom licences clean lock
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,11 +33,14 @@ run: $(INSTALLED)  ## start the local stack, train, score a night, show the resu
 stop: $(INSTALLED)  ## stop the local stack; its data stay in .nightscore/
 	@$(BIN)/nightscore down
 
-test: $(INSTALLED) $(AUDIT_INSTALLED) lint  ## lint, type-check and run all tests; they start all they need
-	@$(BIN)/pytest
+test: $(INSTALLED) $(AUDIT_INSTALLED) lint  ## lint, type-check and run all tests; they start all they need (ARGS="-k name")
+	@$(BIN)/pytest $(ARGS)
+
+test-unit: $(INSTALLED) $(AUDIT_INSTALLED)  ## run the tests that need no service, in under a minute
+	@$(BIN)/pytest tests/unit $(ARGS)
 
 faults: $(INSTALLED)  ## break everything that can break, often, and print what came of it (half an hour)
-	@FAULTS=full $(BIN)/pytest tests/faults
+	@FAULTS=full $(BIN)/pytest --numprocesses 0 tests/faults $(ARGS)
 
 lint: $(INSTALLED)  ## check style and types
 	@$(BIN)/ruff check .

@@ -13,6 +13,11 @@ from tests.faults.conftest import trials
 from tests.support import evidence, night, stacks
 
 _DAG = f"score_{night.STREAM}"
+_PROMPT = {
+    "SCHEDULER_HEARTBEAT_SEC": "2",
+    "SCHEDULER_HEALTH_CHECK_THRESHOLD": "15",
+    "ORPHANED_TASKS_CHECK_INTERVAL": "5",
+}
 
 
 @pytest.fixture
@@ -23,6 +28,9 @@ def with_airflow(trained, shared_folder, tmp_path, monkeypatch) -> Iterator[Loca
     stack = LocalStack(home)
     with monkeypatch.context() as patch:
         patch.setenv("NIGHTSCORE_HOME", str(home))
+        # A scheduler that was killed is missed, and its tasks are looked for, in seconds.
+        for name, seconds in _PROMPT.items():
+            patch.setenv(f"AIRFLOW__SCHEDULER__{name}", seconds)
         stacks.forget_connections()
         try:
             stack.up(ports=stacks.ports())
