@@ -2,6 +2,8 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -37,6 +39,8 @@ def with_airflow(trained, shared_folder, tmp_path, monkeypatch) -> Iterator[Loca
             yield stack
         finally:
             stack.down()
+            # Nor the workers that the killed scheduler has left.
+            assert not _processes_in(home)
             shutil.rmtree(home, ignore_errors=True)
     stacks.forget_connections()
     tracking.mlflow_client()
@@ -58,6 +62,15 @@ def test_the_scheduler_is_killed_in_mid_run(outcome, with_airflow):
             assert states == {DagRun(run.dag_id, run.run_id): "success"}
             found.add(evidence.of_complete_night(tonight), struck=struck)
     assert found.is_clean
+
+
+def _processes_in(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if Path(process.cwd()).is_relative_to(folder):
+                found.append(process)
+    return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
 
 
 def _shards(tonight: night.Night) -> list[dict]:
