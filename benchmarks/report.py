@@ -14,7 +14,6 @@ _STAGES_OF_AN_IMAGE = ("fetch", "decode_resize", "host_to_device", "forward", "w
 def row(name: str, passes: Sequence[Pass]) -> dict[str, Any]:
     """A contender's row: medians of its passes, and the largest peak of memory."""
     rates = [one.rate for one in passes]
-    busy = [one.gpu_busy for one in passes if one.gpu_busy is not None]
     found: dict[str, Any] = {
         "name": name,
         "images_per_second": {
@@ -26,7 +25,15 @@ def row(name: str, passes: Sequence[Pass]) -> dict[str, Any]:
         "peak_memory_mb": round(max(one.peak_memory_mb for one in passes)),
         "servers_cpu_seconds_per_1000": _servers(passes),
     }
-    return found | ({"gpu_busy_percent": round(median(busy))} if busy else {})
+    return found | _gpu(passes)
+
+
+def _gpu(passes: Sequence[Pass]) -> dict[str, float]:
+    """How a GPU was used, where there is one: median of the busy share, largest memory."""
+    busy = [one.gpu_busy for one in passes if one.gpu_busy is not None]
+    memory = [one.gpu_memory_mb for one in passes if one.gpu_memory_mb is not None]
+    found = {"gpu_busy_percent": round(median(busy))} if busy else {}
+    return found | ({"gpu_memory_mb": round(max(memory))} if memory else {})
 
 
 def stage(passes: Sequence[Pass]) -> dict[str, float]:
@@ -35,6 +42,7 @@ def stage(passes: Sequence[Pass]) -> dict[str, float]:
         "images_per_second": round(median(one.rate for one in passes), 1),
         "cpu_seconds_per_1000": _cpu(passes),
         "servers_cpu_seconds_per_1000": _servers(passes),
+        **_gpu(passes),
     }
 
 

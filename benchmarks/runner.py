@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.processes import PeakMemory, cpu_seconds, end, gpu_busy, marked, tree
+from benchmarks.processes import GpuUse, PeakMemory, cpu_seconds, end, marked, tree
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MARKER = "NIGHTSCORE_BENCHMARK"
@@ -27,7 +27,8 @@ class ContenderError(Exception):
 @dataclass(frozen=True)
 class Pass:
     """What a pass took: CPU seconds of its own processes and of the servers that it used, peak
-    memory of its own processes in MB, and how busy the GPU was, in percent."""
+    memory of its own processes in MB; on a GPU how busy it was, in percent, and the most of its
+    memory that was taken, in MB (`benchmarks.processes.GpuUse`)."""
 
     images: int
     seconds: float
@@ -35,6 +36,7 @@ class Pass:
     servers_cpu_seconds: float
     peak_memory_mb: float
     gpu_busy: float | None
+    gpu_memory_mb: float | None = None
 
     @property
     def rate(self) -> float:
@@ -73,7 +75,7 @@ def run_pass(
     try:
         _line(process, log)
         before, at_servers = cpu_seconds([own]), cpu_seconds(servers)
-        with PeakMemory(own) as peak, gpu_busy(device) as busy:
+        with PeakMemory(own) as peak, GpuUse(device) as gpu:
             _say(process, "go\n")
             answer = json.loads(_line(process, log))
             after, at_servers_after = cpu_seconds([own]), cpu_seconds(servers)
@@ -92,7 +94,8 @@ def run_pass(
         after - before,
         at_servers_after - at_servers,
         peak.mb,
-        busy[0] if busy else None,
+        gpu.busy,
+        gpu.memory_mb,
     )
 
 

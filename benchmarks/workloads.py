@@ -189,8 +189,8 @@ def images(workload: Workload, count: int, data: Path | None) -> tuple[list[byte
 
     Parameters
     ----------
-    data: a folder that holds NAME.tar or a folder NAME; only for workloads that are data sets.
-        None: the data sets beside the checkout where there are any, else drawn images.
+    data: a folder that holds NAME.tar, NAME.tar.xz or a folder NAME; only for workloads that are
+        data sets. None: the data sets beside the checkout where there are any, else drawn images.
     """
     source = _source(workload.name, data)
     if source is not None:
@@ -209,9 +209,10 @@ def _source(name: str, data: Path | None) -> Path | None:
     if name in _DISTINCT:
         return None
     folder = data or DATASETS
-    found = next((path for path in (folder / f"{name}.tar", folder / name) if path.exists()), None)
+    paths = (folder / f"{name}.tar", folder / f"{name}.tar.xz", folder / name)
+    found = next((path for path in paths if path.exists()), None)
     if found is None and data is not None:
-        raise SystemExit(f"{data} holds neither {name}.tar nor a folder {name}.")
+        raise SystemExit(f"{data} holds neither {name}.tar, {name}.tar.xz nor a folder {name}.")
     return found
 
 
