@@ -86,12 +86,10 @@ def lines(document: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield f"{'stage alone':18}{'images/s':>9}{'CPU-s/1,000':>31}{'of servers':>11}"
         for name, one in document["stages"].items():
-            if not one["images_per_second"]:
-                yield f"{name:18}{'-':>9}"
-                continue
+            busy = f"   GPU busy {one['gpu_busy_percent']} %" if "gpu_busy_percent" in one else ""
             yield (
                 f"{name:18}{one['images_per_second']:>9,.0f}{one['cpu_seconds_per_1000']:>31.3f}"
-                f"{one['servers_cpu_seconds_per_1000']:>11.3f}"
+                f"{one['servers_cpu_seconds_per_1000']:>11.3f}{busy}"
             )
     if document["efficiency"] is not None:
         yield f"bound {document['bound']:,.0f} images/s; efficiency {document['efficiency']:.2f}"

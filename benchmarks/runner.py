@@ -16,7 +16,7 @@ from benchmarks.processes import GpuUse, PeakMemory, cpu_seconds, end, marked, t
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MARKER = "NIGHTSCORE_BENCHMARK"
-_LONGEST_S = 3600
+LONGEST_S = 3600
 _LINES_OF_LOG = 30
 
 
@@ -53,11 +53,24 @@ class Pass:
 def run_pass(
     arguments: Sequence[str], job: Path, servers: Sequence[psutil.Process], device: str
 ) -> Pass:
-    """Run `python -m ARGUMENTS JOB` from setup to result.
+    """`run_passes` of a process that makes one, in an hour at most."""
+    return run_passes(arguments, job, servers, device, count=1)[0]
+
+
+def run_passes(
+    arguments: Sequence[str],
+    job: Path,
+    servers: Sequence[psutil.Process],
+    device: str,
+    *,
+    count: int,
+    longest: float = LONGEST_S,
+) -> list[Pass]:
+    """Run `python -m ARGUMENTS JOB`, which makes `count` passes, each from setup to result.
 
     Raises
     ------
-    ContenderError: it failed or took more than an hour. Nothing of it is left running.
+    ContenderError: it failed, or was silent for `longest` seconds. Nothing of it is left running.
     """
     log = job.with_suffix(".log")
     mark = str(job)
@@ -73,12 +86,7 @@ def run_pass(
         )
     own = psutil.Process(process.pid)
     try:
-        _line(process, log)
-        before, at_servers = cpu_seconds([own]), cpu_seconds(servers)
-        with PeakMemory(own) as peak, GpuUse(device) as gpu:
-            _say(process, "go\n")
-            answer = json.loads(_line(process, log))
-            after, at_servers_after = cpu_seconds([own]), cpu_seconds(servers)
+        passes = [_pass(process, log, servers, device, longest) for _ in range(count)]
         left = tree(own)
         process.communicate(timeout=120)
         end(left, wait_s=30)
@@ -88,6 +96,24 @@ def run_pass(
         process.kill()
         process.wait()
         end(marked(MARKER, mark), wait_s=0)
+    return passes
+
+
+def _pass(
+    process: "subprocess.Popen[str]",
+    log: Path,
+    servers: Sequence[psutil.Process],
+    device: str,
+    longest: float,
+) -> Pass:
+    """Wait until the process is ready, and measure what it does then."""
+    own = psutil.Process(process.pid)
+    _line(process, log, longest)
+    before, at_servers = cpu_seconds([own]), cpu_seconds(servers)
+    with PeakMemory(own) as peak, GpuUse(device) as gpu:
+        _say(process, "go\n")
+        answer = json.loads(_line(process, log, longest))
+        after, at_servers_after = cpu_seconds([own]), cpu_seconds(servers)
     return Pass(
         answer["images"],
         answer["seconds"],
@@ -99,10 +125,10 @@ def run_pass(
     )
 
 
-def _line(process: "subprocess.Popen[str]", log: Path) -> str:
+def _line(process: "subprocess.Popen[str]", log: Path, longest: float) -> str:
     """The next line that a contender prints."""
     assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], _LONGEST_S)
+    ready, _, _ = select.select([process.stdout], [], [], longest)
     line = process.stdout.readline() if ready else ""
     if not line:
         raise ContenderError(_failure(process, log))
