@@ -6,9 +6,12 @@ itself: that option would show the packages of the Python below it.
 
 import hashlib
 import json
+import os
+import stat
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import venv
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +36,7 @@ def make() -> Path:
             f"There are no wheels in {layout.relative(layout.wheels(tag))}. Prepare them with "
             f"`make gpu-check` where there is a network, and carry that folder."
         )
-    folder = layout.environment(tag)
+    folder = _place(layout.environment(tag))
     python = folder / "bin" / "python"
     if not python.exists():
         venv.EnvBuilder(with_pip=False, symlinks=True, clear=True).create(folder)
@@ -46,6 +49,26 @@ def make() -> Path:
         known |= {path.name: _digest(path) for path in fresh}
         mark.write_text(json.dumps(known, indent=1), encoding="utf-8")
     return python
+
+
+def _place(folder: Path) -> Path:
+    """Where the environment lies: at `folder`, or where that is a link to.
+
+    For root PostgreSQL runs as `nobody`, and looks with access(2) for its programs, which no
+    capability helps: that user must be able to pass through all folders above them.
+    """
+    if os.getuid() != 0 or folder.exists() or is_passable(folder):
+        return folder.resolve()
+    place = Path(tempfile.mkdtemp(prefix="nightscore-environment-"))
+    place.chmod(0o755)
+    folder.unlink(missing_ok=True)  # a link to what is gone
+    folder.symlink_to(place)
+    return place
+
+
+def is_passable(path: Path) -> bool:
+    """Whether every user can pass through the folders above a path."""
+    return all(parent.stat().st_mode & stat.S_IXOTH for parent in path.absolute().parents)
 
 
 def has(python: Path, module: str) -> bool:

@@ -43,7 +43,7 @@ def _train(parts: Mapping[str, Document]) -> Iterator[str]:
         if part["status"] == DONE:
             runs[name.rpartition("/")[0]].append(part["result"])
     for model, found in runs.items():
-        yield f"| {model}, {found[0]['source']} | {len(found)} seeds | " + " | ".join(
+        yield f"| {model}, {found[0]['source']} | seeds: {len(found)} | " + " | ".join(
             f"{key} {mean(values):.4g} ({min(values):.4g} to {max(values):.4g})"
             for key, values in _figures(found)
         )

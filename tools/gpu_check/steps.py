@@ -52,8 +52,9 @@ class Run:
 
     @property
     def variables(self) -> dict[str, str]:
+        paths = [str(layout.REPOSITORY), os.environ.get("PYTHONPATH", "")]
         own = {
-            "PYTHONPATH": str(layout.REPOSITORY),
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             "PYTHONUNBUFFERED": "1",
             "NIGHTSCORE_DEVICE": "cpu" if self.rehearsal else "cuda",
         }
