@@ -82,11 +82,11 @@ def run_passes(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            text=True,
         )
+    answers = _Answers(process, log)
     own = psutil.Process(process.pid)
     try:
-        passes = [_pass(process, log, servers, device, longest) for _ in range(count)]
+        passes = [_pass(answers, servers, device, longest) for _ in range(count)]
         left = tree(own)
         process.communicate(timeout=120)
         end(left, wait_s=30)
@@ -100,19 +100,15 @@ def run_passes(
 
 
 def _pass(
-    process: "subprocess.Popen[str]",
-    log: Path,
-    servers: Sequence[psutil.Process],
-    device: str,
-    longest: float,
+    answers: "_Answers", servers: Sequence[psutil.Process], device: str, longest: float
 ) -> Pass:
     """Wait until the process is ready, and measure what it does then."""
-    own = psutil.Process(process.pid)
-    _line(process, log, longest)
+    own = psutil.Process(answers.process.pid)
+    answers.next(longest)
     before, at_servers = cpu_seconds([own]), cpu_seconds(servers)
     with PeakMemory(own) as peak, GpuUse(device) as gpu:
-        _say(process, "go\n")
-        answer = json.loads(_line(process, log, longest))
+        answers.go()
+        answer = json.loads(answers.next(longest))
         after, at_servers_after = cpu_seconds([own]), cpu_seconds(servers)
     return Pass(
         answer["images"],
@@ -125,23 +121,36 @@ def _pass(
     )
 
 
-def _line(process: "subprocess.Popen[str]", log: Path, longest: float) -> str:
-    """The next line that a contender prints."""
-    assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], longest)
-    line = process.stdout.readline() if ready else ""
-    if not line:
-        raise ContenderError(_failure(process, log))
-    return line.removesuffix("\n")
+class _Answers:
+    """The lines that a contender prints, of which several may come at once."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", log: Path) -> None:
+        self.process = process
+        self._log = log
+        self._rest = b""
+
+    def next(self, longest: float) -> bytes:
+        """The next line; ContenderError when none comes for `longest` seconds."""
+        assert self.process.stdout is not None
+        while b"\n" not in self._rest:
+            # Not `readline`: `select` does not see the lines that it has read ahead.
+            ready, _, _ = select.select([self.process.stdout], [], [], longest)
+            found = os.read(self.process.stdout.fileno(), 2**16) if ready else b""
+            if not found:
+                raise ContenderError(_failure(self.process, self._log))
+            self._rest += found
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+    def go(self) -> None:
+        """Let it score."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # that it has ended is noticed by `next`
+            self.process.stdin.write(b"go\n")
+            self.process.stdin.flush()
 
 
-def _say(process: "subprocess.Popen[str]", text: str) -> None:
-    assert process.stdin is not None
-    process.stdin.write(text)
-    process.stdin.flush()
-
-
-def _failure(process: "subprocess.Popen[str]", log: Path) -> str:
+def _failure(process: "subprocess.Popen[bytes]", log: Path) -> str:
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(5)
     said = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LINES_OF_LOG:]
