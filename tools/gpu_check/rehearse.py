@@ -34,7 +34,12 @@ def main(data: Path | None, steps: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="nightscore-rehearsal-") as folder:
         tree = Path(folder) / "tree"
         _copy_tree(tree, layout.tag(python))
-        statuses = {step: _step(step, tree, machine, Path(folder)) for step in steps}
+        try:
+            statuses = {step: _step(step, tree, machine, Path(folder)) for step in steps}
+        finally:
+            # It may lie elsewhere (`environment.make`), and then the tree has a link to it.
+            made = layout.environment(layout.tag(python)).relative_to(layout.REPOSITORY)
+            shutil.rmtree((tree / made).resolve(), ignore_errors=True)
         results = layout.FOLDER / "rehearsal"
         shutil.rmtree(results, ignore_errors=True)
         shutil.copytree(Path(folder) / "out", results)
