@@ -11,10 +11,10 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install run stop test faults hostile lint types format bench growth models peers audit sbom licences clean lock
+.PHONY: help install run stop test test-unit faults hostile lint types format bench growth models gpu-check gpu-rehearsal peers audit sbom licences clean lock
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 install: $(INSTALLED)  ## install everything into .venv
 
@@ -33,11 +33,14 @@ run: $(INSTALLED)  ## start the local stack, train, score a night, show the resu
 stop: $(INSTALLED)  ## stop the local stack; its data stay in .nightscore/
 	@$(BIN)/nightscore down
 
-test: $(INSTALLED) $(AUDIT_INSTALLED) lint  ## lint, type-check and run all tests; they start all they need
-	@$(BIN)/pytest
+test: $(INSTALLED) $(AUDIT_INSTALLED) lint  ## lint, type-check and run all tests; they start all they need (ARGS="-k name")
+	@$(BIN)/pytest $(ARGS)
+
+test-unit: $(INSTALLED) $(AUDIT_INSTALLED)  ## run the tests that need no service, in under a minute
+	@$(BIN)/pytest tests/unit $(ARGS)
 
 faults: $(INSTALLED)  ## break everything that can break, often, and print what came of it (half an hour)
-	@FAULTS=full $(BIN)/pytest tests/faults
+	@FAULTS=full $(BIN)/pytest --numprocesses 0 tests/faults $(ARGS)
 
 lint: $(INSTALLED)  ## check style and types
 	@$(BIN)/ruff check .
@@ -57,6 +60,12 @@ growth: $(INSTALLED)  ## measure nights of 10 thousand to 1 million images (ten 
 
 models: $(INSTALLED)  ## compare models on labelled images (ARGS="--task anomaly --data spill.tar")
 	@$(BIN)/python -m benchmarks.models $(ARGS)
+
+gpu-check: $(INSTALLED)  ## prepare a check for a machine with an NVIDIA GPU and no network (DATA=DIR: real images)
+	@$(BIN)/python -m tools.gpu_check prepare $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+gpu-rehearsal: $(INSTALLED)  ## run that check on the CPU, without a network (20 minutes)
+	@$(BIN)/python -m tools.gpu_check rehearse $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 hostile: $(INSTALLED)  ## score 20,000 broken and hostile images and print what became of them
 	@$(BIN)/python -m tests.hostile.run $(ARGS)
@@ -82,6 +91,7 @@ licences: $(INSTALLED)  ## write every locked package's licence into docs/licenc
 lock: $(INSTALLED)  ## resolve requirements/*.txt again from pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --all-extras --upgrade pyproject.toml -o requirements/lock.txt
 	@$(BIN)/uv pip compile --quiet --no-deps --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade -c requirements/lock.txt requirements/bench.in -o requirements/bench.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --no-emit-package numpy --no-emit-package psutil --no-emit-package pytest --no-emit-package iniconfig --no-emit-package packaging --no-emit-package pluggy --no-emit-package pygments -c requirements/lock.txt requirements/gpu-check.in -o requirements/gpu-check.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade requirements/peers.in -o requirements/peers.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade requirements/audit.in -o requirements/audit.txt
 

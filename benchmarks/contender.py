@@ -3,7 +3,8 @@
 A contender is a process of its own, `python -m MODULE JOB.json`: it prepares itself, prints
 `ready`, waits for a line on standard input, scores all images, prints a line of JSON with
 `seconds` and `images`, and waits for the end of standard input, so that the times of its
-processes can still be read.
+processes can still be read. One that has several things to measure goes through this, from the
+preparation on, for each of them.
 """
 
 import json
@@ -61,16 +62,19 @@ class Job:
         return cls(**fields)
 
 
-def main(setup: Callable[[Job], Run]) -> None:
-    """Take part: `setup` is not timed; what it returns is, and returns the number of images."""
+def main(*setups: Callable[[Job], Run]) -> None:
+    """Take part, once for each of `setups`, one after the other: a setup is not timed; what it
+    returns is, and returns the number of images."""
     # Whatever else is printed must not get between the lines that the harness reads.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    run = setup(Job.read(Path(sys.argv[-1])))
-    print(READY, file=answers)
-    sys.stdin.readline()
-    started = time.perf_counter()
-    images = run()
-    seconds = time.perf_counter() - started
-    print(json.dumps({"seconds": seconds, "images": images}), file=answers)
+    job = Job.read(Path(sys.argv[-1]))
+    for setup in setups:
+        run = setup(job)
+        print(READY, file=answers)
+        sys.stdin.readline()
+        started = time.perf_counter()
+        images = run()
+        seconds = time.perf_counter() - started
+        print(json.dumps({"seconds": seconds, "images": images}), file=answers)
     sys.stdin.read()

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import date
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,7 @@ def _night(count: int, folder: Path) -> Iterator[tuple[Job, list[psutil.Process]
 def _job(folder: Path) -> Job:
     current = settings()
     network = workloads.network(_WORKLOAD)
-    contents = list(islice(workloads.drawn("spill"), DISTINCT))
+    contents = workloads.drawn("spill", DISTINCT)
     program = folder / "model.pt2"
     export(network, program, _WORKLOAD.input_size)
     job = Job(

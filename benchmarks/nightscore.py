@@ -4,11 +4,14 @@ from datetime import date
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import numpy as np
+
 from benchmarks.contender import Job, Run, main
 from ml.config import configuration
 from ml.database import session
 from ml.program import Program, ProgramInfo, sha256
 from ml.scoring.discovery import discover, plan_shards
+from ml.scoring.engine import BATCH
 from ml.scoring.shard import score_shard
 from ml.tables import OPEN, ScoringRun, ScoringRunModel
 
@@ -46,9 +49,16 @@ def open_run(job: Job, version: int) -> UUID:
     return run_id
 
 
+def _warm_up(job: Job, program: Program) -> None:
+    """A full batch, as the others do: on a GPU the first one chooses and loads kernels."""
+    if job.device == "cuda":
+        program.predict(np.zeros((BATCH["cuda"], 3, *job.input_size), dtype=np.uint8))
+
+
 def setup(job: Job) -> Run:
     # A version of its own for each turn: so every image is to be scored again.
     program = load_program(job, job.turn)
+    _warm_up(job, program)
     run_id = open_run(job, job.turn)
     shards = plan_shards(run_id)
 

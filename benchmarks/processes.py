@@ -1,15 +1,14 @@
 """What processes cost: CPU seconds, memory, and the share of time that a GPU is busy."""
 
 import contextlib
-import shutil
-import subprocess
+import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 from types import TracebackType
+from typing import Any
 
 import psutil
 
@@ -87,25 +86,62 @@ class PeakMemory:
             pause = max(_SAMPLE_EVERY_S, (time.perf_counter() - started) / _LARGEST_SHARE)
 
 
-@contextmanager
-def gpu_busy(device: str) -> Iterator[list[float]]:
-    """Percent of the time that the GPU ran a kernel while the context was open, as the one item
-    of a list; an empty list where there is no GPU or no `nvidia-smi`."""
-    busy: list[float] = []
-    if device != "cuda" or shutil.which("nvidia-smi") is None:
-        yield busy
-        return
-    query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
-    watching = subprocess.Popen(
-        [*query, "--id=0", "--loop-ms=200"], stdout=subprocess.PIPE, text=True
-    )
+class GpuUse:
+    """How a GPU was used while the context was open, by all processes of the machine.
+
+    `busy` is the percent of the time in which it ran a kernel, the mean of NVML's samples (each of
+    the last sixth of a second or so, so it says little of less than two seconds), `memory_mb` the
+    most memory that was taken. Both are None on a CPU and where NVML does not answer.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.busy: float | None = None
+        self.memory_mb: float | None = None
+        self._handle = _gpu() if device == "cuda" else None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._samples: list[float] = []
+
+    def __enter__(self) -> "GpuUse":
+        if self._handle is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._handle is None:
+            return
+        self._ended.set()
+        self._thread.join()
+        self.busy = mean(self._samples) if self._samples else None
+
+    def _watch(self) -> None:
+        import pynvml
+
+        # What NVML says first is of the time before.
+        while not self._ended.wait(_SAMPLE_EVERY_S):
+            with contextlib.suppress(pynvml.NVMLError):
+                self._samples.append(pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu)
+                used = pynvml.nvmlDeviceGetMemoryInfo(self._handle).used / 1e6
+                self.memory_mb = max(self.memory_mb or 0.0, used)
+
+
+def _gpu() -> Any:
+    """NVML's handle of the GPU that torch takes by default; None where there is no NVML."""
     try:
-        yield busy
-    finally:
-        watching.terminate()
-        said = [line.strip() for line in watching.communicate()[0].splitlines()]
-        samples = [float(line) for line in said if line.isdecimal()]
-        busy.extend([mean(samples)] if samples else [])
+        import pynvml
+    except ImportError:
+        return None
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    try:
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdecimal() else 0)
+    except pynvml.NVMLError:
+        return None
 
 
 def end(processes: Iterable[psutil.Process], wait_s: float) -> None:

@@ -14,7 +14,6 @@ _STAGES_OF_AN_IMAGE = ("fetch", "decode_resize", "host_to_device", "forward", "w
 def row(name: str, passes: Sequence[Pass]) -> dict[str, Any]:
     """A contender's row: medians of its passes, and the largest peak of memory."""
     rates = [one.rate for one in passes]
-    busy = [one.gpu_busy for one in passes if one.gpu_busy is not None]
     found: dict[str, Any] = {
         "name": name,
         "images_per_second": {
@@ -26,7 +25,15 @@ def row(name: str, passes: Sequence[Pass]) -> dict[str, Any]:
         "peak_memory_mb": round(max(one.peak_memory_mb for one in passes)),
         "servers_cpu_seconds_per_1000": _servers(passes),
     }
-    return found | ({"gpu_busy_percent": round(median(busy))} if busy else {})
+    return found | _gpu(passes)
+
+
+def _gpu(passes: Sequence[Pass]) -> dict[str, float]:
+    """How a GPU was used, where there is one: median of the busy share, largest memory."""
+    busy = [one.gpu_busy for one in passes if one.gpu_busy is not None]
+    memory = [one.gpu_memory_mb for one in passes if one.gpu_memory_mb is not None]
+    found = {"gpu_busy_percent": round(median(busy))} if busy else {}
+    return found | ({"gpu_memory_mb": round(max(memory))} if memory else {})
 
 
 def stage(passes: Sequence[Pass]) -> dict[str, float]:
@@ -35,6 +42,7 @@ def stage(passes: Sequence[Pass]) -> dict[str, float]:
         "images_per_second": round(median(one.rate for one in passes), 1),
         "cpu_seconds_per_1000": _cpu(passes),
         "servers_cpu_seconds_per_1000": _servers(passes),
+        **_gpu(passes),
     }
 
 
@@ -78,12 +86,10 @@ def lines(document: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield f"{'stage alone':18}{'images/s':>9}{'CPU-s/1,000':>31}{'of servers':>11}"
         for name, one in document["stages"].items():
-            if not one["images_per_second"]:
-                yield f"{name:18}{'-':>9}"
-                continue
+            busy = f"   GPU busy {one['gpu_busy_percent']} %" if "gpu_busy_percent" in one else ""
             yield (
                 f"{name:18}{one['images_per_second']:>9,.0f}{one['cpu_seconds_per_1000']:>31.3f}"
-                f"{one['servers_cpu_seconds_per_1000']:>11.3f}"
+                f"{one['servers_cpu_seconds_per_1000']:>11.3f}{busy}"
             )
     if document["efficiency"] is not None:
         yield f"bound {document['bound']:,.0f} images/s; efficiency {document['efficiency']:.2f}"

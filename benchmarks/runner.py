@@ -12,11 +12,11 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.processes import PeakMemory, cpu_seconds, end, gpu_busy, marked, tree
+from benchmarks.processes import GpuUse, PeakMemory, cpu_seconds, end, marked, tree
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MARKER = "NIGHTSCORE_BENCHMARK"
-_LONGEST_S = 3600
+LONGEST_S = 3600
 _LINES_OF_LOG = 30
 
 
@@ -27,7 +27,8 @@ class ContenderError(Exception):
 @dataclass(frozen=True)
 class Pass:
     """What a pass took: CPU seconds of its own processes and of the servers that it used, peak
-    memory of its own processes in MB, and how busy the GPU was, in percent."""
+    memory of its own processes in MB; on a GPU how busy it was, in percent, and the most of its
+    memory that was taken, in MB (`benchmarks.processes.GpuUse`)."""
 
     images: int
     seconds: float
@@ -35,6 +36,7 @@ class Pass:
     servers_cpu_seconds: float
     peak_memory_mb: float
     gpu_busy: float | None
+    gpu_memory_mb: float | None = None
 
     @property
     def rate(self) -> float:
@@ -51,11 +53,24 @@ class Pass:
 def run_pass(
     arguments: Sequence[str], job: Path, servers: Sequence[psutil.Process], device: str
 ) -> Pass:
-    """Run `python -m ARGUMENTS JOB` from setup to result.
+    """`run_passes` of a process that makes one, in an hour at most."""
+    return run_passes(arguments, job, servers, device, count=1)[0]
+
+
+def run_passes(
+    arguments: Sequence[str],
+    job: Path,
+    servers: Sequence[psutil.Process],
+    device: str,
+    *,
+    count: int,
+    longest: float = LONGEST_S,
+) -> list[Pass]:
+    """Run `python -m ARGUMENTS JOB`, which makes `count` passes, each from setup to result.
 
     Raises
     ------
-    ContenderError: it failed or took more than an hour. Nothing of it is left running.
+    ContenderError: it failed, or was silent for `longest` seconds. Nothing of it is left running.
     """
     log = job.with_suffix(".log")
     mark = str(job)
@@ -67,16 +82,11 @@ def run_pass(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            text=True,
         )
+    answers = _Answers(process, log)
     own = psutil.Process(process.pid)
     try:
-        _line(process, log)
-        before, at_servers = cpu_seconds([own]), cpu_seconds(servers)
-        with PeakMemory(own) as peak, gpu_busy(device) as busy:
-            _say(process, "go\n")
-            answer = json.loads(_line(process, log))
-            after, at_servers_after = cpu_seconds([own]), cpu_seconds(servers)
+        passes = [_pass(answers, servers, device, longest) for _ in range(count)]
         left = tree(own)
         process.communicate(timeout=120)
         end(left, wait_s=30)
@@ -86,33 +96,61 @@ def run_pass(
         process.kill()
         process.wait()
         end(marked(MARKER, mark), wait_s=0)
+    return passes
+
+
+def _pass(
+    answers: "_Answers", servers: Sequence[psutil.Process], device: str, longest: float
+) -> Pass:
+    """Wait until the process is ready, and measure what it does then."""
+    own = psutil.Process(answers.process.pid)
+    answers.next(longest)
+    before, at_servers = cpu_seconds([own]), cpu_seconds(servers)
+    with PeakMemory(own) as peak, GpuUse(device) as gpu:
+        answers.go()
+        answer = json.loads(answers.next(longest))
+        after, at_servers_after = cpu_seconds([own]), cpu_seconds(servers)
     return Pass(
         answer["images"],
         answer["seconds"],
         after - before,
         at_servers_after - at_servers,
         peak.mb,
-        busy[0] if busy else None,
+        gpu.busy,
+        gpu.memory_mb,
     )
 
 
-def _line(process: "subprocess.Popen[str]", log: Path) -> str:
-    """The next line that a contender prints."""
-    assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], _LONGEST_S)
-    line = process.stdout.readline() if ready else ""
-    if not line:
-        raise ContenderError(_failure(process, log))
-    return line.removesuffix("\n")
+class _Answers:
+    """The lines that a contender prints, of which several may come at once."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", log: Path) -> None:
+        self.process = process
+        self._log = log
+        self._rest = b""
+
+    def next(self, longest: float) -> bytes:
+        """The next line; ContenderError when none comes for `longest` seconds."""
+        assert self.process.stdout is not None
+        while b"\n" not in self._rest:
+            # Not `readline`: `select` does not see the lines that it has read ahead.
+            ready, _, _ = select.select([self.process.stdout], [], [], longest)
+            found = os.read(self.process.stdout.fileno(), 2**16) if ready else b""
+            if not found:
+                raise ContenderError(_failure(self.process, self._log))
+            self._rest += found
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+    def go(self) -> None:
+        """Let it score."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # that it has ended is noticed by `next`
+            self.process.stdin.write(b"go\n")
+            self.process.stdin.flush()
 
 
-def _say(process: "subprocess.Popen[str]", text: str) -> None:
-    assert process.stdin is not None
-    process.stdin.write(text)
-    process.stdin.flush()
-
-
-def _failure(process: "subprocess.Popen[str]", log: Path) -> str:
+def _failure(process: "subprocess.Popen[bytes]", log: Path) -> str:
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(5)
     said = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LINES_OF_LOG:]

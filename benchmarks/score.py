@@ -28,7 +28,7 @@ from benchmarks import machine, report, workloads
 from benchmarks.contender import Job
 from benchmarks.nightscore import load_program
 from benchmarks.report import OURS
-from benchmarks.runner import Pass, run_pass
+from benchmarks.runner import LONGEST_S, ContenderError, Pass, run_passes
 from benchmarks.workloads import WORKLOADS, Workload
 from ml.device import choose
 from ml.program import export
@@ -47,6 +47,7 @@ CONTENDERS = {
 STAGES = ("list", "fetch", "decode_resize", "host_to_device", "forward", "write")
 _NEEDS = {"ray_data": "ray"}
 _SCHEMA = "benchmark"
+_LONGEST_NOTE = 2000
 _COLUMNS = "uri text PRIMARY KEY, predicted_class text, score real, flagged boolean"
 _OURS_AS_THEIRS = f"""
 INSERT INTO {_SCHEMA}.{OURS}
@@ -71,6 +72,9 @@ class Bench:
     servers: Sequence[psutil.Process]
     contenders: Sequence[str]
     with_stages: bool
+    keeps_going: bool = False
+    longest: float = LONGEST_S
+    failed: dict[str, str] = field(default_factory=dict)
     passes: dict[str, list[Pass]] = field(default_factory=dict)
     stages: dict[str, list[Pass]] = field(default_factory=dict)
     agreement: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -82,24 +86,51 @@ class Bench:
         for name in [*self.contenders[first:], *self.contenders[:first]]:
             job = replace(self.job, turn=number, table=f"{_SCHEMA}.{name}")
             self._make_table(job.table)
-            found = self._run([CONTENDERS[name]], job)
-            self._check_rows(name, job)
-            self.passes.setdefault(name, []).append(found)
-            _say(f"turn {number}: {name} {found.rate:,.0f} images/s")
+            with self._failures_of(name):
+                found = self._run(name, job)
+                self._check_rows(name, job)
+                self.passes.setdefault(name, []).append(found)
+                _say(f"turn {number}: {name} {found.rate:,.0f} images/s")
         if number == 1:
             self._compare()
-        for name in STAGES if self.with_stages else ():
-            if name == "host_to_device" and self.job.device != "cuda":
-                found = Pass(0, 0.0, 0.0, 0.0, 0.0, None)
-            else:
-                found = self._run(["benchmarks.stages", name], replace(self.job, turn=number))
-                _say(f"turn {number}: {name} alone {found.rate:,.0f} images/s")
+        if self.with_stages:
+            with self._failures_of("stages"):
+                self._measure_stages(replace(self.job, turn=number))
+
+    @contextmanager
+    def _failures_of(self, name: str) -> Iterator[None]:
+        """Where it is to keep going, note that something failed instead of ending with it."""
+        try:
+            yield
+        except ContenderError as error:
+            if not self.keeps_going:
+                raise
+            self.failed[name] = str(error)[-_LONGEST_NOTE:]
+            _say(f"{name} failed: {self.failed[name]}")
+
+    def _measure_stages(self, job: Job) -> None:
+        """Every stage, one after the other in one process, which imports and loads but once."""
+        names = [name for name in STAGES if name != "host_to_device" or job.device == "cuda"]
+        path = self._written(f"stages-{job.workload}-{job.turn}", job)
+        arguments = ["benchmarks.stages", *names]
+        passes = self._passes(arguments, path, len(names))
+        for name, found in zip(names, passes, strict=True):
+            _say(f"turn {job.turn}: {name} alone {found.rate:,.0f} images/s")
             self.stages.setdefault(name, []).append(found)
 
-    def _run(self, arguments: Sequence[str], job: Job) -> Pass:
-        path = self.folder / f"{arguments[-1]}-{job.workload}-{job.turn}.json"
+    def _run(self, name: str, job: Job) -> Pass:
+        path = self._written(f"{name}-{job.workload}-{job.turn}", job)
+        return self._passes([CONTENDERS[name]], path, 1)[0]
+
+    def _passes(self, arguments: Sequence[str], path: Path, count: int) -> list[Pass]:
+        return run_passes(
+            arguments, path, self.servers, self.job.device, count=count, longest=self.longest
+        )
+
+    def _written(self, name: str, job: Job) -> Path:
+        path = self.folder / f"{name}.json"
         job.write(path)
-        return run_pass(arguments, path, self.servers, job.device)
+        return path
 
     def _make_table(self, table: str) -> None:
         with _cursor(self.job) as cursor:
@@ -115,16 +146,16 @@ class Bench:
             cursor.execute(counted)
             count, distinct, flagged = cursor.fetchone()
             if not count == distinct == len(job.keys):
-                raise SystemExit(f"{name} stored {count} rows for {len(job.keys)} images.")
+                raise ContenderError(f"{name} stored {count} rows for {len(job.keys)} images.")
             self.flagged = int(flagged)
 
     def _compare(self) -> None:
         """How the others' rows differ from Nightscore's."""
-        if OURS not in self.contenders:
+        if not self.passes.get(OURS):
             return
         ours = f"{_SCHEMA}.{OURS}"
         with _cursor(self.job) as cursor:
-            for name in self.contenders:
+            for name in self.passes:
                 if name != OURS:
                     cursor.execute(_DIFFERENCES.format(ours=ours, theirs=f"{_SCHEMA}.{name}"))
                     found = zip(
@@ -136,7 +167,8 @@ class Bench:
 
     def document(self) -> dict[str, Any]:
         """Rows, stages, efficiency and agreement, as they go into the JSON file."""
-        rows = [report.row(name, self.passes[name]) for name in self.contenders]
+        known = [name for name in self.contenders if self.passes.get(name)]
+        rows = [report.row(name, self.passes[name]) for name in known]
         stages = {name: report.stage(passes) for name, passes in self.stages.items()}
         bound = report.bound(stages, self.job.device, self.job.cores) if stages else None
         ours = next((row["images_per_second"] for row in rows if row["name"] == OURS), None)
@@ -147,6 +179,7 @@ class Bench:
             "bound": round(bound, 1) if bound else None,
             "agreement": self.agreement,
             "flagged": self.flagged,
+            "failed": self.failed,
         }
 
 
@@ -224,11 +257,20 @@ def _measure(
     folder: Path,
     servers: Sequence[psutil.Process],
 ) -> dict[str, Any]:
-    count = arguments.images or workload.images
+    chosen = dict(arguments.images)
+    count = chosen.get(workload.name) or chosen.get("") or workload.images
     _say(f"{workload.name}: preparing {count:,} images")
     contents, source = workloads.images(workload, count, arguments.data)
     job = _prepare(workload, contents, folder)
-    bench = Bench(job, folder, servers, _contenders(arguments.only), not arguments.no_stages)
+    bench = Bench(
+        job,
+        folder,
+        servers,
+        _contenders(arguments.only),
+        not arguments.no_stages,
+        arguments.keep_going,
+        arguments.longest,
+    )
     for number in range(1, arguments.turns + 1):
         bench.turn(number)
     return {
@@ -258,6 +300,14 @@ def _save(document: Mapping[str, Any], path: Path, several: bool) -> None:
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
+def _count(text: str) -> tuple[str, int]:
+    """N or NAME=N, as a workload's name (empty: of any) and a number."""
+    name, _, number = text.rpartition("=")
+    if name and name not in WORKLOADS:
+        raise argparse.ArgumentTypeError(f"no workload {name!r}; known: {', '.join(WORKLOADS)}")
+    return name, int(number)
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.score",
@@ -272,7 +322,14 @@ def _arguments() -> argparse.Namespace:
         help="what to score, default spill; can be given several times. photos: drawn JPEGs of "
         "1920 x 1080; imagenet: drawn JPEGs of 500 x 375, ResNet-18",
     )
-    parser.add_argument("--images", type=int, help=f"how many; default: {defaults}")
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        type=_count,
+        default=[],
+        metavar="N",
+        help=f"how many, or of one workload: NAME=N; default: {defaults}",
+    )
     parser.add_argument("--turns", type=int, default=5, help="default 5")
     parser.add_argument(
         "--data",
@@ -291,6 +348,16 @@ def _arguments() -> argparse.Namespace:
         "--only", nargs="+", choices=CONTENDERS, metavar="NAME", help=", ".join(CONTENDERS)
     )
     parser.add_argument("--no-stages", action="store_true", help="leave the single stages out")
+    parser.add_argument(
+        "--keep-going", action="store_true", help="name a contender that fails, and go on without"
+    )
+    parser.add_argument(
+        "--longest",
+        type=float,
+        default=LONGEST_S,
+        metavar="S",
+        help="seconds that a contender may prepare itself, or score; default an hour",
+    )
     return parser.parse_args()
 
 
@@ -302,11 +369,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="nightscore-bench-") as folder:
         Path(folder).chmod(0o700)
         with _stack(Path(folder)) as servers:
-            for name in names:
-                document = _measure(WORKLOADS[name], arguments, Path(folder), servers)
-                print("\n" + "\n".join(report.lines(document)), flush=True)
-                if arguments.json:
-                    _save(document, arguments.json, several=len(names) > 1)
+            try:
+                for name in names:
+                    document = _measure(WORKLOADS[name], arguments, Path(folder), servers)
+                    print("\n" + "\n".join(report.lines(document)), flush=True)
+                    if arguments.json:
+                        _save(document, arguments.json, several=len(names) > 1)
+            except ContenderError as error:
+                raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """Each stage of scoring alone, on the same images, with all cores: `python -m benchmarks.stages
-STAGE JOB.json`, a contender like the others.
+STAGE ... JOB.json`, a contender like the others, which runs one stage after the other.
 
 Each function prepares what the stage needs and returns the stage itself. Short stages go over the
 images again until they have taken a while.
@@ -152,4 +152,4 @@ def _repeated(once: Run) -> Run:
 
 
 if __name__ == "__main__":
-    main(STAGES[sys.argv[1]])
+    main(*(STAGES[name] for name in sys.argv[1:-1]))

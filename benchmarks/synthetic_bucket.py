@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 import sys
 from collections.abc import Sequence
-from itertools import islice
 from urllib.parse import parse_qs, urlsplit
 
 from benchmarks.workloads import WORKLOADS, drawn
@@ -110,5 +109,5 @@ async def serve(port: int, bucket: Bucket) -> None:
 
 
 if __name__ == "__main__":
-    contents = list(islice(drawn("spill"), DISTINCT))
+    contents = drawn("spill", DISTINCT)
     asyncio.run(serve(int(sys.argv[1]), Bucket(int(sys.argv[2]), contents)))

@@ -1,5 +1,5 @@
-"""A model of Nightscore's, trained from arrays and measured as it scores: its exported program in
-OpenVINO, on the CPU."""
+"""A model of Nightscore's, trained from arrays and measured as it scores: its exported program, in
+OpenVINO on the CPU or in torch on a GPU."""
 
 import time
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks import machine
 from benchmarks.figures import images_per_second, judged, seconds_to
 from ml.config import Model
+from ml.device import Device
 from ml.evaluation import BATCH, evaluate
 from ml.metrics import calibration
 from ml.parallel import map_ahead
@@ -35,15 +36,17 @@ class Trained:
     scores: np.ndarray
 
 
-def train(name: str, model: Model, parts: "Parts", seed: int, folder: Path) -> Trained:
-    """Train with a seed and measure; `folder` receives the program.
+def train(
+    name: str, model: Model, parts: "Parts", seed: int, folder: Path, place: Device = "cpu"
+) -> Trained:
+    """Train with a seed on a device and measure there; `folder` receives the program.
 
     Figures of classification: accuracy, macro_f1, calibration_error (expected, in 15 bins),
     seconds_to_wanted, epoch_seconds; of anomaly those of `benchmarks.figures.judged`; of both:
     train_seconds (evaluation left out), images_per_second and size_mb (of the program's file, 1 MB
     = 10^6 bytes).
     """
-    network, epochs, other_seconds = _fitted(model, parts, seed)
+    network, epochs, other_seconds = _fitted(model, parts, seed, place)
     path = folder / f"{name}-{seed}.pt2"
     export(network, path, model.input_size)
     # The honest threshold is chosen from the program's own scores; until then any will do.
@@ -51,7 +54,7 @@ def train(name: str, model: Model, parts: "Parts", seed: int, folder: Path) -> T
     info = ProgramInfo(
         name, None, model.task, parts.classes, model.input_size, threshold, sha256(path)
     )
-    program = Program.load(path, info, "cpu")
+    program = Program.load(path, info, place)
     test = evaluate(program, parts.test.pixels, parts.test.labels)
     figures: dict[str, float | None] = {
         "train_seconds": sum(epoch.seconds for epoch in epochs) + other_seconds,
@@ -75,12 +78,14 @@ def train(name: str, model: Model, parts: "Parts", seed: int, folder: Path) -> T
     return Trained(program, figures, test.outputs.scores)
 
 
-def _fitted(model: Model, parts: "Parts", seed: int) -> "tuple[Network, list[Epoch], float]":
+def _fitted(
+    model: Model, parts: "Parts", seed: int, place: Device
+) -> "tuple[Network, list[Epoch], float]":
     """The network, its epochs, and the seconds that `start`, `finish` and `calibrate` took."""
     import torch
 
     from ml.models import build
-    from ml.training import loop
+    from ml.training import environment, job, loop
 
     torch.manual_seed(seed)
     network = build(model.architecture, model.input_size, parts.classes, model.options)
@@ -96,16 +101,17 @@ def _fitted(model: Model, parts: "Parts", seed: int) -> "tuple[Network, list[Epo
     started = time.perf_counter()
     network.start(*learned)
     around = time.perf_counter() - started
-    loop.fit(
-        network,
-        *learned,
-        model.training["cpu"],
-        device=torch.device("cpu"),
-        seed=seed,
-        # Only reported, and not in the seconds of an epoch.
-        validate=accuracy if is_classifier else lambda network: {},
-        on_epoch=epochs.append,
-    )
+    with environment.fixed(place):
+        loop.fit(
+            network,
+            *learned,
+            job.parameters(model, place),
+            device=torch.device(place),
+            seed=seed,
+            # Only reported, and not in the seconds of an epoch.
+            validate=accuracy if is_classifier else lambda network: {},
+            on_epoch=epochs.append,
+        )
     started = time.perf_counter()
     network.finish(*learned)
     network.calibrate(*parts.holdout.tensors())

@@ -2,8 +2,9 @@
 
 import io
 import json
+import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image, ImageDraw
 from ml import samples
 from ml.archive import entries
 from ml.config import Configuration, load
+from ml.parallel import map_ahead
 from ml.program import ANOMALY, CLASSIFICATION
 
 if TYPE_CHECKING:
@@ -119,7 +121,7 @@ def _normalise(network: "nn.Module", workload: Workload) -> None:
     import torch
 
     kind = "cifar10" if workload.task == CLASSIFICATION else "spill"
-    images = [_pixels(content, workload.input_size) for content in islice(drawn(kind), 64)]
+    images = [_pixels(content, workload.input_size) for content in drawn(kind, 64)]
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
@@ -189,8 +191,8 @@ def images(workload: Workload, count: int, data: Path | None) -> tuple[list[byte
 
     Parameters
     ----------
-    data: a folder that holds NAME.tar or a folder NAME; only for workloads that are data sets.
-        None: the data sets beside the checkout where there are any, else drawn images.
+    data: a folder that holds NAME.tar, NAME.tar.xz or a folder NAME; only for workloads that are
+        data sets. None: the data sets beside the checkout where there are any, else drawn images.
     """
     source = _source(workload.name, data)
     if source is not None:
@@ -199,7 +201,7 @@ def images(workload: Workload, count: int, data: Path | None) -> tuple[list[byte
         random.Random(0).shuffle(found)
         origin = source.name
     else:
-        found = list(islice(drawn(workload.name), min(count, _DISTINCT.get(workload.name, 1000))))
+        found = drawn(workload.name, min(count, _DISTINCT.get(workload.name, 1000)))
         origin = "drawn"
     chosen = list(islice(cycle(found), count))
     return chosen, f"{origin}, {len(set(chosen))} distinct"
@@ -209,29 +211,22 @@ def _source(name: str, data: Path | None) -> Path | None:
     if name in _DISTINCT:
         return None
     folder = data or DATASETS
-    found = next((path for path in (folder / f"{name}.tar", folder / name) if path.exists()), None)
+    paths = (folder / f"{name}.tar", folder / f"{name}.tar.xz", folder / name)
+    found = next((path for path in paths if path.exists()), None)
     if found is None and data is not None:
-        raise SystemExit(f"{data} holds neither {name}.tar nor a folder {name}.")
+        raise SystemExit(f"{data} holds neither {name}.tar, {name}.tar.xz nor a folder {name}.")
     return found
 
 
-def drawn(name: str) -> Iterator[bytes]:
-    """Image files of a workload without end, each another, always the same."""
-    generator = np.random.default_rng(0)
-    draw: dict[str, Callable[[], bytes]] = {
-        "spill": lambda: samples.jpeg(samples.mould(generator)),
-        "cifar10": lambda: samples.jpeg(
-            samples.shape(str(generator.choice(list(samples.SHAPES))), generator)
-        ),
-        "photos": lambda: _jpeg(
-            _photo(1920, 1080, 2, generator), generator.uniform(220_000, 470_000)
-        ),
-        "imagenet": lambda: _jpeg(
-            _photo(500, 375, 14, generator), generator.uniform(100_000, 120_000)
-        ),
-    }
-    while True:
-        yield draw[name]()
+def drawn(name: str, count: int) -> list[bytes]:
+    """`count` image files of a workload, each another, always the same: each has a random generator
+    of its own, so that all cores draw."""
+
+    def draw(number: int) -> bytes:
+        return _DRAWINGS[name](np.random.default_rng((0, number)))
+
+    cores = os.cpu_count() or 1
+    return list(map_ahead(draw, range(count), threads=cores, ahead=2 * cores))
 
 
 def _photo(width: int, height: int, grain: float, generator: np.random.Generator) -> Image.Image:
@@ -269,3 +264,15 @@ def _encoded(image: Image.Image, quality: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
+
+
+_DRAWINGS: dict[str, Callable[[np.random.Generator], bytes]] = {
+    "spill": lambda random: samples.jpeg(samples.mould(random)),
+    "cifar10": lambda random: samples.jpeg(
+        samples.shape(str(random.choice(list(samples.SHAPES))), random)
+    ),
+    "photos": lambda random: _jpeg(_photo(1920, 1080, 2, random), random.uniform(220_000, 470_000)),
+    "imagenet": lambda random: _jpeg(
+        _photo(500, 375, 14, random), random.uniform(100_000, 120_000)
+    ),
+}

@@ -22,13 +22,14 @@ def choose() -> Device:
         raise ConfigurationError(f"NIGHTSCORE_DEVICE is {wish!r}; allowed: cpu, cuda.")
     if wish == "cpu":
         return "cpu"
-    found = _has_gpu()
+    found = has_gpu()
     if wish == "cuda" and not found:
         raise ConfigurationError("NIGHTSCORE_DEVICE is 'cuda', but torch sees no usable GPU.")
     return "cuda" if found else "cpu"
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
+    """Whether torch can compute on a GPU of this machine."""
     # Two seconds of every scoring task on a machine without a GPU would go into importing torch.
     if not any(driver.exists() for driver in _DRIVERS):
         return False

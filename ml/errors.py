@@ -35,5 +35,9 @@ class ServiceError(NightscoreError):
     """Postgres, S3, MLflow or Airflow did not do its part; a retry may help."""
 
 
+class GpuMemoryError(ServiceError):
+    """The memory of the GPU, or this process's share of it, is used up; a retry may find more."""
+
+
 class RunFailed(NightscoreError):
     """A scoring run ended `failed`; everything that could be scored is stored."""

@@ -102,7 +102,7 @@ class Program:
         ------
         DataError: the file's hash is not the recorded one or the file could run code (it is not
             opened), it is no exported program, or its outputs do not fit its task and classes.
-        ServiceError: the file cannot be read.
+        ServiceError: the file cannot be read, or there is too little GPU memory.
         """
         content = _verified(path, info)
         if info.task == ANOMALY and info.threshold is None:
@@ -154,6 +154,8 @@ class Program:
         for count in (len(pixels), 1):
             try:
                 outputs = self.predict(pixels[:count])
+            except NightscoreError:
+                raise  # such as too little GPU memory, which says nothing of the program
             except Exception as error:
                 raise DataError(
                     f"The program of {self.info.name} does not take {count} uint8 images of "

@@ -23,6 +23,7 @@ import numpy as np
 
 from ml.device import Device
 from ml.errors import ConfigurationError
+from ml.gpu_memory import apply_limit, memory_errors
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +66,8 @@ def precision() -> str:
 class TorchRuntime:
     """Runs a program as it is, operation by operation; on a GPU from pinned memory.
 
-    On a CPU it is the reference that others are compared with.
+    On a CPU it is the reference that others are compared with. On a GPU it and what it is called
+    with raise GpuMemoryError when there is too little memory (`NIGHTSCORE_GPU_MEMORY`).
     """
 
     def __init__(self, exported: "ExportedProgram", device: Device) -> None:
@@ -73,8 +75,10 @@ class TorchRuntime:
             import torch
             from torch.export.passes import move_to_device_pass
 
-            # A program exported on a CPU carries its device in its operations.
-            exported = move_to_device_pass(exported, device)
+            with memory_errors(device):
+                apply_limit()
+                # A program exported on a CPU carries its device in its operations.
+                exported = move_to_device_pass(exported, device)
             # cuDNN would use TF32, with a mantissa of 10 bits, for what is declared as float32.
             torch.backends.cudnn.allow_tf32 = precision() != "float32"
         self.exported = exported
@@ -84,6 +88,10 @@ class TorchRuntime:
         self._local = threading.local()
 
     def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+        with memory_errors(self._device):
+            return self._run(pixels)
+
+    def _run(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
         import torch
 
         on_host = self._pinned(pixels) if self._device == "cuda" else _as_tensor(pixels)

@@ -3,16 +3,45 @@
 import os
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+# Two of these processes share two cores; threads of theirs would only wait for each other. Read
+# when torch is imported, so it is said before.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from ml.settings import settings
 from ml.stack.local import LocalStack
 from ml.store import object_store
-from tests.support import drawing
+from tests.support import stacks
 
+# The longest first, so that no process is left alone with one at the end.
+FOLDERS = ("e2e", "faults", "integration", "hostile", "unit", "gpu")
 # What a developer has set must not reach the tests' services.
 FOREIGN = ("NIGHTSCORE_", "AWS_ACCESS", "AWS_SECRET", "AWS_ENDPOINT", "AWS_SESSION", "MLFLOW_")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: FOLDERS.index(_folder(item.nodeid)))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "_ByFile":
+    return _ByFile(config, log)
+
+
+class _ByFile(LoadScopeScheduling):
+    """A file's tests run in one process, and all of tests/e2e in one, since they share a stack."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        folder = _folder(nodeid)
+        return folder if folder == "e2e" else nodeid.partition("::")[0]
+
+
+def _folder(nodeid: str) -> str:
+    return nodeid.split("/")[1]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,9 +57,21 @@ def _clean_environment() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory, _clean_environment) -> Iterator[LocalStack]:
-    """A stack of which nothing is started yet; stopped at the end."""
+def shared_folder(tmp_path_factory) -> Path:
+    """A folder that the processes of this session have in common."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def stack(request, tmp_path_factory, shared_folder, _clean_environment) -> Iterator[LocalStack]:
+    """A stack of which nothing is started yet; stopped at the end.
+
+    It holds the trained models if any test of the session asks for them.
+    """
     home = tmp_path_factory.mktemp("services") / ".nightscore"
+    if any("trained" in item.fixturenames for item in request.session.items):
+        stacks.copy_of_trained(shared_folder, home)
     os.environ["NIGHTSCORE_HOME"] = str(home)
     settings.cache_clear()
     object_store.cache_clear()
@@ -42,7 +83,7 @@ def stack(tmp_path_factory, _clean_environment) -> Iterator[LocalStack]:
 @pytest.fixture(scope="session")
 def store_and_database(stack: LocalStack) -> LocalStack:
     """Postgres, migrated, and S3."""
-    stack.up(("postgres", "s3"))
+    stack.up(("postgres", "s3"), ports=stacks.ports())
     object_store.cache_clear()
     return stack
 
@@ -75,69 +116,11 @@ def at_endpoint(monkeypatch):
     object_store.cache_clear()
 
 
-CONFIGURATION = """\
-storage: {bucket}
-streams:
-  line:
-    prefix: {bucket}/streams/line
-    models: [shades]
-    lookback_nights: 2
-    shard_size: 10
-    max_rejected_share: 0.5
-  both:
-    prefix: {bucket}/streams/both
-    models: [shades, moulds]
-    shard_size: 100
-    limits: {{max_pixels: 10000, max_bytes: 100000}}
-  faults:
-    prefix: {bucket}/streams/faults
-    models: [shades, moulds]
-    lookback_nights: 0
-    shard_size: 40
-  long:
-    prefix: {bucket}/streams/long
-    models: [shades]
-    lookback_nights: 0
-models:
-  shades:
-    task: classification
-    dataset: shades
-    architecture: residual_network
-    input_size: [16, 16]
-    options: {{width: 8}}
-    holdout_share: 0.3
-    training:
-      cpu: {{epochs: 2, batch_size: 32, learning_rate: 0.1}}
-    gate: {{metric: accuracy, minimum: 0.7, max_drop: 0.05}}
-  moulds:
-    task: anomaly
-    dataset: moulds
-    architecture: anomaly_segmenter
-    input_size: [16, 16]
-    options: {{width: 4}}
-    holdout_share: 0.3
-    training:
-      cpu: {{epochs: 2, batch_size: 32, learning_rate: 0.005}}
-    gate: {{metric: auroc, minimum: 0.5, max_drop: 0.5}}
-"""
-
-
 @pytest.fixture(scope="session")
 def trained(services: LocalStack, tmp_path_factory) -> Iterator[str]:
-    """A configuration in use, with both its models trained; returns the storage prefix.
-
-    The images are so small and so easy that training takes seconds.
-    """
-    from ml import dataset, retrain
-
-    bucket = f"s3://nightscore/trained-{uuid.uuid4().hex[:8]}"
+    """A configuration in use, with both its models trained; returns the storage prefix."""
     path = tmp_path_factory.mktemp("configuration") / "nightscore.yaml"
-    path.write_text(CONFIGURATION.format(bucket=bucket))
+    path.write_text(stacks.CONFIGURATION.format(bucket=stacks.BUCKET))
     os.environ["NIGHTSCORE_CONFIG"] = str(path)
-    folder = tmp_path_factory.mktemp("images")
-    for name in ("shades", "moulds"):
-        drawing.write_dataset(folder / name, name)
-        dataset.import_(folder / name, name, storage=bucket)
-        retrain.retrain(name)
-    yield bucket
+    yield stacks.BUCKET
     del os.environ["NIGHTSCORE_CONFIG"]

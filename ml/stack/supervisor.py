@@ -127,17 +127,24 @@ class Supervisor:
         return len(left)
 
     def marked(self) -> list[psutil.Process]:
-        """The living processes that carry this stack's mark in their environment."""
+        """The living processes that carry this stack's mark in their environment; and Airflow's
+        workers, which write their title over it, but work in the state folder."""
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get(MARKER) != str(self.layout.home):
+                if not self._is_marked(process):
                     continue
                 if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except psutil.Error:
                 continue
         return found
+
+    def _is_marked(self, process: psutil.Process) -> bool:
+        home = str(self.layout.home)
+        if process.environ().get(MARKER) == home:
+            return True
+        return process.name().startswith("airflow") and process.cwd() == home
 
     def tail(self, name: str, lines: int = 12) -> str:
         """The end of a process's log."""

@@ -19,6 +19,7 @@ import torch
 
 from ml import device
 from ml.device import Device
+from ml.gpu_memory import apply_limit, memory_errors
 
 PACKAGES = (
     "torch", "torchvision", "numpy", "scipy", "scikit-learn", "opencv-python-headless",
@@ -70,7 +71,8 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str
 @contextmanager
 def fixed(place: Device, threads: int | None = None) -> Iterator[None]:
     """Train repeatably while the context is open: with `threads` threads (None: as many as there
-    are), on a GPU with deterministic kernels where there are such."""
+    are), on a GPU with deterministic kernels where there are such and within its memory's limit
+    (GpuMemoryError when that is too little)."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     if place == "cuda":
@@ -79,7 +81,10 @@ def fixed(place: Device, threads: int | None = None) -> Iterator[None]:
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        yield
+        with memory_errors(place):
+            if place == "cuda":
+                apply_limit()
+            yield
     finally:
         torch.set_num_threads(before)
         if place == "cuda":

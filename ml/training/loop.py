@@ -92,8 +92,9 @@ def fit(
     for number in range(1, parameters.epochs + 1):
         started = time.perf_counter()
         loss_and_norm = learning.steps(itertools.islice(batches, steps))
-        seconds = time.perf_counter() - started
+        # Before the clock is read: a GPU has finished its last steps only when their loss is here.
         loss, gradient = group.mean(loss_and_norm).tolist()
+        seconds = time.perf_counter() - started
         group.share_statistics(learning.result)
         if not math.isfinite(loss):
             raise DataError(

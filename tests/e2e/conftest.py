@@ -12,11 +12,11 @@ from tests.support.command import NIGHT, REPOSITORY, nightscore
 def home(tmp_path_factory):
     """The state folder of a stack that has done `nightscore run` on the sample images."""
     home = tmp_path_factory.mktemp("stack") / ".nightscore"
-    # The repository's configuration, with half the training.
+    # The repository's configuration, with a third of the training.
     text = (REPOSITORY / "nightscore.yaml").read_text(encoding="utf-8")
-    for whole, half in (("cpu: {epochs: 8,", "cpu: {epochs: 4,"), ("{epochs: 14,", "{epochs: 7,")):
+    for whole, part in (("cpu: {epochs: 8,", "cpu: {epochs: 3,"), ("{epochs: 14,", "{epochs: 5,")):
         assert text.count(whole) == 1
-        text = text.replace(whole, half)
+        text = text.replace(whole, part)
     (home.parent / "nightscore.yaml").write_text(text)
     try:
         printed = nightscore("run", "--date", NIGHT, "--json", home=home)

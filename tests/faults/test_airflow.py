@@ -1,58 +1,49 @@
 """Airflow's scheduler is killed while its tasks score a night."""
 
-import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
 
-from ml import dataset, retrain, tracking
+from ml import tracking
 from ml.airflow_api import AirflowApi, DagRun
-from ml.settings import settings
 from ml.stack.local import LocalStack
-from ml.store import object_store
-from tests.conftest import CONFIGURATION
 from tests.faults.conftest import trials
-from tests.support import drawing, evidence, night
+from tests.support import evidence, night, stacks
 
 _DAG = f"score_{night.STREAM}"
+_PROMPT = {
+    "SCHEDULER_HEARTBEAT_SEC": "2",
+    "SCHEDULER_HEALTH_CHECK_THRESHOLD": "15",
+    "ORPHANED_TASKS_CHECK_INTERVAL": "5",
+}
 
 
 @pytest.fixture
-def with_airflow(trained, tmp_path, monkeypatch) -> Iterator[LocalStack]:
+def with_airflow(trained, shared_folder, tmp_path, monkeypatch) -> Iterator[LocalStack]:
     """A whole stack of its own, with both models trained; in use instead of the other tests'."""
     home = tmp_path / ".nightscore"
-    path = tmp_path / "nightscore.yaml"
-    path.write_text(CONFIGURATION.format(bucket="s3://nightscore/airflow"))
-    for name in [name for name in os.environ if name.startswith("MLFLOW_TRACKING_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("NIGHTSCORE_HOME", str(home))
-    monkeypatch.setenv("NIGHTSCORE_CONFIG", str(path))
-    _forget_connections()
+    stacks.copy_of_trained(shared_folder, home)
     stack = LocalStack(home)
-    try:
-        stack.up()
-        _forget_connections()
-        for name in ("shades", "moulds"):
-            drawing.write_dataset(tmp_path / name, name)
-            dataset.import_(tmp_path / name, name, storage="s3://nightscore/airflow")
-            retrain.retrain(name)
-        yield stack
-    finally:
-        stack.down()
-        shutil.rmtree(home, ignore_errors=True)
-        monkeypatch.undo()
-        for name in [name for name in os.environ if name.startswith("MLFLOW_TRACKING_")]:
-            del os.environ[name]
-        _forget_connections()
-        tracking.mlflow_client()
-
-
-def _forget_connections() -> None:
-    settings.cache_clear()
-    object_store.cache_clear()
-    tracking.mlflow_client.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setenv("NIGHTSCORE_HOME", str(home))
+        # A scheduler that was killed is missed, and its tasks are looked for, in seconds.
+        for name, seconds in _PROMPT.items():
+            patch.setenv(f"AIRFLOW__SCHEDULER__{name}", seconds)
+        stacks.forget_connections()
+        try:
+            stack.up(ports=stacks.ports())
+            yield stack
+        finally:
+            stack.down()
+            # Nor the workers that the killed scheduler has left.
+            assert not _processes_in(home)
+            shutil.rmtree(home, ignore_errors=True)
+    stacks.forget_connections()
+    tracking.mlflow_client()
 
 
 def test_the_scheduler_is_killed_in_mid_run(outcome, with_airflow):
@@ -71,6 +62,15 @@ def test_the_scheduler_is_killed_in_mid_run(outcome, with_airflow):
             assert states == {DagRun(run.dag_id, run.run_id): "success"}
             found.add(evidence.of_complete_night(tonight), struck=struck)
     assert found.is_clean
+
+
+def _processes_in(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if Path(process.cwd()).is_relative_to(folder):
+                found.append(process)
+    return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
 
 
 def _shards(tonight: night.Night) -> list[dict]:

@@ -8,7 +8,7 @@ from tests.support.process import Scoring
 
 def test_two_runs_of_a_night_at_once(outcome):
     found = outcome("two scoring runs of a night at once")
-    for _ in range(trials(10, 2)):
+    for _ in range(trials(10)):
         tonight = night.make()
         both = [Scoring(tonight), Scoring(tonight)]
         for process in both:

@@ -23,7 +23,7 @@ def test_kill_9_of_the_scoring_process_at_random_moments(outcome):
     found = outcome("scoring process killed (kill -9)")
     whole_s = _undisturbed_s()
     moments = random.Random(20261126)
-    for _ in range(trials(50, 5)):
+    for _ in range(trials(50)):
         tonight = night.make()
         process = Scoring(tonight)
         process.go()

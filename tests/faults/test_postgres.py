@@ -55,7 +55,7 @@ def _is_up() -> bool:
 def test_postgres_is_killed_during_a_merge(outcome, services, victim):
     found = outcome(f"Postgres: {victim} killed during a merge")
     moments = random.Random(7)
-    for _ in range(trials(10, 2)):
+    for _ in range(trials(10)):
         tonight = night.make()
         process = Scoring(tonight)
         with _merges_wait(tonight.stream):

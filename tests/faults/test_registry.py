@@ -77,11 +77,16 @@ def test_mlflow_fails_in_the_middle_of_a_registration(outcome, services, monkeyp
     snapshot = retrain.snapshot("shades")
     requests = _requests_of_a_registration(snapshot, monkeypatch)
     assert requests > 5
-    tried = trials(6, 2)
+    tried = trials(6)
     for trial in range(tried):
         decided = retrain.gate(retrain.evaluate(retrain.train(snapshot)))
         before = registry.versions("shades")
-        struck = _register(decided, monkeypatch, fail_at=requests * trial // tried).spoilt > 0
+        struck = (
+            _register(
+                decided, monkeypatch, fail_at=requests * (2 * trial + 1) // (2 * tried)
+            ).spoilt
+            > 0
+        )
         with found.recovery():
             registered = retrain.register(decided)
         new = [v for v in registry.versions("shades") if v not in before]
@@ -155,7 +160,7 @@ def test_kill_9_of_a_promotion_at_random_moments(outcome, two_versions):
     started = time.monotonic()
     promotion.promote("shades", two_versions[1], reason="fault suite", by="test")
     whole_s = time.monotonic() - started
-    for _ in range(trials(25, 4)):
+    for _ in range(trials(25)):
         before = registry.version_of_alias("shades", "champion")
         wanted = next(v for v in two_versions if v != before)
         process = subprocess.Popen(

@@ -17,8 +17,7 @@ import pytest
 
 from ml.settings import settings
 from ml.store import object_store
-from tests.conftest import CONFIGURATION
-from tests.support import drawing
+from tests.support import drawing, stacks
 from tests.support.iam import Request, requests
 from tests.support.proxy import Asked, Proxy
 
@@ -90,7 +89,7 @@ def plant(services, tmp_path_factory):
     """A configuration with the documents' buckets; gives the folder of its images."""
     for name in (IMAGES, STORAGE, ARTIFACTS):
         object_store().ensure_bucket(name)
-    text = CONFIGURATION.format(bucket=f"s3://{STORAGE}")
+    text = stacks.CONFIGURATION.format(bucket=f"s3://{STORAGE}")
     for before, after in (
         ("  both:\n", "  both-of-policy:\n"),
         ("  line:\n", "  line-of-policy:\n"),

@@ -13,8 +13,7 @@ from ml.cli import models
 from ml.config import configuration
 from ml.errors import DataError
 from ml.store import object_store
-from tests.conftest import CONFIGURATION
-from tests.support import drawing
+from tests.support import drawing, stacks
 
 
 def _tensors(run_id: str) -> dict[str, torch.Tensor]:
@@ -167,7 +166,7 @@ class TestARunThatCannotBeRepeated:
 def test_test_images_influence_neither_weights_nor_threshold(
     services, bucket, monkeypatch, tmp_path
 ):
-    _use(monkeypatch, tmp_path / "nightscore.yaml", CONFIGURATION.format(bucket=bucket))
+    _use(monkeypatch, tmp_path / "nightscore.yaml", stacks.CONFIGURATION.format(bucket=bucket))
     drawing.write_dataset(tmp_path / "moulds", "moulds")
     dataset.import_(tmp_path / "moulds", "moulds", storage=bucket)
     before = retrain.snapshot("moulds")

