@@ -42,6 +42,7 @@ def score(stream: Stream, date: Night = "today", json: Json = False) -> None:
     if counts["synthetic"]:
         print_synthetic()
     out.print(f"report: {counts['report_uri']}")
+    _show_page(counts["run_id"])
 
 
 @app.command()
@@ -68,3 +69,13 @@ def report(
         print_json(result)
     else:
         out.print(uri)
+        _show_page(run_id)
+
+
+def _show_page(run_id: Any) -> None:
+    """Say where a browser shows a run's report, where there is an Airflow."""
+    from ml.airflow_api import report_page
+    from ml.settings import settings
+
+    if settings().airflow_url:
+        err.print(f"in a browser: {report_page(run_id)}", highlight=False, markup=False)
