@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from ml import tracking
+from ml import logged_model, tracking
 from ml.config import NAME
 from ml.errors import DataError, ServiceError
+from ml.logged_model import signature
+from ml.mlflow_rest import server
 from ml.program import ProgramInfo, quiet_export, sha256
 from ml.settings import settings, state_folder
 
@@ -47,8 +49,10 @@ def log_program(
     """
     import mlflow
     import numpy as np
+    from mlflow.models import ModelSignature
 
     height, width = info.input_size
+    in_text = {part: json.dumps(said) for part, said in signature(info).items() if said}
     # A batch of one would be frozen into the program.
     example = np.zeros((2, 3, height, width), dtype=np.uint8)
     tracking.mlflow_client()
@@ -57,7 +61,7 @@ def log_program(
             network,
             name=_MODEL,
             serialization_format="pt2",
-            signature=_signature(info),
+            signature=ModelSignature.from_dict(in_text),
             input_example=example,
             metadata=dict(metadata),
             pip_requirements=_requirements(),
@@ -71,27 +75,6 @@ def log_program(
         fetched.replace(path)
     tracking.log_json(run_id, _PROGRAM_INFO, asdict(complete) | {"model_id": logged.model_id})
     return complete
-
-
-def _signature(info: ProgramInfo) -> Any:
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    height, width = info.input_size
-    # Without a name, so that MLflow serves a plain array.
-    pixels = TensorSpec(np.dtype("uint8"), (-1, 3, height, width))
-    single = np.dtype("float32")
-    if info.task == "classification":
-        outputs = [TensorSpec(single, (-1, len(info.classes)), "probabilities")]
-    else:
-        outputs = [
-            TensorSpec(single, (-1,), "scores"),
-            TensorSpec(single, (-1, -1, -1), "heatmaps"),
-        ]
-        if info.novelty_threshold is not None:
-            outputs.append(TensorSpec(single, (-1,), "novelties"))
-    return ModelSignature(Schema([pixels]), Schema(outputs))
 
 
 def _requirements() -> list[str]:
@@ -122,47 +105,14 @@ def program_of_run(run_id: str) -> tuple[Path, ProgramInfo]:
 
 def program_metadata(run_id: str) -> dict[str, Any]:
     """What training recorded with the program that a run has logged."""
-    tracking.mlflow_client()
     stored = tracking.read_json(run_id, _PROGRAM_INFO)
-    return dict(_logged(stored["model_id"]).metadata or {})
+    return dict(_logged(stored["model_id"], f"run {run_id}").metadata)
 
 
-def _logged(model_id: str) -> Any:
-    """What MLflow says of a logged model, as `mlflow.models.Model`."""
-    import mlflow
-
-    # MLflow's get_model_info leaves what it downloads in the folder for temporary files.
-    with tempfile.TemporaryDirectory() as folder, tracking.translated():
-        return mlflow.models.Model.load(str(_artifact(model_id, "MLmodel", Path(folder))))
-
-
-def _check_logged(model_id: str, info: ProgramInfo) -> None:
-    """Raise DataError unless MLflow's signature and metadata say what is recorded."""
-    logged = _logged(model_id)
-    wanted = _signature(info)
-    if logged.signature != wanted:
-        raise DataError(
-            f"MLflow's signature of {info.name} is {_in_a_line(logged.signature)}; its task, "
-            f"classes and input size need {_in_a_line(wanted)}.",
-            "Train the version again, or promote another one.",
-        )
-    said = dict(logged.metadata or {})
-    if isinstance(threshold := said.get("threshold"), dict):
-        said["threshold"] = threshold.get("value")
-    recorded = asdict(info)
-    for name in ("task", "classes", "input_size", "threshold", "novelty_threshold", "synthetic"):
-        expected = recorded[name]
-        expected = list(expected) if isinstance(expected, tuple) else expected
-        if name in said and said[name] != expected:
-            raise DataError(
-                f"MLflow's metadata of {info.name} has {name} {said[name]!r}; recorded is "
-                f"{expected!r}.",
-                "Train the version again, or promote another one.",
-            )
-
-
-def _in_a_line(signature: Any) -> str:
-    return "missing" if signature is None else " ".join(str(signature).split())
+def _logged(model_id: str, name: str) -> logged_model.LoggedModel:
+    """What MLflow says of a logged model; `name` is the version's, for errors."""
+    with tempfile.TemporaryDirectory() as folder:
+        return logged_model.read(_artifact(model_id, "MLmodel", Path(folder)), name)
 
 
 def register(run_id: str, model: str, tags: Mapping[str, str], description: str) -> int:
@@ -179,7 +129,8 @@ def register(run_id: str, model: str, tags: Mapping[str, str], description: str)
 
     client = tracking.mlflow_client()
     stored = tracking.read_json(run_id, _PROGRAM_INFO)
-    _check_logged(stored["model_id"], _info(stored))
+    recorded = _info(stored)
+    _logged(stored["model_id"], recorded.name).check(recorded)
     complete = {**tags, _SHA256: stored["sha256"]}
     tagged = {key: value[:_LONGEST_TAG] for key, value in complete.items()}
     with tracking.translated():
@@ -211,30 +162,17 @@ def _named(model: str) -> str:
 
 def version_of_alias(model: str, alias: str) -> int | None:
     """The version an alias names; None when the model or the alias is not there."""
-    client = tracking.mlflow_client()
-    from mlflow.exceptions import MlflowException
-
-    with tracking.translated():
-        try:
-            return int(client.get_model_version_by_alias(model, alias).version)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise
+    return server().version_of_alias(model, alias)
 
 
 def versions(model: str) -> list[int]:
     """The registered versions of a model, in order; raises DataError for an impossible name."""
-    client = tracking.mlflow_client()
-    with tracking.translated():
-        return sorted(int(v.version) for v in client.search_model_versions(_named(model)))
+    return server().versions(_named(model))
 
 
 def set_alias(model: str, alias: str, version: int) -> None:
     """Let an alias name a version."""
-    client = tracking.mlflow_client()
-    with tracking.translated():
-        client.set_registered_model_alias(model, alias, str(version))
+    server().set_alias(model, alias, version)
 
 
 def ui_url(model: str, version: int) -> str:
@@ -285,18 +223,16 @@ def _kept(folder: Path, registration: "Registration") -> ProgramInfo | None:
 def _fetched(registration: "Registration", scratch: Path) -> ProgramInfo:
     """Fetch a version from MLflow into a folder, and compare it with what was registered."""
     model, version = registration.model, registration.version
-    client = tracking.mlflow_client()
-    with tracking.translated():
-        found = client.get_model_version(model, str(version))
+    found = server().version(model, version)
     recorded = found.tags.get(_SHA256)
     if recorded is None:
         raise DataError(f"{model}/{version} was not registered by Nightscore: it has no SHA-256.")
-    stored = tracking.read_json(found.run_id, _PROGRAM_INFO)
+    stored = _recorded(found.run_id, scratch)
     where = f"MLflow's run {found.run_id}"
     registration.check(_info(stored | {"model": model, "version": version}), where)
     info = _info(stored | {"model": model, "version": version, "sha256": recorded})
     registration.check(info, f"MLflow's tag {_SHA256}")
-    _check_logged(stored["model_id"], info)
+    _logged(stored["model_id"], info.name).check(info)
     _program(stored["model_id"], info, scratch).replace(scratch / "model.pt2")
     (scratch / _PROGRAM_INFO).write_text(json.dumps(asdict(info)), encoding="utf-8")
     return info
@@ -350,11 +286,20 @@ def _remove_stale(folder: Path) -> None:
 
 def _artifact(model_id: str, name: str, folder: Path) -> Path:
     """Fetch a file of a logged model into a folder; returns its path."""
-    import mlflow
+    path = folder / name.rpartition("/")[2]
+    server().download(f"{server().folder_of_model(model_id)}/{name}", path)
+    return path
 
-    with tracking.translated():
-        location = tracking.mlflow_client().get_logged_model(model_id).artifact_location
-        return Path(mlflow.artifacts.download_artifacts(f"{location}/{name}", dst_path=str(folder)))
+
+def _recorded(run_id: str, scratch: Path) -> dict[str, Any]:
+    """What a training run has recorded of its program."""
+    path = scratch / f"{run_id}.json"
+    server().download(f"{server().folder_of_run(run_id)}/{_PROGRAM_INFO}", path)
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{_PROGRAM_INFO} of run {run_id} is damaged: {error}.") from error
+    return found
 
 
 def _info(stored: Mapping[str, Any]) -> ProgramInfo:
