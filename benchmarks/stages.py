@@ -20,8 +20,9 @@ from benchmarks.workloads import WORKLOADS
 from ml.config import configuration
 from ml.database import rows, session
 from ml.download import Wanted, download
-from ml.images import TRANSIENT, decode, resize, room
+from ml.images import decode, resize, room
 from ml.parallel import in_batches
+from ml.rejection import TRANSIENT
 from ml.scoring.discovery import plan_shards
 from ml.scoring.engine import BATCH, Item, Limits, Result, score, threads_for
 from ml.scoring.results import Results

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from ml import samples
 from ml.archive import entries
 from ml.config import Configuration, load
-from ml.program import ANOMALY, CLASSIFICATION
+from ml.program_info import ANOMALY, CLASSIFICATION
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

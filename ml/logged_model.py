@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ml.errors import DataError
-from ml.program import CLASSIFICATION, ProgramInfo
+from ml.program_info import CLASSIFICATION, ProgramInfo
 
 # Ours have a few kilobytes, most of them names of classes.
 _MOST_BYTES = 4 * 2**20

@@ -21,6 +21,7 @@ import numpy as np
 from ml import pt2
 from ml.device import Device
 from ml.errors import DataError, NightscoreError, ServiceError
+from ml.program_info import ANOMALY, CLASSIFICATION, ProgramInfo
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CLASSIFICATION, ANOMALY = "classification", "anomaly"
 # torch reads one program at a time ("_CURRENT_DESERIALIZER is already set").
 _LOADING = threading.Lock()
 # How far rounding may take an output out of [0, 1].
@@ -39,29 +39,6 @@ _ROUNDING = 1e-3
 
 def _nothing() -> np.ndarray:
     return np.empty(0, dtype=np.float32)
-
-
-@dataclass(frozen=True)
-class ProgramInfo:
-    """What is recorded of a program beside its file.
-
-    `input_size` is (height, width) in pixels; `threshold` is set for the task `anomaly`, and
-    `novelty_threshold` where the program gives novelties; `version` is None before registration.
-    """
-
-    model: str
-    version: int | None
-    task: str
-    classes: tuple[str, ...]
-    input_size: tuple[int, int]
-    threshold: float | None
-    sha256: str
-    synthetic: bool = False
-    novelty_threshold: float | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.model}/{self.version}" if self.version else self.model
 
 
 @dataclass(frozen=True)
@@ -278,9 +255,3 @@ def quiet_export() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No complete tensor found in the group")
         yield
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,14 +8,17 @@ and nothing is loaded that says otherwise.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml import registry
 from ml.database import session
 from ml.device import Device
 from ml.errors import DataError
-from ml.program import Program, ProgramInfo
+from ml.program_info import ProgramInfo
 from ml.tables import ModelVersion
+
+if TYPE_CHECKING:
+    from ml.program import Program
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def of(model: str, version: int) -> Registration:
         return Registration(model, version, row.program_sha256, fields)
 
 
-def load(model: str, version: int, device: Device) -> Program:
+def load(model: str, version: int, device: Device) -> "Program":
     """The program of a registered version, on a device; on this machine a copy is kept.
 
     Raises
@@ -86,4 +89,6 @@ def load(model: str, version: int, device: Device) -> Program:
         they do not fit each other.
     ServiceError: Postgres or MLflow failed, or there is no room for a copy.
     """
+    from ml.program import Program
+
     return Program.load(*registry.fetch(of(model, version)), device)

@@ -19,7 +19,7 @@ from ml.config import NAME
 from ml.errors import DataError, ServiceError
 from ml.logged_model import signature
 from ml.mlflow_rest import server
-from ml.program import ProgramInfo, quiet_export, sha256
+from ml.program_info import ProgramInfo, sha256
 from ml.settings import settings, state_folder
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ def log_program(
     import mlflow
     import numpy as np
     from mlflow.models import ModelSignature
+
+    from ml.program import quiet_export
 
     height, width = info.input_size
     in_text = {part: json.dumps(said) for part, said in signature(info).items() if said}

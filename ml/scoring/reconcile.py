@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from ml.database import rows, session
 from ml.errors import RunFailed
-from ml.images import TRANSIENT
+from ml.rejection import TRANSIENT
 from ml.scoring import run as runs
 from ml.tables import FAILED, FINISHED, ModelVersion, ScoringRun
 

@@ -17,9 +17,9 @@ from ml.database import session, statement
 from ml.device import choose
 from ml.download import download
 from ml.errors import ServiceError
-from ml.images import TRANSIENT
 from ml.parallel import in_background
 from ml.program import Program
+from ml.rejection import TRANSIENT
 from ml.scoring import run as runs
 from ml.scoring.engine import Item, Limits, score
 from ml.scoring.results import Results

@@ -21,7 +21,7 @@ from ml.config import configuration
 from ml.database import session
 from ml.download import download
 from ml.errors import DataError, RunFailed, ServiceError
-from ml.program import ProgramInfo
+from ml.program_info import ProgramInfo
 from ml.scoring import flow
 from ml.settings import settings, state_folder
 from ml.store import object_store

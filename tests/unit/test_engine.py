@@ -12,7 +12,8 @@ from PIL import Image
 
 from ml.download import Download
 from ml.models import build
-from ml.program import Program, ProgramInfo, export, sha256
+from ml.program import Program, export
+from ml.program_info import ProgramInfo, sha256
 from ml.scoring.engine import Item, Limits, score
 
 LIMITS = Limits(max_pixels=10_000, max_bytes=100_000)

@@ -16,7 +16,8 @@ from ml import runtime, samples
 from ml.config import Training
 from ml.errors import ConfigurationError, DataError
 from ml.models import build
-from ml.program import ANOMALY, CLASSIFICATION, Program, ProgramInfo, export, sha256
+from ml.program import Program, export
+from ml.program_info import ANOMALY, CLASSIFICATION, ProgramInfo, sha256
 from ml.runtime import TOLERANCE, OpenVinoRuntime, TorchRuntime, convert, is_converted
 from ml.training.loop import fit
 
@@ -202,7 +203,8 @@ def test_a_second_load_needs_no_torch_and_no_telemetry(trained):
     code = f"""
 import json, sys
 from pathlib import Path
-from ml.program import Program, ProgramInfo
+from ml.program import Program
+from ml.program_info import ProgramInfo
 info = json.loads({json.dumps(json.dumps(vars(info)))})
 info = ProgramInfo(**info | {{"input_size": tuple(info["input_size"]), "classes": tuple(info["classes"])}})
 Program.load(Path({str(path)!r}), info, "cpu")
