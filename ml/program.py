@@ -11,14 +11,14 @@ import logging
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ml import pt2
+from ml import files, pt2
 from ml.device import Device
 from ml.errors import DataError, NightscoreError, ServiceError
 from ml.program_info import ANOMALY, CLASSIFICATION, ProgramInfo
@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
+    from ml.conversion import Converted
     from ml.runtime import Runtime
+
+    # What runs a program quickest, and what decides close cases, if another.
+    Pair = tuple[Runtime, Runtime | None]
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +76,15 @@ class Program:
         self.exact = exact
 
     @classmethod
-    def load(cls, path: Path, info: ProgramInfo, device: Device) -> "Program":
+    def load(
+        cls, path: Path, info: ProgramInfo, device: Device, form: bytes | None = None
+    ) -> "Program":
         """Verify, open and try a program.
+
+        Parameters
+        ----------
+        form: the program's form for OpenVINO (`ml.conversion`) as it was recorded; the caller has
+            compared its hash. Without one a CPU makes it, and keeps it beside the program.
 
         Raises
         ------
@@ -84,7 +95,7 @@ class Program:
         content = _verified(path, info)
         if info.task == ANOMALY and info.threshold is None:
             raise DataError(f"The anomaly version {info.name} has no threshold recorded.")
-        program = cls(*_runtimes(content, path, info, device))
+        program = cls(*_runtimes(content, path, info, device, form))
         program._try()
         return program
 
@@ -186,36 +197,112 @@ def _verified(path: Path, info: ProgramInfo) -> bytes:
 
 
 def _runtimes(
-    content: bytes, path: Path, info: ProgramInfo, device: Device
+    content: bytes, path: Path, info: ProgramInfo, device: Device, form: bytes | None
 ) -> tuple["Runtime", ProgramInfo, Device, "Runtime | None"]:
     """What runs the program quickest on the device, and what decides close cases, if another."""
     from ml import runtime
 
     if device == "cuda":
         return runtime.TorchRuntime(_opened(content, info), device), info, device, None
-    try:
-        folder = _converted(content, path, info)
-        quick = runtime.OpenVinoRuntime(folder, runtime.precision(), info.input_size)
-    except Exception as error:  # whatever an operation unknown to OpenVINO makes it raise
-        if isinstance(error, NightscoreError):
-            raise
-        reason = str(error).strip().split("\n", 1)[0]
-        log.warning("OpenVINO cannot run %s (%s); torch does, more slowly", info.name, reason)
+    found = _recorded_form(form, info) if form is not None else None
+    if found is None:
+        found = _form_of_this_machine(content, path, info)
+    if found is None:
         return runtime.TorchRuntime(_opened(content, info), device), info, device, None
-    is_exact = quick.precision == "float32"
-    exact = None if is_exact else runtime.OpenVinoRuntime(folder, "float32", info.input_size)
+    quick, exact = found
     return quick, info, device, exact
 
 
-def _converted(content: bytes, path: Path, info: ProgramInfo) -> Path:
-    """The folder with the program's form for OpenVINO: made, compared with torch, and kept beside
-    the program."""
-    from ml import runtime
+def _recorded_form(form: bytes, info: ProgramInfo) -> "Pair | None":
+    """What runs the recorded form; None, and a warning, when it does not do on this machine."""
+    from ml import conversion
 
-    folder = path.with_suffix(".openvino")
-    if not runtime.is_converted(folder, info.sha256):
-        runtime.convert(_opened(content, info), folder, info.sha256, info.input_size)
-    return folder
+    try:
+        converted = conversion.unpack(form)
+        if converted.program != info.sha256:
+            raise DataError(
+                f"The form for OpenVINO that is recorded of {info.name} is of another program.",
+                "Find out by whom it was recorded; `nightscore models convert` makes it anew.",
+            )
+        return _in_openvino(converted, info)
+    except NightscoreError:
+        raise
+    except Exception as error:  # whatever another OpenVINO finds wrong with it
+        log.warning(
+            "The recorded form of %s does not do with OpenVINO %s on this machine (%s); it is "
+            "converted here. `nightscore models convert %s` makes it anew for all machines",
+            info.name, conversion.version(), _first_line(error), info.model,
+        )  # fmt: skip
+        return None
+
+
+def _form_of_this_machine(content: bytes, path: Path, info: ProgramInfo) -> "Pair | None":
+    """What runs the form that is made here; None, and a warning, when OpenVINO cannot run it."""
+    from ml import conversion
+
+    try:
+        return _in_openvino(conversion.unpack(_converted(content, path, info)), info)
+    except NightscoreError:
+        raise
+    except Exception as error:  # whatever an operation unknown to OpenVINO makes it raise
+        reason = _first_line(error)
+        log.warning("OpenVINO cannot run %s (%s); torch does, more slowly", info.name, reason)
+        return None
+
+
+def _in_openvino(converted: "Converted", info: ProgramInfo) -> "Pair":
+    """A form's runtime, and one in float32 if it is another, compared with torch's outputs."""
+    from ml import conversion, runtime
+
+    quick = converted.runtime(runtime.precision(), info.input_size)
+    is_exact = quick.precision == "float32"
+    exact = None if is_exact else converted.runtime("float32", info.input_size)
+    conversion.compare(exact or quick, converted.outputs, info.input_size)
+    return quick, exact
+
+
+def convert(path: Path, info: ProgramInfo) -> bytes | None:
+    """The file of a program's form for OpenVINO; None, and a warning, if OpenVINO cannot run it.
+
+    Raises
+    ------
+    DataError, ServiceError: as `Program.load`.
+    """
+    content = _verified(path, info)
+    try:
+        return _converted(content, path, info)
+    except NightscoreError:
+        raise
+    except OSError as error:
+        raise ServiceError(
+            f"The program of {info.name} cannot be converted: {error}.",
+            "Make room in the folder for temporary files.",
+        ) from error
+    except Exception as error:  # whatever an operation unknown to OpenVINO makes it raise
+        log.warning("OpenVINO cannot run %s (%s)", info.name, _first_line(error))
+        return None
+
+
+def _converted(content: bytes, path: Path, info: ProgramInfo) -> bytes:
+    """The file of the program's form: made, compared with torch, and kept beside the program."""
+    from ml import conversion
+
+    kept = path.with_suffix(".openvino.zip")
+    with suppress(OSError, ValueError):
+        form = kept.read_bytes()
+        found = conversion.unpack(form)
+        if (found.program, found.openvino) == (info.sha256, conversion.version()):
+            return form
+    form = conversion.convert(_opened(content, info), info.sha256, info.input_size)
+    try:
+        files.write(kept, form)
+    except OSError as error:
+        log.warning("The form of %s cannot be kept in %s: %s", info.name, kept.parent, error)
+    return form
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
 
 
 def _opened(content: bytes, info: ProgramInfo) -> "ExportedProgram":

@@ -8,6 +8,15 @@ CLASSIFICATION, ANOMALY = "classification", "anomaly"
 
 
 @dataclass(frozen=True)
+class ConvertedInfo:
+    """What is recorded of a program's form for OpenVINO (`ml.conversion`): the SHA-256 of its file,
+    and the version of OpenVINO that made it."""
+
+    sha256: str
+    openvino: str
+
+
+@dataclass(frozen=True)
 class ProgramInfo:
     """What is recorded of a program beside its file.
 

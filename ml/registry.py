@@ -1,25 +1,24 @@
 """MLflow's model registry: exported programs, versions and the aliases that name them."""
 
 import errno
+import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from ml import logged_model, tracking
+from ml import files, logged_model, tracking
 from ml.config import NAME
 from ml.errors import DataError, ServiceError
 from ml.logged_model import signature
 from ml.mlflow_rest import server
-from ml.program_info import ProgramInfo, sha256
+from ml.program_info import ConvertedInfo, ProgramInfo, sha256
 from ml.settings import settings, state_folder
 
 if TYPE_CHECKING:
@@ -31,9 +30,7 @@ _PROGRAM_FILE = "data/model.pt2"
 _PROGRAM_INFO = "program.json"
 _SHA256 = "nightscore.sha256"
 _NO_ROOM = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS}
-_PARTIAL = "partial-"
-# A download takes less; what is older was left by a process that was killed.
-_STALE_AFTER_S = 3600.0
+_FORM = "openvino"
 # What MLflow's tables have room for.
 _LONGEST_TAG = _LONGEST_DESCRIPTION = 5000
 
@@ -193,15 +190,19 @@ def fetch(registration: "Registration") -> tuple[Path, ProgramInfo]:
     DataError: the version has no program of ours, or it is not what was registered.
     ServiceError: MLflow cannot be reached, or there is no room for a copy.
     """
-    folder = state_folder() / "cache" / "programs" / registration.model / str(registration.version)
+    folder = _folder(registration)
     kept = _kept(folder, registration)
     if kept is None:
-        with _scratch(folder, f"{registration.model}/{registration.version}") as scratch:
+        with _scratch(folder, registration.name) as scratch:
             kept = _fetched(registration, scratch)
             # The description comes last: with it the copy is complete.
             for name in ("model.pt2", _PROGRAM_INFO):
                 (scratch / name).replace(folder / name)
     return folder / "model.pt2", kept
+
+
+def _folder(registration: "Registration") -> Path:
+    return state_folder() / "cache" / "programs" / registration.model / str(registration.version)
 
 
 def _kept(folder: Path, registration: "Registration") -> ProgramInfo | None:
@@ -236,7 +237,8 @@ def _fetched(registration: "Registration", scratch: Path) -> ProgramInfo:
     registration.check(info, f"MLflow's tag {_SHA256}")
     _logged(stored["model_id"], info.name).check(info)
     _program(stored["model_id"], info, scratch).replace(scratch / "model.pt2")
-    (scratch / _PROGRAM_INFO).write_text(json.dumps(asdict(info)), encoding="utf-8")
+    described = asdict(info) | {"model_id": stored["model_id"]}
+    (scratch / _PROGRAM_INFO).write_text(json.dumps(described), encoding="utf-8")
     return info
 
 
@@ -251,15 +253,110 @@ def _program(model_id: str, info: ProgramInfo, scratch: Path) -> Path:
     return path
 
 
+def log_form(model_id: str, form: bytes) -> ConvertedInfo:
+    """Store a program's form for OpenVINO beside it; returns what to record of it.
+
+    Its name is its hash, so nobody ever reads a form that is being replaced.
+    """
+    from ml.conversion import unpack
+
+    found = ConvertedInfo(hashlib.sha256(form).hexdigest(), unpack(form).openvino)
+    server().upload(f"{server().folder_of_model(model_id)}/{_form_name(found)}", form)
+    return found
+
+
+def _form_name(converted: ConvertedInfo) -> str:
+    return f"{_FORM}/{converted.sha256}.zip"
+
+
+def model_of_run(run_id: str) -> str:
+    """The id of the model that a training run has logged in MLflow."""
+    return str(tracking.read_json(run_id, _PROGRAM_INFO)["model_id"])
+
+
+def fetch_form(registration: "Registration") -> bytes | None:
+    """The recorded form for OpenVINO of a version's program; None when none is recorded.
+
+    A copy is kept beside the program's, under a name with its hash.
+
+    Raises
+    ------
+    DataError: it is not what was recorded.
+    ServiceError: MLflow cannot be reached, or there is no room for a copy.
+    """
+    converted = registration.converted
+    if converted is None:
+        return None
+    folder = _folder(registration)
+    path = folder / f"{_FORM}-{converted.sha256}.zip"
+    try:
+        form = path.read_bytes()
+    except FileNotFoundError:
+        return _keep_form(registration, path)
+    except OSError as error:
+        raise ServiceError(
+            f"The form for OpenVINO of {registration.name} cannot be read: {error}.",
+            "It is fetched again when its folder is removed.",
+        ) from error
+    _check_form(form, registration, str(path))
+    return form
+
+
+def _keep_form(registration: "Registration", path: Path) -> bytes:
+    with _scratch(path.parent, registration.name) as scratch:
+        form = _stored_form(registration, scratch)
+        (scratch / path.name).write_bytes(form)
+        (scratch / path.name).replace(path)
+        for other in path.parent.glob(f"{_FORM}-*.zip"):
+            if other != path:
+                other.unlink(missing_ok=True)
+    return form
+
+
+def check_stored_form(registration: "Registration") -> None:
+    """Raise DataError or ServiceError unless MLflow has the recorded form."""
+    with tempfile.TemporaryDirectory() as scratch:
+        _stored_form(registration, Path(scratch))
+
+
+def _stored_form(registration: "Registration", scratch: Path) -> bytes:
+    converted = registration.converted
+    assert converted is not None
+    fetched = _artifact(model_id(registration), _form_name(converted), scratch)
+    form = fetched.read_bytes()
+    _check_form(form, registration, "MLflow")
+    return form
+
+
+def _check_form(form: bytes, registration: "Registration", where: str) -> None:
+    found, converted = hashlib.sha256(form).hexdigest(), registration.converted
+    if converted is None or found != converted.sha256:
+        raise DataError(
+            f"The form for OpenVINO of {registration.name} has SHA-256 {found} in {where}; "
+            f"recorded is {converted.sha256 if converted else 'none'}.",
+            "It was changed or damaged. Find out by whom; `nightscore models convert "
+            f"{registration.model}` makes it anew.",
+        )
+
+
+def model_id(registration: "Registration") -> str:
+    """The id in MLflow of the model that a version was registered from."""
+    try:
+        path = _folder(registration) / _PROGRAM_INFO
+        return str(json.loads(path.read_text(encoding="utf-8"))["model_id"])
+    except (OSError, ValueError, KeyError, TypeError):  # a copy of before it was kept, or none
+        run_id = server().version(registration.model, registration.version).run_id
+        with tempfile.TemporaryDirectory() as folder:
+            return str(_recorded(run_id, Path(folder))["model_id"])
+
+
 @contextmanager
 def _scratch(folder: Path, name: str) -> Iterator[Path]:
     """An empty folder in `folder`, from which a complete file can be moved there; what is left
     goes away. Errors name what is fetched (`name`), and say if there is no room for it."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_stale(folder)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=_PARTIAL) as scratch:
-            yield Path(scratch)
+        with files.scratch(folder) as scratch:
+            yield scratch
     except OSError as error:
         raise _no_room(name, folder, error.strerror or str(error)) from error
     except ServiceError as error:
@@ -277,13 +374,6 @@ def _no_room(name: str, folder: Path, reason: str) -> ServiceError:
         f"The program of {name} cannot be kept in {folder}: {reason}.",
         "Make room there, or let NIGHTSCORE_HOME name a folder that can be written.",
     )
-
-
-def _remove_stale(folder: Path) -> None:
-    for left in folder.glob(f"{_PARTIAL}*"):
-        with suppress(FileNotFoundError):  # another process has just removed it
-            if time.time() - left.stat().st_mtime > _STALE_AFTER_S:
-                shutil.rmtree(left, ignore_errors=True)
 
 
 def _artifact(model_id: str, name: str, folder: Path) -> Path:

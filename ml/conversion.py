@@ -1,0 +1,177 @@
+"""A program's form for the CPU: made by OpenVINO once, and compared with torch wherever it is used.
+
+The form is one file: a zip archive of OpenVINO's graph and weights, and of what torch gave for
+images of noise. Whoever opens it needs no torch, and still finds out whether this OpenVINO on this
+processor computes what torch does (docs/decisions/0013-converted-form.md).
+"""
+
+import hashlib
+import io
+import json
+import logging
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ml.runtime import TOLERANCE, OpenVinoRuntime, Runtime, TorchRuntime, at_once
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+_GRAPH, _WEIGHTS, _MADE = "graph.xml", "graph.bin", "made.json"
+_OUTPUT = "output-{}.npy"
+# The same archive for the same content: the oldest date that a zip archive can hold.
+_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A program's form for OpenVINO.
+
+    `program` is the SHA-256 of the program's file, `openvino` the version that made the form,
+    `outputs` what torch gave for `noise`: float32, of each output an array.
+    """
+
+    program: str
+    openvino: str
+    graph: bytes
+    weights: bytes
+    outputs: tuple[np.ndarray, ...]
+
+    def runtime(self, precision: str, input_size: tuple[int, int]) -> OpenVinoRuntime:
+        """What runs it, for images of (height, width) pixels; precision as in `ml.runtime`."""
+        return OpenVinoRuntime(self.graph, self.weights, precision, input_size)
+
+
+def version() -> str:
+    """The OpenVINO of this process."""
+    import openvino
+
+    return str(openvino.__version__)
+
+
+def convert(exported: "ExportedProgram", program: str, input_size: tuple[int, int]) -> bytes:
+    """The file of a program's form for OpenVINO.
+
+    Parameters
+    ----------
+    program: the SHA-256 of the program's file.
+    input_size: (height, width) in pixels.
+
+    Raises
+    ------
+    ValueError: on images of noise its outputs are not those of torch. Whatever OpenVINO or the
+    file system raises passes through.
+    """
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        openvino.save_model(_graph(exported), Path(folder) / _GRAPH, compress_to_fp16=False)
+        graph = (Path(folder) / _GRAPH).read_bytes()
+        weights = (Path(folder) / _WEIGHTS).read_bytes()
+    # Both of the forms that are compiled take part in it.
+    outputs = TorchRuntime(exported, "cpu")(noise(at_once(input_size) + 1, input_size))
+    made = Converted(program, version(), graph, weights, outputs)
+    compare(made.runtime("float32", input_size), outputs, input_size)
+    return pack(made)
+
+
+def noise(count: int, input_size: tuple[int, int]) -> np.ndarray:
+    """Images of noise, uint8 (count, 3, height, width): the same everywhere and for ever, whichever
+    version of numpy there is."""
+    shape = (count, 3, *input_size)
+    drawn = hashlib.shake_128(b"nightscore").digest(int(np.prod(shape)))
+    # OpenVINO wants memory that it could write to.
+    return np.frombuffer(bytearray(drawn), dtype=np.uint8).reshape(shape)
+
+
+def compare(made: Runtime, expected: Sequence[np.ndarray], input_size: tuple[int, int]) -> None:
+    """Raise ValueError unless the outputs for `noise` are those of torch, within float32's
+    tolerance.
+
+    Parameters
+    ----------
+    expected: float32, of each output an array; how many images it has says how many are tried.
+    input_size: (height, width) in pixels.
+    """
+    for found, wanted in zip(made(noise(len(expected[0]), input_size)), expected, strict=True):
+        if not np.isfinite(wanted).all():
+            continue  # it is rejected, whatever it is here
+        furthest = float(np.abs(found - wanted).max())
+        if not furthest <= TOLERANCE["float32"]:
+            raise ValueError(f"its outputs differ from those of torch by {furthest:.2g}")
+
+
+def pack(converted: Converted) -> bytes:
+    """The file of a form, as `unpack` reads it."""
+    records = {_GRAPH: converted.graph, _WEIGHTS: converted.weights}
+    for number, output in enumerate(converted.outputs):
+        written = io.BytesIO()
+        np.save(written, output, allow_pickle=False)
+        records[_OUTPUT.format(number)] = written.getvalue()
+    made = {
+        "program": converted.program,
+        "openvino": converted.openvino,
+        "files": {name: _sha256(record) for name, record in records.items()},
+    }
+    records[_MADE] = json.dumps(made).encode()
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, record in records.items():
+            archive.writestr(zipfile.ZipInfo(name, _DATE), record, zipfile.ZIP_DEFLATED)
+    return file.getvalue()
+
+
+def unpack(content: bytes) -> Converted:
+    """Read the file of a form; raises ValueError when it is damaged, or none."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            records = {name: archive.read(name) for name in archive.namelist()}
+        made = json.loads(records.pop(_MADE))
+        if made["files"] != {name: _sha256(record) for name, record in records.items()}:
+            raise ValueError("its parts are not those that were written")
+        outputs = tuple(
+            np.load(io.BytesIO(records[_OUTPUT.format(number)]), allow_pickle=False)
+            for number in range(len(records) - 2)
+        )
+        return Converted(
+            made["program"], made["openvino"], records[_GRAPH], records[_WEIGHTS], outputs
+        )
+    except (zipfile.BadZipFile, NotImplementedError, KeyError, TypeError, EOFError, OSError) as e:
+        raise ValueError(f"it is no form for OpenVINO ({e})") from e
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _graph(exported: "ExportedProgram") -> Any:
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+    # `openvino.convert_model` does the same two steps, and reports to its makers' telemetry.
+    with _without_warnings():
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        decoder = TorchFXPythonDecoder.from_exported_program(exported)
+        return frontend.convert(frontend.load(decoder))
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """The decoder logs a traceback for each operation that torch does not decompose any more, and
+    torch warns of what its own classes do when the decoder copies them."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.disable(before)
