@@ -12,7 +12,7 @@ import logging
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +36,12 @@ class Converted:
     """A program's form for OpenVINO.
 
     `program` is the SHA-256 of the program's file, `openvino` the version that made the form,
-    `outputs` what torch gave for `noise`: float32, of each output an array.
+    `outputs` what torch gave for so many `images` of `noise`: float32, of each output an array.
     """
 
     program: str
     openvino: str
+    images: int
     graph: bytes
     weights: bytes
     outputs: tuple[np.ndarray, ...]
@@ -48,6 +49,19 @@ class Converted:
     def runtime(self, precision: str, input_size: tuple[int, int]) -> OpenVinoRuntime:
         """What runs it, for images of (height, width) pixels; precision as in `ml.runtime`."""
         return OpenVinoRuntime(self.graph, self.weights, precision, input_size)
+
+    def check(self, runtime: Runtime, input_size: tuple[int, int]) -> None:
+        """Raise ValueError unless a runtime gives torch's outputs, within float32's tolerance."""
+        for found, wanted in zip(
+            runtime(noise(self.images, input_size)), self.outputs, strict=True
+        ):
+            if found.shape != wanted.shape:
+                raise ValueError(f"its outputs have the shape {found.shape}, not {wanted.shape}")
+            if not np.isfinite(wanted).all():
+                continue  # it is rejected, whatever it is here
+            furthest = float(np.abs(found - wanted).max())
+            if not furthest <= TOLERANCE["float32"]:
+                raise ValueError(f"its outputs differ from those of torch by {furthest:.2g}")
 
 
 def version() -> str:
@@ -77,9 +91,10 @@ def convert(exported: "ExportedProgram", program: str, input_size: tuple[int, in
         graph = (Path(folder) / _GRAPH).read_bytes()
         weights = (Path(folder) / _WEIGHTS).read_bytes()
     # Both of the forms that are compiled take part in it.
-    outputs = TorchRuntime(exported, "cpu")(noise(at_once(input_size) + 1, input_size))
-    made = Converted(program, version(), graph, weights, outputs)
-    compare(made.runtime("float32", input_size), outputs, input_size)
+    images = at_once(input_size) + 1
+    outputs = TorchRuntime(exported, "cpu")(noise(images, input_size))
+    made = Converted(program, version(), images, graph, weights, outputs)
+    made.check(made.runtime("float32", input_size), input_size)
     return pack(made)
 
 
@@ -92,23 +107,6 @@ def noise(count: int, input_size: tuple[int, int]) -> np.ndarray:
     return np.frombuffer(bytearray(drawn), dtype=np.uint8).reshape(shape)
 
 
-def compare(made: Runtime, expected: Sequence[np.ndarray], input_size: tuple[int, int]) -> None:
-    """Raise ValueError unless the outputs for `noise` are those of torch, within float32's
-    tolerance.
-
-    Parameters
-    ----------
-    expected: float32, of each output an array; how many images it has says how many are tried.
-    input_size: (height, width) in pixels.
-    """
-    for found, wanted in zip(made(noise(len(expected[0]), input_size)), expected, strict=True):
-        if not np.isfinite(wanted).all():
-            continue  # it is rejected, whatever it is here
-        furthest = float(np.abs(found - wanted).max())
-        if not furthest <= TOLERANCE["float32"]:
-            raise ValueError(f"its outputs differ from those of torch by {furthest:.2g}")
-
-
 def pack(converted: Converted) -> bytes:
     """The file of a form, as `unpack` reads it."""
     records = {_GRAPH: converted.graph, _WEIGHTS: converted.weights}
@@ -119,6 +117,7 @@ def pack(converted: Converted) -> bytes:
     made = {
         "program": converted.program,
         "openvino": converted.openvino,
+        "images": converted.images,
         "files": {name: _sha256(record) for name, record in records.items()},
     }
     records[_MADE] = json.dumps(made).encode()
@@ -142,7 +141,10 @@ def unpack(content: bytes) -> Converted:
             for number in range(len(records) - 2)
         )
         return Converted(
-            made["program"], made["openvino"], records[_GRAPH], records[_WEIGHTS], outputs
+            **{name: made[name] for name in ("program", "openvino", "images")},
+            graph=records[_GRAPH],
+            weights=records[_WEIGHTS],
+            outputs=outputs,
         )
     except (zipfile.BadZipFile, NotImplementedError, KeyError, TypeError, EOFError, OSError) as e:
         raise ValueError(f"it is no form for OpenVINO ({e})") from e

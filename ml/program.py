@@ -252,12 +252,12 @@ def _form_of_this_machine(content: bytes, path: Path, info: ProgramInfo) -> "Pai
 
 def _in_openvino(converted: "Converted", info: ProgramInfo) -> "Pair":
     """A form's runtime, and one in float32 if it is another, compared with torch's outputs."""
-    from ml import conversion, runtime
+    from ml import runtime
 
     quick = converted.runtime(runtime.precision(), info.input_size)
     is_exact = quick.precision == "float32"
     exact = None if is_exact else converted.runtime("float32", info.input_size)
-    conversion.compare(exact or quick, converted.outputs, info.input_size)
+    converted.check(exact or quick, info.input_size)
     return quick, exact
 
 

@@ -77,7 +77,8 @@ def score_night(
 
     Returns
     -------
-    run_id, discovered, scored, rejected, anomalies, to_review, synthetic, report_uri.
+    run_id, report_uri, and what `reconcile` returns: discovered, scored, rejected, anomalies,
+    to_review, synthetic, seconds, engine_images_per_second.
 
     Raises
     ------

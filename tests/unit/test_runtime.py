@@ -262,7 +262,7 @@ def test_a_recorded_form_is_used_without_a_conversion_and_gives_the_same(trained
 
 def test_the_form_of_another_openvino_is_used_where_it_computes_the_same(trained, monkeypatch):
     """It is held against torch's outputs, which are in it, on every machine."""
-    path, info, pixels, _ = trained
+    path, info, _, _ = trained
     Program.load(path, info, "cpu")
     made = conversion.unpack(_kept(path).read_bytes())
     with monkeypatch.context() as patch:
@@ -316,7 +316,7 @@ def test_the_file_of_a_form_says_the_same_after_packing_and_is_the_same_each_tim
     made = conversion.unpack(form)
     assert conversion.pack(made) == form
     assert (made.program, made.openvino) == (info.sha256, conversion.version())
-    assert [len(output) for output in made.outputs] == [65] * len(made.outputs)
+    assert [len(output) for output in made.outputs] == [made.images] * len(made.outputs)
 
 
 def test_noise_is_the_same_everywhere():
@@ -366,10 +366,12 @@ def test_a_conversion_that_gives_other_outputs_than_torch_is_refused(tmp_path):
         programs.append(torch.export.load(path))
     made = conversion.unpack(conversion.convert(programs[0], "0" * 64, (16, 16)))
     runtime = made.runtime("float32", (16, 16))
-    noise = conversion.noise(65, (16, 16))
-    conversion.compare(runtime, TorchRuntime(programs[0], "cpu")(noise), (16, 16))
+    made.check(runtime, (16, 16))
+    other = TorchRuntime(programs[1], "cpu")(conversion.noise(made.images, (16, 16)))
     with pytest.raises(ValueError, match="its outputs differ from those of torch by"):
-        conversion.compare(runtime, TorchRuntime(programs[1], "cpu")(noise), (16, 16))
+        replace(made, outputs=other).check(runtime, (16, 16))
+    with pytest.raises(ValueError, match="its outputs have the shape"):
+        replace(made, outputs=(other[0][:1],)).check(runtime, (16, 16))
 
 
 def test_a_conversion_that_fails_leaves_nothing(tmp_path):
