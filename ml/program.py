@@ -215,25 +215,42 @@ def _runtimes(
 
 def _recorded_form(form: bytes, info: ProgramInfo) -> "Pair | None":
     """What runs the recorded form; None, and a warning, when it does not do on this machine."""
+    try:
+        return _opened_form(form, info)
+    except _UnfitForm as error:
+        log.warning("%s; it is converted here. %s", error.message.rstrip("."), error.hint)
+        return None
+
+
+def check_form(form: bytes, info: ProgramInfo) -> None:
+    """Raise DataError unless OpenVINO runs this form on this machine, as torch runs the program."""
+    _opened_form(form, info)
+
+
+class _UnfitForm(DataError):
+    """A form that does not do on this machine, though it is the recorded one."""
+
+
+def _opened_form(form: bytes, info: ProgramInfo) -> "Pair":
     from ml import conversion
 
     try:
         converted = conversion.unpack(form)
-        if converted.program != info.sha256:
-            raise DataError(
-                f"The form for OpenVINO that is recorded of {info.name} is of another program.",
-                "Find out by whom it was recorded; `nightscore models convert` makes it anew.",
-            )
-        return _in_openvino(converted, info)
+        if converted.program == info.sha256:
+            return _in_openvino(converted, info)
     except NightscoreError:
         raise
     except Exception as error:  # whatever another OpenVINO finds wrong with it
-        log.warning(
-            "The recorded form of %s does not do with OpenVINO %s on this machine (%s); it is "
-            "converted here. `nightscore models convert %s` makes it anew for all machines",
-            info.name, conversion.version(), _first_line(error), info.model,
-        )  # fmt: skip
-        return None
+        raise _UnfitForm(
+            f"The recorded form of {info.name} does not do with OpenVINO {conversion.version()} "
+            f"on this machine ({_first_line(error)}).",
+            f"`nightscore models convert {info.model}` makes it anew for all machines.",
+        ) from error
+    raise DataError(
+        f"The form for OpenVINO that is recorded of {info.name} is of another program.",
+        "Find out by whom it was recorded. "
+        f"`nightscore models convert {info.model}` makes it anew.",
+    )
 
 
 def _form_of_this_machine(content: bytes, path: Path, info: ProgramInfo) -> "Pair | None":

@@ -150,7 +150,7 @@ def _convert(registration: Registration, aliases: tuple[str, ...]) -> Conversion
     path, info = registry.fetch(registration)
     if registration.converted and registration.converted.openvino == conversion.version():
         try:
-            registry.check_stored_form(registration)
+            program.check_form(registry.stored_form(registration), info)
             return done(registration.converted.openvino, made=False)
         except NightscoreError as error:
             log.warning("%s", error)

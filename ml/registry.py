@@ -313,10 +313,10 @@ def _keep_form(registration: "Registration", path: Path) -> bytes:
     return form
 
 
-def check_stored_form(registration: "Registration") -> None:
-    """Raise DataError or ServiceError unless MLflow has the recorded form."""
+def stored_form(registration: "Registration") -> bytes:
+    """The recorded form, from MLflow and not from this machine; raises as `fetch_form`."""
     with tempfile.TemporaryDirectory() as scratch:
-        _stored_form(registration, Path(scratch))
+        return _stored_form(registration, Path(scratch))
 
 
 def _stored_form(registration: "Registration", scratch: Path) -> bytes:
