@@ -27,6 +27,7 @@ from ml.scoring import flow
 from ml.settings import settings
 from ml.store import object_store
 from tests.support import drawing, versions
+from tests.support.patience import no_retries
 from tests.support.proxy import Asked, Proxy
 
 REPOSITORY = Path(__file__).parents[2]
@@ -191,6 +192,7 @@ def test_a_form_of_another_version_is_refused_though_its_hash_is_recorded(shades
 
 def test_a_form_that_mlflow_has_lost_is_named(shades):
     with (
+        no_retries(),
         versions.changed_object(_form_uri(shades), lambda content: None),
         pytest.raises(ServiceError, match=shades.converted.sha256),
     ):
@@ -234,7 +236,7 @@ def test_convert_makes_anew_what_is_older_damaged_or_lost(shades, fault):
         if fault == "older":
             assert _converted(name, version).made
         else:
-            with versions.changed_object(uri, broken):
+            with no_retries(), versions.changed_object(uri, broken):
                 assert _converted(name, version).made
                 registration.load(name, version, "cpu")
         assert registration.of(name, version).converted.openvino == conversion.version()

@@ -21,6 +21,7 @@ from ml.program_info import ProgramInfo
 from ml.scoring import flow
 from ml.store import object_store
 from tests.support import drawing, versions
+from tests.support.patience import no_retries
 
 NIGHTS = iter(date(2031, 3, 1) + timedelta(days=10 * n) for n in range(1000))
 IMAGES = 6
@@ -235,6 +236,7 @@ def test_a_champion_that_cannot_be_loaded_fails_the_night_and_no_other_version_s
             versions.changed_object(
                 versions.artifact("shades", champion, "data/model.pt2"), change
             ),
+            no_retries(),
             pytest.raises(RunFailed) as caught,
         ):
             flow.score_night("line", night)

@@ -13,9 +13,9 @@ import pytest
 from ml import mlflow_rest, registry, tracking
 from ml.errors import ServiceError
 from ml.mlflow_rest import Mlflow, Rest
-from ml.network import network
 from ml.settings import settings
 from ml.store import object_store
+from tests.support.patience import no_retries
 from tests.support.proxy import Asked, Proxy, Wrong
 
 WRONG = "wr0ng-s3cret-of-a-user"
@@ -29,12 +29,9 @@ def _rest(address: str = "", username: str = "", password: str = "", token: str 
 
 
 @pytest.fixture
-def impatient(monkeypatch) -> Iterator[None]:
-    monkeypatch.setenv("NIGHTSCORE_RETRY_FOR_S", "0")
-    network.cache_clear()
-    yield
-    monkeypatch.undo()
-    network.cache_clear()
+def impatient() -> Iterator[None]:
+    with no_retries():
+        yield
 
 
 @pytest.mark.parametrize("ask", [_rest, tracking.Library], ids=["REST", "library"])
@@ -62,7 +59,7 @@ def test_both_ways_to_mlflow_give_the_same(trained, ask: Callable[[], Mlflow], t
     mlflow.download(f"{folder}/odd names/50% é.bin", tmp_path / "fetched")
     assert (tmp_path / "fetched").read_bytes() == content
     assert list(tmp_path.iterdir()) == [tmp_path / "fetched"]
-    with pytest.raises(ServiceError, match="MLflow failed at"):
+    with no_retries(), pytest.raises(ServiceError, match="MLflow failed at"):
         mlflow.download(f"{folder}/nowhere.bin", tmp_path / "nowhere")
     with pytest.raises(ServiceError, match="MLflow failed at"):
         mlflow.version("moulds", 999)
