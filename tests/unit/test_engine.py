@@ -13,7 +13,8 @@ from PIL import Image
 from ml.download import Download
 from ml.images import Reason, Rejected
 from ml.models import build
-from ml.program import Program, ProgramInfo, export, sha256
+from ml.program import Program, export
+from ml.program_info import ProgramInfo, sha256
 from ml.scoring import engine
 from ml.scoring.engine import Item, Limits, score
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from ml import headers
-from ml.images import Reason, Rejected, decode, resize
+from ml.images import decode, resize
+from ml.rejection import Reason, Rejected
 
 LIMIT = 1_000_000
 

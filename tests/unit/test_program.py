@@ -13,7 +13,8 @@ import torch
 
 from ml import pt2
 from ml.errors import DataError, ServiceError
-from ml.program import ANOMALY, CLASSIFICATION, Program, ProgramInfo, export, sha256
+from ml.program import Program, export
+from ml.program_info import ANOMALY, CLASSIFICATION, ProgramInfo, sha256
 from ml.runtime import TOLERANCE
 
 SIZE = (16, 16)

@@ -15,7 +15,8 @@ import torch
 
 from ml import pt2
 from ml.errors import DataError
-from ml.program import CLASSIFICATION, Program, ProgramInfo, export, sha256
+from ml.program import Program, export
+from ml.program_info import CLASSIFICATION, ProgramInfo, sha256
 from ml.pt2 import harmless
 
 SIZE = (16, 16)
@@ -209,7 +210,8 @@ def watch(event, arguments):
         found.append((event, arguments[1:]) if event == "pickle.find_class" else None)
 sys.addaudithook(watch)
 import pickle, pathlib
-from ml.program import Program, ProgramInfo
+from ml.program import Program
+from ml.program_info import ProgramInfo
 info = ProgramInfo("m", 1, "classification", ("a", "b", "c"), {SIZE}, None, {sha256(good)!r})
 watched.append(True)
 Program.load(pathlib.Path({str(good)!r}), info, "cpu")
