@@ -27,8 +27,8 @@ $(INSTALLED): requirements/lock.txt requirements/uv.txt pyproject.toml
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
-run: $(INSTALLED)  ## start the local stack, train, score a night, show the results (DATA=DIR: real images)
-	@$(BIN)/nightscore run $(if $(DATA),--data "$(DATA)")
+run: $(INSTALLED)  ## start the local stack, train, score a night, show the results (DATA=DIR: real images, VERBOSE=1: all logs)
+	@$(BIN)/nightscore run $(if $(DATA),--data "$(DATA)") $(if $(VERBOSE),--verbose)
 
 stop: $(INSTALLED)  ## stop the local stack; its data stay in .nightscore/
 	@$(BIN)/nightscore down

@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID, uuid4
 
 import httpx
 
@@ -29,8 +31,29 @@ class DagRun:
     run_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class TaskState:
+    """A task of a run, with its index where it is mapped: its state, the seconds that it has taken
+    so far, and why it failed, if it did."""
+
+    task: str
+    state: str
+    seconds: float
+    reason: str = ""
+
+
+def run_page(run: DagRun) -> str:
+    """The address of a run in Airflow's user interface."""
+    return f"{settings().airflow_url.rstrip('/')}/dags/{run.dag_id}/runs/{run.run_id}"
+
+
+def report_page(run_id: UUID) -> str:
+    """The address of a scoring run's report in Airflow (`plugins/nightscore_pages.py`)."""
+    return f"{settings().airflow_url.rstrip('/')}/nightscore/reports/{run_id}"
+
+
 class AirflowApi:
-    """A client that is logged in; use as a context manager."""
+    """A client that is logged in; use as a context manager. Threads may share it."""
 
     def __init__(self, current: Settings | None = None) -> None:
         self.settings = current or settings()
@@ -79,63 +102,52 @@ class AirflowApi:
 
     def trigger(self, dag_id: str, conf: dict[str, Any] | None = None) -> DagRun:
         """Start a run of a DAG now."""
+        # Airflow's own ids are too long for an address to fit in a line.
+        run_id = f"run-{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:4]}"
         answer = self._call(
             "POST",
             f"/api/v2/dags/{dag_id}/dagRuns",
-            json={"logical_date": None, "conf": conf or {}},
+            json={"logical_date": None, "conf": conf or {}, "dag_run_id": run_id},
         )
         return DagRun(dag_id, answer["dag_run_id"])
 
     def wait(
         self,
         runs: list[DagRun],
-        on_task: Callable[[DagRun, str, str], None] = lambda run, task, state: None,
+        on_task: Callable[[DagRun, TaskState], None] = lambda run, task: None,
         on_log: Callable[[DagRun, str, str], None] = lambda run, task, line: None,
         timeout_s: float = 3600,
+        *,
+        verbose: bool = False,
     ) -> dict[DagRun, str]:
         """Follow runs to their end; returns the final state of each, `success` or `failed`.
 
-        `on_task` hears of every change: run, task (with its index where it is mapped), state.
-        `on_log` hears now and then what a running task has logged last.
+        Parameters
+        ----------
+        on_task: is called with each change of a task's state.
+        on_log: is called now and then with the last line that `ml` has logged in a running task:
+            run, task, line.
+        verbose: calls `on_log` with every line of every task, whoever logged it.
         """
         deadline = time.monotonic() + timeout_s
-        told: dict[tuple[DagRun, str, str], str] = {}
+        followed = {run: _Followed(self, run, on_task, on_log, verbose) for run in runs}
         states: dict[DagRun, str] = {}
-        logs_at = 0.0
         while len(states) < len(runs):
-            now = time.monotonic()
-            if logs_are_due := now >= logs_at:
-                logs_at = now + LOG_POLL_S
             for run in (run for run in runs if run not in states):
                 state = self._call("GET", _path(run))["state"]
-                for task, what, news in self._news(run, with_logs=logs_are_due):
-                    if told.get((run, task, what)) != news:
-                        told[run, task, what] = news
-                        (on_log if what == "log" else on_task)(run, task, news)
+                followed[run].tell()
                 if state in _DONE:
                     states[run] = state
-            if now > deadline:
+            if time.monotonic() > deadline:
                 raise ServiceError(f"{[run.dag_id for run in runs]} did not end in {timeout_s} s.")
             time.sleep(POLL_S if len(states) < len(runs) else 0)
         return states
 
-    def _news(self, run: DagRun, *, with_logs: bool) -> Iterator[tuple[str, str, str]]:
-        """Of each task of a run its `state`, and the last line of its `log` while it runs."""
-        for found in self._task_instances(run):
-            if found["state"] is None:
-                continue
-            yield _name(found), "state", found["state"]
-            if with_logs and found["state"] == "running":
-                # Only for whoever watches: a log that cannot be read must not end the wait.
-                with suppress(ServiceError):
-                    if line := self._log(run, found, lines=1):
-                        yield _name(found), "log", line
-
     def failure(self, run: DagRun, lines: int = 15) -> str:
         """The first failed task of a run and the end of its log."""
-        for found in self._task_instances(run):
+        for found in self.task_instances(run):
             if found["state"] == "failed":
-                return f"task {found['task_id']}:\n{self._log(run, found, lines)}"
+                return f"task {found['task_id']}:\n{self.log_lines(run, found, lines)}"
         return "no task has failed; see the scheduler's log"
 
     def import_errors(self) -> str:
@@ -143,20 +155,26 @@ class AirflowApi:
         found = self._call("GET", "/api/v2/importErrors")["import_errors"]
         return " ".join(f"{error['filename']}: {error['stack_trace']}" for error in found)
 
-    def _task_instances(self, run: DagRun) -> list[dict[str, Any]]:
+    def task_instances(self, run: DagRun) -> list[dict[str, Any]]:
+        """The tasks of a run as Airflow describes them, in the order in which they began."""
         answer = self._call("GET", f"{_path(run)}/taskInstances", params={"limit": 1000})
         instances: list[dict[str, Any]] = answer["task_instances"]
         return sorted(instances, key=lambda found: found["start_date"] or "9")
 
-    def _log(self, run: DagRun, instance: dict[str, Any], lines: int) -> str:
+    def log_lines(self, run: DagRun, instance: dict[str, Any], lines: int) -> str:
+        """The last lines of a task's log that say how it went and why it failed."""
+        events = self.log(run, instance)
+        return "\n".join([line for event in events for line in _shown(event)][-lines:])
+
+    def log(self, run: DagRun, instance: dict[str, Any]) -> list[dict[str, Any]]:
+        """What a try of a task has logged so far: events with `level`, `logger` and `event`."""
         answer = self._call(
             "GET",
             f"{_path(run)}/taskInstances/{instance['task_id']}/logs/{instance['try_number']}",
             params={"map_index": instance["map_index"], "full_content": True},
             headers={"Accept": "application/json"},
         )
-        shown = [line for event in answer.get("content", []) for line in _shown(event)]
-        return "\n".join(shown[-lines:])
+        return [event for event in answer.get("content", []) if isinstance(event, dict)]
 
     def _is_known(self, dag_id: str) -> bool:
         answer = self._client.get(f"/api/v2/dags/{dag_id}")
@@ -183,17 +201,81 @@ class AirflowApi:
         return answer.json()
 
 
-def _shown(event: str | dict[str, Any]) -> Iterator[str]:
-    """The lines of a log event that are worth a terminal's space: what `ml` says, and errors."""
-    if isinstance(event, str):
-        return
-    if event.get("level") in ("warning", "error", "critical") or str(
-        event.get("logger", "")
-    ).startswith("ml."):
+class _Followed:
+    """A run whose news are told once."""
+
+    def __init__(
+        self,
+        api: AirflowApi,
+        run: DagRun,
+        on_task: Callable[[DagRun, TaskState], None],
+        on_log: Callable[[DagRun, str, str], None],
+        verbose: bool,
+    ) -> None:
+        self._api, self._run, self._verbose = api, run, verbose
+        self._on_task, self._on_log = on_task, on_log
+        self._states: dict[str, str] = {}
+        self._read: dict[tuple[str, int], int] = {}
+        self._logs_at = 0.0
+
+    def tell(self) -> None:
+        """Call back with what is new since the last time."""
+        logs_are_due = time.monotonic() >= self._logs_at
+        if logs_are_due:
+            self._logs_at = time.monotonic() + LOG_POLL_S
+        for found in self._api.task_instances(self._run):
+            name, state = _name(found), found["state"]
+            if state is None:
+                continue
+            is_news = self._states.get(name) != state
+            if (logs_are_due and state == "running") or (is_news and self._verbose):
+                self._tell_log(name, found)
+            if is_news:
+                self._states[name] = state
+                self._on_task(self._run, TaskState(name, state, *self._how(found)))
+
+    def _tell_log(self, name: str, instance: dict[str, Any]) -> None:
+        # Only for whoever watches: a log that cannot be read must not end the wait.
+        with suppress(ServiceError):
+            events = self._api.log(self._run, instance)
+            key = name, instance["try_number"]
+            new = events[self._read.get(key, 0) :]
+            self._read[key] = len(events)
+            if self._verbose:
+                lines = [line for event in new for line in _everything(event)]
+            else:
+                lines = [str(event["event"]) for event in new if _is_own(event)][-1:]
+            for line in lines:
+                self._on_log(self._run, name, line)
+
+    def _how(self, instance: dict[str, Any]) -> tuple[float, str]:
+        reason = ""
+        if instance["state"] in ("failed", "up_for_retry"):
+            with suppress(ServiceError):
+                reason = self._api.log_lines(self._run, instance, lines=1)
+        return float(instance["duration"] or 0), reason
+
+
+def _shown(event: dict[str, Any]) -> Iterator[str]:
+    """The lines of a log event that say how a task failed: what `ml` says, and errors."""
+    if event.get("level") in ("warning", "error", "critical") or _is_own(event):
         level = event.get("level", "info")
         yield event["event"] if level == "info" else f"{level}: {event['event']}"
+    yield from _errors(event)
+
+
+def _everything(event: dict[str, Any]) -> Iterator[str]:
+    yield f"{event.get('level', 'info')}: {event.get('logger', '')}: {event['event']}"
+    yield from _errors(event)
+
+
+def _errors(event: dict[str, Any]) -> Iterator[str]:
     for detail in event.get("error_detail") or ():
         yield f"{detail['exc_type']}: {detail['exc_value']}"
+
+
+def _is_own(event: dict[str, Any]) -> bool:
+    return str(event.get("logger", "")).startswith("ml.")
 
 
 def _name(instance: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from ml.network import network, retrying
 from ml.settings import settings
 
 ADVISORY = {"migrate": 7_310_001}
+POSTGRES_PORT = 5432
 # Refusals that asking again does not change.
 _LASTING = ("authentication failed", "does not exist", "permission denied", "translate host name")
 
@@ -59,9 +60,15 @@ def _lost(engine: sa.Engine, error: BaseException) -> ServiceError:
     url = engine.url
     reason = " ".join(str(error).split())
     return ServiceError(
-        f"Postgres failed at {url.host}:{url.port}/{url.database} as {url.username}: {reason}",
+        f"Postgres failed at {place(url)} as {url.username}: {reason}",
         "Run `nightscore up` for the local stack, or `nightscore doctor` to see what is wrong.",
     )
+
+
+def place(url: sa.URL) -> str:
+    """Where a URL leads, in words: HOST:PORT/DATABASE with the defaults of Postgres's clients."""
+    host = f"{url.host}:{url.port or POSTGRES_PORT}" if url.host else "the local socket"
+    return f"{host}/{url.database}"
 
 
 def engine() -> sa.Engine:

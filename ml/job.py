@@ -1,30 +1,51 @@
 """The main job, end to end: data in, models trained, a night scored, results shown.
 
 This is what `make run` does. It works through Airflow's scheduler, as a production night would:
-data are put into S3, the DAGs are triggered and followed to their end.
+data are put into S3, the DAGs are triggered and followed to their end. What does not wait for each
+other goes side by side: images are imported while Airflow starts, and a stream is scored as soon as
+its models are trained.
 """
 
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 
 from ml import dataset, ingest, samples, snapshot
-from ml.airflow_api import AirflowApi, DagRun
+from ml.airflow_api import AirflowApi, DagRun, TaskState, run_page
 from ml.config import Configuration, configuration
 from ml.database import rows, session
 from ml.errors import DataError, RunFailed, ServiceError
+from ml.parallel import in_thread
+from ml.stack.local import ALREADY_UP, SERVICES, LocalStack
 from ml.tables import CHAMPION, ModelAlias, ModelVersion
 
 Say = Callable[[str], None]
 REPORT_SPLIT = "test"
-_PROGRESS_EVERY_S = 10.0
+_SERVERS = "local stack"
+# A task that takes less is not worth a line of its own.
+_LONG_TASK_S = 10.0
+_SHOW_EVERY_S = 0.2
+
+
+class Progress(Protocol):
+    """Takes what a person is shown while the job runs; called from several threads."""
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+
+    def doing(self, what: str, detail: str) -> None:
+        """What is being done now about `what`, a data set or a DAG run."""
+
+    def done(self, what: str) -> None:
+        """Nothing more is done about `what`."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +59,21 @@ class Source:
     synthetic: bool = False
 
 
-def run(data: Path | None, night: date, say: Say) -> list[dict[str, Any]]:
-    """Import, train, ingest and score; the stack must be up.
+@dataclass(frozen=True)
+class Result:
+    """Rows of `reporting.nightly_summary`; the DAG run of each stream; the DAG run that trained
+    each model, if one did; and the champions as rows of `reporting.model_versions`."""
+
+    summaries: list[dict[str, Any]]
+    scored: dict[str, DagRun]
+    trained: dict[str, DagRun | None]
+    champions: list[dict[str, Any]]
+
+
+def run(
+    data: Path | None, night: date, stack: LocalStack, progress: Progress, *, verbose: bool = False
+) -> Result:
+    """Start the stack, import, train, ingest and score.
 
     Parameters
     ----------
@@ -47,11 +81,7 @@ def run(data: Path | None, night: date, say: Say) -> list[dict[str, Any]]:
         data set of a model; None for the built-in synthetic samples. Samples never take the place
         of other images: a data set that was imported before is used as it is.
     night: the night that the test images are ingested for.
-    say: takes lines of progress.
-
-    Returns
-    -------
-    A row of `reporting.nightly_summary` for each stream that was scored.
+    verbose: show every line that a task logs.
 
     Raises
     ------
@@ -59,22 +89,214 @@ def run(data: Path | None, night: date, say: Say) -> list[dict[str, Any]]:
     ServiceError: a DAG run failed; the message ends with the task's log.
     """
     config = configuration()
-    with ExitStack() as stack:
-        source = _samples(config, stack, say) if data is None else _real(data, config)
-        for name, path in source.datasets.items():
-            _import(name, path, config, say)
-        models = _models_of({*source.datasets, *source.kept}, config)
-        streams = _streams_of(models, config)
-        api = stack.enter_context(AirflowApi())
-        _retrain([model for model in models if _needs_training(model, config, say)], api, say)
-        _require_champions(models)
-        for stream in streams:
-            _ingest(stream, source, night, config, say)
-        scored = _score(streams, night, api, say)
-    return [_summary(run) for run in scored]
+    # What is wrong with the folder is said before anything is started.
+    given = _real(data, config) if data is not None else None
+    with ExitStack() as opened:
+        progress.doing(_SERVERS, "starting PostgreSQL and S3")
+        stack.up(("postgres", "s3"), say=_important(progress))
+        api = in_thread(_started, stack, opened, progress)
+        source = given or _samples(config, opened, progress.say)
+        return _Job(config, source, night, api, progress, verbose=verbose).run()
 
 
-def _samples(config: Configuration, stack: ExitStack, say: Say) -> Source:
+def _important(progress: Progress) -> Say:
+    """What is said of the stack's start: each server that is ready passes, other things stay."""
+
+    def say(line: str) -> None:
+        if " is ready" in line or line == ALREADY_UP:
+            progress.doing(_SERVERS, line)
+        else:
+            progress.say(line)
+
+    return say
+
+
+def _started(stack: LocalStack, opened: ExitStack, progress: Progress) -> AirflowApi:
+    """Airflow, once the whole stack is up."""
+    progress.doing(_SERVERS, "starting MLflow and Airflow")
+    stack.up(SERVICES, say=_important(progress))
+    progress.done(_SERVERS)
+    progress.say("PostgreSQL, S3, MLflow and Airflow are up")
+    return opened.enter_context(AirflowApi())
+
+
+class _Job:
+    """The steps of a run, each on a thread of its own that first waits for those it needs."""
+
+    def __init__(
+        self,
+        config: Configuration,
+        source: Source,
+        night: date,
+        api: Future[AirflowApi],
+        progress: Progress,
+        *,
+        verbose: bool,
+    ) -> None:
+        self.config, self.source, self.night = config, source, night
+        self.api, self.progress, self.verbose = api, progress, verbose
+
+    def run(self) -> Result:
+        """All steps; raises the first failure when whatever does not depend on it has ended."""
+        models = _models_of({*self.source.datasets, *self.source.kept}, self.config)
+        streams = _streams_of(models, self.config)
+        # One upload at a time, as each takes all that the object store gives; the smallest first,
+        # so that its model is being trained while the others are still imported.
+        imported: dict[str, Future[None]] = {}
+        uploads: list[Future[None]] = []
+        for name in sorted(self.source.datasets, key=self._size):
+            imported[name] = in_thread(self._import, name, uploads[-1:])
+            uploads.append(imported[name])
+        trained = {}
+        for model in models:
+            needs = [
+                imported[name] for name in imported if name == self.config.model(model).dataset
+            ]
+            trained[model] = in_thread(self._train, model, needs)
+        scored = {}
+        for name in streams:
+            uploads.append(in_thread(self._ingest, name, uploads[-1:]))
+            parts = [trained[model] for model in self.config.stream(name).models]
+            scored[name] = in_thread(self._score, name, [*parts, uploads[-1]])
+        # What goes wrong before anything is trained is said at once.
+        first: list[Future[Any]] = [self.api, *imported.values()]
+        for future in wait(first, return_when=FIRST_EXCEPTION).done:
+            future.result()
+        wait(scored.values())
+        runs = {model: future.result() for model, future in trained.items()}
+        nights = {name: future.result() for name, future in scored.items()}
+        return Result(
+            [_summary(night) for night in nights.values()], nights, runs, _champions(models)
+        )
+
+    def _size(self, name: str) -> int:
+        path = self.source.datasets[name]
+        return (
+            sum(p.stat().st_size for p in path.rglob("*")) if path.is_dir() else path.stat().st_size
+        )
+
+    def _import(self, name: str, needs: Iterable[Future[None]]) -> None:
+        _wait_for(needs)
+        what = f"data set {name}"
+        self.progress.doing(what, f"importing {self.source.datasets[name].name}")
+        # What was there before under the same name, samples for instance, must not mix with this.
+        result = dataset.import_(
+            self.source.datasets[name],
+            name,
+            storage=self.config.storage,
+            replace=True,
+            on_progress=self._count(what, "images imported"),
+        )
+        self.progress.done(what)
+        removed = f", {result.removed:,} others removed" if result.removed else ""
+        there = f", {result.skipped:,} of them there already" if result.skipped else ""
+        self.progress.say(f"{what}: {result.images:,} images{there}{removed}")
+
+    def _ingest(self, name: str, needs: Iterable[Future[None]]) -> None:
+        _wait_for(needs)
+        stream = self.config.stream(name)
+        names = {self.config.model(model).dataset for model in stream.models}
+        what = f"stream {name}"
+        if not self.source.synthetic and (removed := ingest.remove_samples(stream, self.night)):
+            self.progress.say(f"{what}: {removed:,} synthetic samples of {self.night} removed")
+        for dataset_name in sorted(names & self.source.datasets.keys()):
+            path = self.source.datasets[dataset_name]
+            count = self._count(what, "images ingested")
+            result = ingest.ingest(path, stream, self.night, split=REPORT_SPLIT, on_progress=count)
+            files = 0
+            if broken := self.source.broken.get(dataset_name):
+                files = ingest.ingest(broken, stream, self.night, split=None).images
+            self.progress.say(
+                f"{what}, night of {self.night}: {result.images:,} images, labels left out"
+                f"{f', and {files:,} broken files' if files else ''}"
+            )
+        self.progress.done(what)
+
+    def _count(self, what: str, unit: str) -> Callable[[int], None]:
+        """Takes counts and shows some of them, as showing one takes longer than an image."""
+        shown = 0.0
+
+        def count(done: int) -> None:
+            nonlocal shown
+            if (now := time.monotonic()) - shown >= _SHOW_EVERY_S:
+                shown = now
+                self.progress.doing(what, f"{done:,} {unit}")
+
+        return count
+
+    def _train(self, model: str, needs: Iterable[Future[None]]) -> DagRun | None:
+        """Train a model through Airflow, unless its champion was trained from the same images."""
+        _wait_for(needs)
+        if not _needs_training(model, self.config, self.progress.say):
+            return None
+        run = self._trigger(f"retrain_{model}")
+        self._follow(run)
+        _require_champion(model)
+        return run
+
+    def _score(self, stream: str, needs: Iterable[Future[Any]]) -> DagRun:
+        _wait_for(needs)
+        run = self._trigger(f"score_{stream}", {"night": self.night.isoformat()})
+        self._follow(run)
+        return run
+
+    def _trigger(self, dag_id: str, conf: dict[str, Any] | None = None) -> DagRun:
+        api = self.api.result()
+        api.unpause(dag_id)
+        run = api.trigger(dag_id, conf)
+        self.progress.doing(dag_id, "waits for Airflow's scheduler")
+        return run
+
+    def _follow(self, run: DagRun) -> None:
+        """Wait for a run; raises ServiceError with the log of its failed task."""
+        api, started = self.api.result(), time.monotonic()
+
+        def on_task(_: DagRun, task: TaskState) -> None:
+            if shown := _SHOWN_STATES.get(task.state):
+                self.progress.doing(run.dag_id, f"{task.task}{shown}")
+            elif line := _lasting(task):
+                self.progress.say(f"{run.dag_id}: {line}")
+
+        def on_log(_: DagRun, task: str, line: str) -> None:
+            if self.verbose:
+                self.progress.say(f"{run.dag_id}: {task}: {line}")
+            else:
+                self.progress.doing(run.dag_id, f"{task}: {line}")
+
+        state = api.wait([run], on_task, on_log, verbose=self.verbose)[run]
+        self.progress.done(run.dag_id)
+        took = timedelta(seconds=round(time.monotonic() - started))
+        self.progress.say(
+            f"{run.dag_id}: {'done in' if state == 'success' else state + ' after'} {took}"
+        )
+        if state != "success":
+            raise ServiceError(
+                f"The DAG run {run.dag_id} failed in {api.failure(run)}",
+                f"Its page in Airflow: {run_page(run)}",
+            )
+
+
+# States that pass, and what is said of a task in them.
+_SHOWN_STATES = {"scheduled": " waits for its turn", "queued": " is about to start", "running": ""}
+
+
+def _lasting(task: TaskState) -> str:
+    """The line that stays of a task that has ended, if it is worth one."""
+    if task.state == "failed":
+        return f"{task.task} failed: {task.reason}"
+    if task.state == "up_for_retry":
+        return f"{task.task} failed and is tried again soon: {task.reason}"
+    if task.state == "success" and task.seconds >= _LONG_TASK_S:
+        return f"{task.task} took {timedelta(seconds=round(task.seconds))}"
+    return ""
+
+
+def _wait_for(needs: Iterable[Future[Any]]) -> None:
+    for future in needs:
+        future.result()
+
+
+def _samples(config: Configuration, opened: ExitStack, say: Say) -> Source:
     kept = {name for name in samples.DATASETS if dataset.holds_real_images(config.storage, name)}
     for name in sorted(kept):
         say(f"data set {name}: the images that were imported before are used")
@@ -82,7 +304,7 @@ def _samples(config: Configuration, stack: ExitStack, say: Say) -> Source:
     if not wanted:
         return Source({}, kept=frozenset(kept), synthetic=True)
     say(f"no DATA given: drawing SYNTHETIC sample images for {', '.join(wanted)}")
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nightscore-")))
+    folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="nightscore-")))
     written = samples.write(folder)
     return Source(
         {name: written.datasets[name] for name in wanted},
@@ -109,34 +331,6 @@ def _candidates(folder: Path, name: str) -> Iterable[Path]:
     return [path for path in options if path.exists()][:1]
 
 
-def _import(name: str, path: Path, config: Configuration, say: Say) -> None:
-    # What was there before under the same name, samples for instance, must not mix with this.
-    result = dataset.import_(
-        path,
-        name,
-        storage=config.storage,
-        replace=True,
-        on_progress=_now_and_then(say, f"data set {name}: {{:,}} images so far"),
-    )
-    say(
-        f"data set {name}: {result.images:,} images, {result.uploaded:,} uploaded, "
-        f"{result.skipped:,} there already, {result.removed:,} removed"
-    )
-
-
-def _now_and_then(say: Say, text: str) -> Callable[[int], None]:
-    """Takes counts and says one of them every few seconds."""
-    said = time.monotonic()
-
-    def count(done: int) -> None:
-        nonlocal said
-        if time.monotonic() - said >= _PROGRESS_EVERY_S:
-            said = time.monotonic()
-            say(text.format(done))
-
-    return count
-
-
 def _models_of(datasets: Iterable[str], config: Configuration) -> list[str]:
     return [name for name, model in config.models.items() if model.dataset in set(datasets)]
 
@@ -147,13 +341,6 @@ def _streams_of(models: Iterable[str], config: Configuration) -> list[str]:
 
 def _needs_training(name: str, config: Configuration, say: Say) -> bool:
     """Whether the champion is missing or was trained from other images than there are now."""
-    model = config.model(name)
-    uri = snapshot.take(
-        model.dataset,
-        config.storage,
-        holdout_share=model.holdout_share,
-        holdout_by=model.holdout_by,
-    )
     with session() as current:
         champion = current.scalar(
             sa.select(ModelVersion)
@@ -164,78 +351,49 @@ def _needs_training(name: str, config: Configuration, say: Say) -> bool:
             )
             .where(ModelAlias.model == name, ModelAlias.alias == CHAMPION)
         )
-        if champion is None or champion.snapshot_uri != uri:
+        if champion is None:
             return True
-        say(
-            f"model {name}: version {champion.version} was trained from these images; "
-            f"train again with the DAG retrain_{name} or `nightscore train {name}`"
-        )
-        return False
+        version, trained_from = champion.version, champion.snapshot_uri
+    model = config.model(name)
+    uri = snapshot.take(
+        model.dataset,
+        config.storage,
+        holdout_share=model.holdout_share,
+        holdout_by=model.holdout_by,
+    )
+    if trained_from != uri:
+        return True
+    say(f"model {name}: version {version} was trained from these images and is used")
+    return False
 
 
-def _retrain(models: list[str], api: AirflowApi, say: Say) -> None:
-    runs = []
-    for model in models:
-        api.unpause(f"retrain_{model}")
-        runs.append(api.trigger(f"retrain_{model}"))
-    _follow(runs, api, say)
-
-
-def _require_champions(models: list[str]) -> None:
+def _require_champion(model: str) -> None:
     """Raise RunFailed, with what the gate said, when a model has no champion to score with."""
     with session() as current:
-        for model in models:
-            if current.get(ModelAlias, (model, CHAMPION)) is None:
-                newest = current.scalar(
-                    sa.select(ModelVersion)
-                    .where(ModelVersion.model == model)
-                    .order_by(ModelVersion.version.desc())
-                    .limit(1)
-                )
-                reason = newest.gate_reason if newest else "it has no version"
-                raise RunFailed(
-                    f"Model {model} has no champion: {reason}.",
-                    "Its page in MLflow shows how it trained; `gate` in nightscore.yaml decides.",
-                )
+        if current.get(ModelAlias, (model, CHAMPION)) is not None:
+            return
+        newest = current.scalar(
+            sa.select(ModelVersion)
+            .where(ModelVersion.model == model)
+            .order_by(ModelVersion.version.desc())
+            .limit(1)
+        )
+        reason = newest.gate_reason if newest else "it has no version"
+    raise RunFailed(
+        f"Model {model} has no champion: {reason}.",
+        "Its page in MLflow shows how it trained; `gate` in nightscore.yaml decides.",
+    )
 
 
-def _ingest(name: str, source: Source, night: date, config: Configuration, say: Say) -> None:
-    stream = config.stream(name)
-    names = {config.model(model).dataset for model in stream.models}
-    if not source.synthetic and (removed := ingest.remove_samples(stream, night)):
-        say(f"stream {name}, night {night}: {removed:,} synthetic samples removed")
-    for dataset_name in sorted(names & source.datasets.keys()):
-        path = source.datasets[dataset_name]
-        progress = _now_and_then(say, f"stream {name}: {{:,}} images so far")
-        result = ingest.ingest(path, stream, night, split=REPORT_SPLIT, on_progress=progress)
-        say(f"stream {name}, night {night}: {result.images:,} images, labels left out")
-        if broken := source.broken.get(dataset_name):
-            result = ingest.ingest(broken, stream, night, split=None)
-            say(f"stream {name}, night {night}: {result.images:,} broken files besides")
-
-
-def _score(streams: list[str], night: date, api: AirflowApi, say: Say) -> list[DagRun]:
-    runs = []
-    for stream in streams:
-        api.unpause(f"score_{stream}")
-        runs.append(api.trigger(f"score_{stream}", {"night": night.isoformat()}))
-    _follow(runs, api, say)
-    return runs
-
-
-def _follow(runs: list[DagRun], api: AirflowApi, say: Say) -> None:
-    """Wait for the runs; raises ServiceError with the log of the first that fails."""
-
-    def on_task(run: DagRun, task: str, state: str) -> None:
-        if state in ("running", "success", "failed", "up_for_retry", "skipped"):
-            say(f"{run.dag_id}: {task} {state}")
-
-    def on_log(run: DagRun, task: str, line: str) -> None:
-        say(f"{run.dag_id}: {task}: {line}")
-
-    for run, state in api.wait(runs, on_task, on_log).items():
-        if state != "success":
-            raise ServiceError(f"The DAG run {run.dag_id} failed in {api.failure(run)}")
+def _champions(models: list[str]) -> list[dict[str, Any]]:
+    """The models' champions, as `reporting.model_versions` has them."""
+    with session() as current:
+        found = [dict(row) for row in rows(current, "list_versions")]
+    return [
+        row
+        for row in found
+        if row["model"] in models and CHAMPION in (row["alias"] or "").split(", ")
+    ]
 
 
 def _summary(run: DagRun) -> dict[str, Any]:

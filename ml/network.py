@@ -17,8 +17,8 @@ from typing import Any
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from tenacity import (
+    RetryCallState,
     Retrying,
-    before_sleep_log,
     retry_if_exception,
     stop_after_attempt,
     stop_after_delay,
@@ -31,6 +31,7 @@ from ml.errors import ConfigurationError
 log = logging.getLogger(__name__)
 
 _LONGEST_WAIT_S = 5.0
+_LONGEST_REASON = 200
 
 
 class Network(BaseSettings):
@@ -114,9 +115,17 @@ def retrying(
         retry=retry_if_exception(may_pass),
         stop=stop_any(stop_after_delay(for_s), stop_after_attempt(attempts)),
         wait=wait_random_exponential(multiplier=0.2, max=_LONGEST_WAIT_S),
-        before_sleep=before_sleep_log(log, logging.WARNING),
+        before_sleep=_log_failure,
         reraise=True,
     )
+
+
+def _log_failure(state: RetryCallState) -> None:
+    """The first failure as a warning, for whoever waits; those after it say nothing new."""
+    error = state.outcome.exception() if state.outcome else None
+    reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
+    level = logging.WARNING if state.attempt_number == 1 else logging.INFO
+    log.log(level, "Trying again in %.1f s: %s", state.upcoming_sleep, reason)
 
 
 @lru_cache(maxsize=1)

@@ -136,7 +136,8 @@ def register(run_id: str, model: str, tags: Mapping[str, str], description: str)
         version = _version_of_run(model, run_id)
         if version is None:
             # With its tags from the start: nobody ever sees a version without a decision.
-            made = mlflow.register_model(f"models:/{stored['model_id']}", model, tags=tagged)
+            with tracking.prints_logged():
+                made = mlflow.register_model(f"models:/{stored['model_id']}", model, tags=tagged)
             version = int(made.version)
         else:
             for key, value in tagged.items():

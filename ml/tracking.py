@@ -13,7 +13,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from ml.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
+
+# Read when MLflow is imported, whoever does it first: its messages go where this process's log
+# goes, at their level, and not to standard error.
+os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")
 
 _ATTEMPT = "nightscore.attempt"
 # MLflow shows the pages of training, not those of language models and their traces.
@@ -51,7 +55,6 @@ def mlflow_client() -> Any:
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         **network().mlflow(),
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MLFLOW_LOGGING_LEVEL": "WARNING",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "GIT_PYTHON_REFRESH": "quiet",
     }.items():
@@ -162,6 +165,18 @@ class Library:
         with tempfile.TemporaryDirectory() as scratch, translated():
             (Path(scratch) / name).write_bytes(content)
             get_artifact_repository(folder).log_artifact(str(Path(scratch) / name))
+
+
+@contextmanager
+def prints_logged() -> Iterator[None]:
+    """Logs what MLflow prints on standard error, as it does for a few of its messages."""
+    printed = io.StringIO()
+    try:
+        with redirect_stderr(printed):
+            yield
+    finally:
+        for line in printed.getvalue().splitlines():
+            logging.getLogger("mlflow").info("%s", line)
 
 
 def start_run(model: str, attempt: str | None, tags: Mapping[str, str]) -> str:

@@ -5,11 +5,14 @@ to Airflow.
 """
 
 from typing import Any
+from urllib.parse import urlencode, urlparse
 from uuid import UUID
 
 from airflow.plugins_manager import AirflowPlugin
-from fastapi import Depends, FastAPI, HTTPException
-from fastapi.responses import HTMLResponse
+from airflow.sdk import conf
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.exception_handlers import http_exception_handler
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from nightscore_links import REPORTS, ReportLink, VersionLink
 
 
@@ -27,6 +30,15 @@ _NO_SCRIPTS = {
 
 # FastAPI's own pages about the pages ask nobody to log in, and load scripts from elsewhere.
 app = FastAPI(title="Nightscore", dependencies=[Depends(_logged_in())], openapi_url=None)
+
+
+@app.exception_handler(401)
+async def log_in(request: Request, error: HTTPException) -> Response:
+    """Lead a person who opens an address to Airflow's login, and from there back to the page."""
+    if "text/html" not in request.headers.get("accept", ""):
+        return await http_exception_handler(request, error)
+    base = urlparse(conf.get("api", "base_url", fallback="/")).path.rstrip("/")
+    return RedirectResponse(f"{base}/api/v2/auth/login?{urlencode({'next': request.url.path})}")
 
 
 @app.get("/", response_class=HTMLResponse)

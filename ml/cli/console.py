@@ -5,19 +5,18 @@ Results go to standard output; progress, messages and errors go to standard erro
 """
 
 import json
-import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
 
 import typer
+from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.measure import Measurement
 from rich.table import Table
 
 # Control characters, and those that turn the direction of writing: a terminal obeys them, and the
@@ -39,9 +38,11 @@ class _Terminal(Console):
         super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
 
 
-# What goes to a file or a pipe is not squeezed into a terminal's width.
-out = _Terminal(soft_wrap=True, width=None if sys.stdout.isatty() else 240)
-err = _Terminal(stderr=True, soft_wrap=True)
+# In a file or a pipe a row of a table is a line, however wide: nothing of it is cut or folded.
+_UNLIMITED = 100_000
+out = _Terminal(soft_wrap=True, width=None if sys.stdout.isatty() else _UNLIMITED)
+# Bound to the stream as it is now: what libraries print may be sent elsewhere meanwhile.
+err = _Terminal(file=sys.stderr, stderr=True, soft_wrap=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
@@ -52,53 +53,42 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print rows as a table on standard output; None is shown empty, text is never markup."""
-    table = Table(header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    """Print rows as a table on standard output; None is shown empty, text is never markup.
+
+    Numbers stand at the right. Rows that are wider than the terminal are printed one below the
+    other, a line for each value.
+    """
+    cells, numeric = [], [True] * len(columns)
     for row in rows:
-        table.add_row(*(_cell(value) for value in row))
-    out.print(table)
+        cells.append([_cell(value) for value in row])
+        for index, value in enumerate(row):
+            is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+            numeric[index] &= value is None or is_number
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    columns = [_cell(column) for column in columns]
+    for column, is_number in zip(columns, numeric, strict=True):
+        justify: Any = "right" if is_number and cells else "left"
+        table.add_column(column, overflow="fold", justify=justify)
+    for row_cells in cells:
+        table.add_row(*row_cells)
+    wide = out.options.update(width=_UNLIMITED)
+    if len(columns) > 3 and Measurement.get(out, wide, table).maximum > out.width:
+        _print_records(columns, cells)
+    else:
+        out.print(table)
+
+
+def _print_records(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    width = max(map(len, columns))
+    for number, row in enumerate(rows, start=1):
+        out.print(f"[bold]row {number}[/]")
+        for column, cell in zip(columns, row, strict=True):
+            out.print(f"  [bold]{column:{width}}[/]  {cell}", highlight=False)
 
 
 def print_synthetic() -> None:
     """Say that the results above come from the built-in samples."""
     out.print("These results come from SYNTHETIC sample images, drawn by Nightscore itself.")
-
-
-class _Formatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
-
-
-def show_log() -> None:
-    """Show what `ml` logs on standard error, and of libraries their warnings."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for noisy in ("mlflow", "httpx", "alembic", "matplotlib", "botocore"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-
-
-def progress() -> Progress:
-    """A progress bar on standard error that vanishes when it is done."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-    )
-
-
-@contextmanager
-def counted(description: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar for work of unknown length; gives what takes the number done so far."""
-    with progress() as bar:
-        task = bar.add_task(description, total=None)
-        yield lambda done: bar.update(task, completed=done)
 
 
 def parse_date(text: str) -> date:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ml.cli.console import Json, counted, err, out, parse_date, print_json, print_table
+from ml.cli.console import Json, err, out, parse_date, print_json, print_table
+from ml.cli.progress import counted
 from ml.errors import ConfigurationError
 
 app = typer.Typer()

@@ -1,15 +1,23 @@
 """The command `run`: the main job, end to end."""
 
-import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ml.cli.console import Json, err, out, parse_date, print_json, print_synthetic, print_table
+from ml.cli.logs import is_verbose
+from ml.cli.progress import tracking
+
+if TYPE_CHECKING:
+    from ml.job import Result
 
 app = typer.Typer()
+
+# What a model is judged by first, of the metrics that it has.
+_MEASURES = {"classification": "accuracy", "anomaly": "auroc"}
 
 
 @app.command()
@@ -35,32 +43,91 @@ def run(
     from ml.settings import state_folder
     from ml.stack.local import LocalStack
 
-    started = time.monotonic()
-
-    def say(line: str) -> None:
-        elapsed = timedelta(seconds=round(time.monotonic() - started))
-        err.print(f"{elapsed}  {line}", highlight=False, markup=False)
-
+    night = parse_date(date)
     stack = LocalStack(state_folder())
-    stack.up(say=say)
-    summaries = job.run(data, parse_date(date), say)
+    try:
+        with tracking() as progress:
+            result = job.run(data, night, stack, progress, verbose=is_verbose())
+    except KeyboardInterrupt:
+        err.print("Airflow goes on with what it has begun; `nightscore down` stops it.")
+        raise
     if json:
-        print_json(summaries)
+        print_json(_with_addresses(result))
         return
-    _show(summaries)
+    _show(result)
+    out.print("\nLog in")
     for line in stack.addresses():
-        out.print(line, highlight=False, markup=False)
+        out.print(f"  {line}", highlight=False, markup=False)
+    out.print("\n`make stop` or `nightscore down` stops the stack; the data stay.", highlight=False)
 
 
-def _show(summaries: list[dict[str, Any]]) -> None:
-    columns = (
-        "stream", "night", "status", "discovered", "scored", "rejected", "anomalies", "to_review",
-        "versions",
-    )  # fmt: skip
-    print_table(columns, ([row[name] for name in columns] for row in summaries))
-    if any(row["synthetic"] for row in summaries):
+def _with_addresses(result: "Result") -> list[dict[str, Any]]:
+    from ml.airflow_api import report_page, run_page
+
+    return [
+        {
+            **row,
+            "report_url": report_page(row["run_id"]),
+            "airflow_url": run_page(result.scored[row["stream"]]),
+        }
+        for row in result.summaries
+    ]
+
+
+def _show(result: "Result") -> None:
+    out.print("")
+    print_table(
+        ("model", "version", "measure", "held-out images", "test images", "trained"),
+        (_model_row(row, result) for row in result.champions),
+    )
+    out.print("")
+    print_table(
+        ("stream", "night", "images", "scored", "rejected", "anomalies", "to review", "took"),
+        map(_night_row, result.summaries),
+    )
+    if any(row["synthetic"] for row in result.summaries):
+        out.print("")
         print_synthetic()
-    for row in summaries:
+    for row in result.summaries:
         if not row["discovered"]:
             out.print(f"{row['stream']}: no new image; those of the night were scored before")
-        out.print(f"report of {row['stream']}: {row['report_uri']}", highlight=False)
+    out.print("\nOpen in a browser")
+    addresses = list(_addresses(result))
+    width = max(len(what) for what, _ in addresses)
+    for what, address in addresses:
+        out.print(f"  {what:{width}}  {address}", highlight=False, markup=False)
+
+
+def _model_row(row: dict[str, Any], result: "Result") -> list[Any]:
+    measure = _MEASURES[row["task"]]
+    return [
+        row["model"],
+        row["version"],
+        measure.upper() if measure == "auroc" else measure,
+        row["metrics"].get(measure),
+        row["metrics"].get(f"test_{measure}"),
+        "now" if result.trained[row["model"]] else f"{row['registered_at']:%Y-%m-%d %H:%M}",
+    ]
+
+
+def _night_row(row: dict[str, Any]) -> list[Any]:
+    took = row["finished_at"] - row["started_at"]
+    return [
+        *(row[name] for name in ("stream", "night", "discovered", "scored", "rejected")),
+        *(row[name] for name in ("anomalies", "to_review")),
+        str(timedelta(seconds=round(took.total_seconds()))),
+    ]
+
+
+def _addresses(result: "Result") -> Iterator[tuple[str, str]]:
+    from ml.airflow_api import report_page, run_page
+    from ml.registry import ui_url
+
+    for row in result.summaries:
+        yield f"report of {row['stream']}", report_page(row["run_id"])
+    for run in result.scored.values():
+        yield "DAG run", run_page(run)
+    for run in filter(None, result.trained.values()):
+        yield "training", run_page(run)
+    for row in result.champions:
+        yield "version", ui_url(row["model"], row["version"])

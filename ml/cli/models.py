@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ml.cli.console import Json, counted, err, out, print_json, print_table, show_log
+from ml.cli import logs
+from ml.cli.console import Json, err, out, print_json, print_table
+from ml.cli.progress import counted, tracking
 from ml.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
@@ -35,15 +37,17 @@ def train(
     """Train a new version: the steps of the DAG retrain_MODEL, in this process."""
     from ml import retrain
 
-    show_log()
+    logs.show_own()
+    with tracking() as tracker:
 
-    def on_step(step: str) -> None:
-        err.print(f"{model}: {step}", style="bold")
+        def on_step(step: str) -> None:
+            tracker.done(model)
+            tracker.doing(model, step)
 
-    if from_run:
-        result = retrain.repeat(model, from_run, on_step)
-    else:
-        result = retrain.retrain(model, on_step)
+        if from_run:
+            result = retrain.repeat(model, from_run, on_step)
+        else:
+            result = retrain.retrain(model, on_step)
     if json:
         print_json(result)
         return

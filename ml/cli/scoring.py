@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ml.cli.console import Json, err, out, parse_date, print_json, print_synthetic, progress
+from ml.cli.console import Json, err, out, parse_date, print_json, print_synthetic
+from ml.cli.progress import counted
 
 app = typer.Typer()
 
@@ -21,11 +22,15 @@ def score(stream: Stream, date: Night = "today", json: Json = False) -> None:
     from ml.scoring import flow
 
     night = parse_date(date).isoformat()
-    with progress() as bar:
-        task = bar.add_task("scoring", total=None)
-        counts = flow.score_night(
-            stream, night, lambda count, total: bar.update(task, advance=count, total=total)
-        )
+    done = 0
+    with counted(f"scoring {stream}") as show:
+
+        def on_images(count: int, total: int) -> None:
+            nonlocal done
+            done += count
+            show(done, total)
+
+        counts = flow.score_night(stream, night, on_images)
     if json:
         print_json(counts)
         return
@@ -40,6 +45,7 @@ def score(stream: Stream, date: Night = "today", json: Json = False) -> None:
     if counts["synthetic"]:
         print_synthetic()
     out.print(f"report: {counts['report_uri']}")
+    _show_page(counts["run_id"])
 
 
 @app.command()
@@ -66,3 +72,13 @@ def report(
         print_json(result)
     else:
         out.print(uri)
+        _show_page(run_id)
+
+
+def _show_page(run_id: Any) -> None:
+    """Say where a browser shows a run's report, where there is an Airflow."""
+    from ml.airflow_api import report_page
+    from ml.settings import settings
+
+    if settings().airflow_url:
+        err.print(f"in a browser: {report_page(run_id)}", highlight=False, markup=False)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ml.cli.console import Json, err, out, print_json, print_table
+from ml.cli.progress import tracking
 from ml.errors import ConfigurationError
 
 app = typer.Typer()
@@ -37,7 +38,9 @@ def up(
             f"There is no service {', '.join(sorted(unknown))}.", f"Known: {', '.join(SERVICES)}."
         )
     stack = LocalStack(state_folder())
-    stack.up(services, say=_say)
+    with tracking() as progress:
+        progress.doing("local stack", f"starting {', '.join(services)}")
+        stack.up(services, say=progress.say)
     if set(services) == set(SERVICES):
         for line in stack.addresses():
             out.print(line, highlight=False, markup=False)

@@ -6,9 +6,12 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from ml.errors import NightscoreError
 from ml.settings import Settings, settings, state_folder
+from ml.stack.layout import Layout
+from ml.stack.neighbours import stranger
 
 _TIMEOUT_S = 4
 _MIN_FREE_BYTES = 2 * 1024**3
@@ -45,13 +48,42 @@ def examine() -> Iterator[Check]:
     for name, check in checks.items():
         try:
             yield Check(name, True, check(current))
-        except _Wrong as wrong:
-            yield Check(name, False, str(wrong))
-        except NightscoreError as error:
-            yield Check(name, False, " ".join(str(error).split()))
         except Exception as error:  # a doctor that stops half-way helps nobody
-            reason = " ".join(str(error).split())[:300]
-            yield Check(name, False, f"{type(error).__name__}: {reason}")
+            yield Check(name, False, _stranger(name, current) or _finding(error))
+
+
+def _finding(error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    if isinstance(error, _Wrong | NightscoreError):
+        return reason
+    return f"{type(error).__name__}: {reason[:300]}"
+
+
+def _stranger(name: str, current: Settings) -> str:
+    """What to do when another stack or program answers where this stack's server should: what it
+    says of our password is true and no help. "" when that is not so."""
+    addresses = {
+        "postgres": ("postgres", current.database_url.get_secret_value()),
+        "analyst": ("postgres", current.analyst_url.get_secret_value()),
+        "s3": ("s3", current.s3_endpoint),
+        "mlflow": ("mlflow", current.mlflow_uri),
+        "airflow": ("airflow", current.airflow_url),
+    }
+    if name not in addresses:
+        return ""
+    service, address = addresses[name]
+    where = urlsplit(address)
+    layout = Layout(state_folder())
+    try:
+        who = stranger(layout, service, where.hostname, where.port)
+    except ValueError:  # no port at all
+        return ""
+    if not who:
+        return ""
+    return (
+        f"{who} answers at {where.hostname}:{where.port}, not this stack ({layout.home}): "
+        "run `nightscore up`, which chooses other ports, or stop the other one"
+    )
 
 
 def _python(_: Settings) -> str:
@@ -92,12 +124,14 @@ def _connect(url: str) -> str:
     import psycopg2
     import sqlalchemy as sa
 
+    from ml.database import POSTGRES_PORT, place
+
     parsed = sa.make_url(url)
-    where = f"{parsed.username} at {parsed.host}:{parsed.port}/{parsed.database}"
+    where = f"{parsed.username} at {place(parsed)}"
     try:
         psycopg2.connect(
             host=parsed.host,
-            port=parsed.port or 5432,
+            port=parsed.port or POSTGRES_PORT,
             user=parsed.username,
             password=parsed.password,
             dbname=parsed.database,

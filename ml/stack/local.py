@@ -13,10 +13,12 @@ from ml.errors import ServiceError
 from ml.settings import OWNER_ENV, STACK_ENV, settings
 from ml.stack import airflow_server, mlflow_server, postgres, s3
 from ml.stack.layout import HOST, Layout, choose_ports, known_ports
+from ml.stack.neighbours import stranger
 from ml.stack.process import Process
-from ml.stack.supervisor import RUNNING, Supervisor
+from ml.stack.supervisor import RUNNING, Supervisor, is_alive
 
 SERVICES = ("postgres", "s3", "mlflow", "airflow")
+ALREADY_UP = "the stack is up already"
 GPU_SLOTS = 1
 _READY_WITHIN_S = 180
 
@@ -103,13 +105,13 @@ class LocalStack:
         ports, passwords = known_ports(self.layout), self.layout.passwords
         analyst = f"postgresql://nightscore_analyst:{passwords['analyst']}"
         return [
-            f"Airflow   http://{HOST}:{ports['airflow']}   "
+            f"Airflow http://{HOST}:{ports['airflow']}   "
             f"user {airflow_server.USER}, password {passwords['airflow']}",
-            f"MLflow    http://{HOST}:{ports['mlflow']}   "
+            f"MLflow  http://{HOST}:{ports['mlflow']}   "
             f"user {mlflow_server.USER}, password {passwords['mlflow']}",
-            f"Postgres  {analyst}@{HOST}:{ports['postgres']}/nightscore   (read-only, psql)",
-            f"S3        http://{HOST}:{ports['s3']}   "
-            f"key and secret in {self.layout.home / STACK_ENV}",
+            f"SQL     {analyst}@{HOST}:{ports['postgres']}/nightscore",
+            f"S3      http://{HOST}:{ports['s3']}   key and secret in "
+            f"{_shown(self.layout.home / STACK_ENV)}",
         ]
 
     def _start(
@@ -119,7 +121,7 @@ class LocalStack:
         storage = [process for process in wanted if process.service in ("postgres", "s3")]
         rest = [process for process in wanted if process not in storage]
         if all(self._is_up(process) for process in wanted):
-            say("the stack is up already")
+            say(ALREADY_UP)
             return
         if "postgres" in services:
             postgres.initialise(self.layout)
@@ -149,10 +151,10 @@ class LocalStack:
             self._make_pool()
 
     def _launch(self, processes: Sequence[Process], say: Say) -> None:
-        for process in processes:
+        waiting = [process for process in processes if not self._is_up(process)]
+        for process in waiting:
             self.supervisor.launch(process.name)
         deadline = time.monotonic() + _READY_WITHIN_S
-        waiting = list(processes)
         while waiting:
             for process in list(waiting):
                 state = self.supervisor.state(process.name)["statename"]
@@ -161,11 +163,20 @@ class LocalStack:
                     say(f"{process.name} is ready {process.address}".rstrip())
                     continue
                 if state in ("FATAL", "EXITED") or time.monotonic() > deadline:
-                    raise ServiceError(
-                        f"{process.name} did not start ({state}). The end of its log, "
-                        f"{self.layout.log(process.name)}:\n{self.supervisor.tail(process.name)}"
-                    )
+                    raise self._not_started(process, state)
             time.sleep(0.1 if waiting else 0)
+
+    def _not_started(self, process: Process, state: str) -> ServiceError:
+        port = known_ports(self.layout)[process.service]
+        if who := stranger(self.layout, process.service, HOST, port):
+            return ServiceError(
+                f"{process.name} did not start: {who} has taken port {port} meanwhile.",
+                "Run `nightscore down`, then the command again: other ports are chosen.",
+            )
+        return ServiceError(
+            f"{process.name} did not start ({state}). The end of its log, "
+            f"{self.layout.log(process.name)}:\n{self.supervisor.tail(process.name)}"
+        )
 
     def _is_up(self, process: Process) -> bool:
         state = self.supervisor.states().get(process.name)
@@ -192,9 +203,10 @@ class LocalStack:
     def _ports(
         self, wanted: Mapping[str, int] | None, say: Say, reservations: ExitStack
     ) -> dict[str, int]:
-        if self.supervisor.is_running():
+        if any(map(is_alive, self.supervisor.states().values())):
             return known_ports(self.layout)
-        self.supervisor.kill_leftovers()
+        # Nothing runs, or only a supervisor whose processes could not start.
+        self.supervisor.shut_down()
         before = known_ports(self.layout)
         ports = choose_ports(self.layout, reservations, wanted)
         for server, port in ports.items():
@@ -256,3 +268,9 @@ class LocalStack:
         with (self.layout.home / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _shown(path: Path) -> str:
+    """A path as a person would write it here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

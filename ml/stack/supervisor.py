@@ -84,12 +84,12 @@ class Supervisor:
     def stop(self, *names: str) -> list[str]:
         """Stop processes, side by side, and wait for their end; returns those that ran."""
         states = self.states()
-        alive = [name for name in names if name in states and _is_alive(states[name])]
+        alive = [name for name in names if name in states and is_alive(states[name])]
         for name in alive:
             self._rpc().supervisor.stopProcess(name, False)
         for name in alive:
             # supervisord kills what does not end in its `stopwaitsecs`.
-            _wait(lambda name=name: not _is_alive(self.state(name)), 60, f"{name} does not end.")
+            _wait(lambda name=name: not is_alive(self.state(name)), 60, f"{name} does not end.")
         return alive
 
     def state(self, name: str) -> dict[str, Any]:
@@ -199,7 +199,8 @@ class Supervisor:
         return f"[program:{process.name}]\n{body}\n"
 
 
-def _is_alive(state: dict[str, Any]) -> bool:
+def is_alive(state: dict[str, Any]) -> bool:
+    """Whether a process runs, or is about to, by its `Supervisor.state`."""
     return state["statename"] in (RUNNING, STARTING, "BACKOFF", "STOPPING")
 
 

@@ -17,6 +17,9 @@ from ml.training import data, distributed, environment, loop, thresholds
 
 log = logging.getLogger(__name__)
 
+# What is said of an epoch, of what `validate` measures.
+_MEASURES = {"holdout_accuracy": "accuracy", "holdout_auroc": "AUROC"}
+
 
 @dataclass(frozen=True)
 class Thresholds:
@@ -66,7 +69,12 @@ def _run(name: str, model: Model, snapshot: Snapshot, run_id: str, place: device
     tracking.log_json(run_id, repetition.ENVIRONMENT, environment.collect(place))
     tracking.log_snapshot(run_id, snapshot)
     parts = data.load(snapshot, model)
-    log.info("%s images to fit, %s held out, on %s", len(parts.fit), len(parts.holdout), place)
+    log.info(
+        "%s images to fit, %s held out, on %s",
+        f"{len(parts.fit):,}",
+        f"{len(parts.holdout):,}",
+        place,
+    )
     torch.manual_seed(model.seed)
     network = build(model.architecture, model.input_size, parts.classes, model.options)
     history: list[dict[str, float]] = []
@@ -76,8 +84,7 @@ def _run(name: str, model: Model, snapshot: Snapshot, run_id: str, place: device
         row = {"epoch": float(epoch.number), **values, **epoch.validation}
         history.append(row)
         tracking.log_metrics(run_id, row, epoch.number)
-        shown = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
-        log.info("Epoch %s of %s: %s", epoch.number, epoch.epochs, shown)
+        log.info("%s", _in_words(epoch))
 
     pixels, labels = parts.fit.tensors()
     network.start(pixels, labels)
@@ -108,6 +115,19 @@ def _run(name: str, model: Model, snapshot: Snapshot, run_id: str, place: device
     )
     chosen = _thresholds(network, model, parts.holdout) if model.task == "anomaly" else None
     _log_program(name, model, snapshot, run_id, network, parts.classes, chosen)
+
+
+def _in_words(epoch: loop.Epoch) -> str:
+    """What a person wants to know while a model is trained; all of it is in MLflow."""
+    measured = [
+        f", held-out {_MEASURES[key]} {value:.4g}"
+        for key, value in epoch.validation.items()
+        if key in _MEASURES
+    ]
+    return (
+        f"epoch {epoch.number} of {epoch.epochs}: loss {epoch.train_loss:.3g}{''.join(measured)}, "
+        f"{epoch.images_per_second:,.0f} images/s"
+    )
 
 
 def parameters(model: Model, place: device.Device) -> Training:

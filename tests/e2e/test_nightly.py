@@ -11,7 +11,7 @@ import time
 
 import httpx
 
-from tests.support.command import NIGHT, nightscore, query
+from tests.support.command import NIGHT, PRINTED, nightscore, query
 
 
 def test_both_streams_are_scored_and_every_image_is_accounted_for(home):
@@ -62,12 +62,46 @@ def test_scoring_the_night_again_changes_nothing(home):
     assert query(home, checksum) == before
 
 
-def test_a_second_run_trains_nothing_and_finds_nothing_new(home):
-    summaries = json.loads(nightscore("run", "--date", NIGHT, "--json", home=home))
-    assert {row["stream"]: row["discovered"] for row in summaries} == {"cifar10": 0, "spill": 0}
-    assert all(row["status"] == "finished" for row in summaries)
+def _on_stderr(name: str) -> str:
+    text = PRINTED[f"the output of {name}"].decode()
+    return "\n".join(line for line in text.splitlines() if not line.startswith(("[{", "{")))
+
+
+def test_what_a_run_says_is_short_and_without_the_chatter_of_libraries(home):
+    said = _on_stderr(f"run --date {NIGHT} --json")
+    for line in said.splitlines():
+        assert re.match(r"\d:\d\d:\d\d  \S", line), line
+        assert len(line) <= 100, line
+    for chatter in ("INFO", "WARN", "warning", "Retrying", "mlflow.", "Traceback", "urllib3"):
+        assert chatter not in said
+    for step in ("data set spill: 1,6", "train: epoch 1 of 5", "score_cifar10: done in"):
+        assert step in said
+
+
+def test_a_second_run_trains_nothing_and_finds_nothing_new(home, airflow):
+    shown = nightscore("run", "--date", NIGHT, home=home)
+    newest = query(
+        home,
+        "SELECT DISTINCT ON (stream) stream, status, discovered FROM reporting.nightly_summary"
+        " ORDER BY stream, started_at DESC",
+    )
+    assert {row["stream"]: row["discovered"] for row in newest} == {"cifar10": 0, "spill": 0}
+    assert all(row["status"] == "finished" for row in newest)
     versions = query(home, "SELECT max(version) AS newest FROM reporting.model_versions")
     assert versions == [{"newest": 1}]
+    assert all(len(line) <= 100 for line in shown.splitlines())
+    addresses = re.findall(r"^  (report of \w+|DAG run|version) +(http\S+)$", shown, re.MULTILINE)
+    assert [what for what, _ in addresses] == [
+        "report of cifar10", "report of spill", "DAG run", "DAG run", "version", "version",
+    ]  # fmt: skip
+    mlflow = re.search(r"^  MLflow +http\S+ +user (\S+), password (\S+)$", shown, re.MULTILINE)
+    for what, address in addresses:
+        if what == "version":
+            answer = httpx.get(address, auth=mlflow.groups())
+        else:
+            answer = airflow.get(address)
+        assert answer.status_code == 200, address
+        assert "text/html" in answer.headers["content-type"]
 
 
 def test_ten_more_images_of_which_three_are_broken(home, tmp_path):
@@ -88,7 +122,8 @@ def test_ten_more_images_of_which_three_are_broken(home, tmp_path):
 
 
 def test_retraining_compares_with_the_champion_and_a_rollback_is_used(home):
-    nightscore("train", "spill-anomaly", home=home)
+    nightscore("train", "spill-anomaly", "--verbose", home=home)
+    assert "mlflow.system_metrics" in _on_stderr("train spill-anomaly --verbose")
     second = query(
         home,
         "SELECT version, alias, gate_reason FROM reporting.model_versions"
@@ -150,7 +185,11 @@ def test_airflow_links_to_the_report_and_serves_it_to_whoever_is_logged_in(home,
     assert "Synthetic sample data" in page.text
     assert re.search(r'<img src="data:image/jpeg;base64,[^"]+" alt="heat map of ', page.text)
     assert "nightscore" in airflow.get("/nightscore/reports/").text.lower()
-    assert httpx.get(airflow.base_url.join(address)).status_code == 401
+    elsewhere = airflow.base_url.join(address)
+    assert httpx.get(elsewhere).status_code == 401
+    login = httpx.get(elsewhere, headers={"Accept": "text/html"}, follow_redirects=True)
+    assert login.url.path.rstrip("/") == "/auth/login"
+    assert login.url.params["next"] == elsewhere.path
 
 
 def test_airflow_links_to_the_version_in_mlflow(home, airflow):

@@ -1,5 +1,6 @@
 """The main job: where its images come from. Its way through Airflow is tested end to end."""
 
+from concurrent.futures import Future
 from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ml import dataset, job
+from ml.cli.progress import tracking
 from ml.config import Configuration, load
 from ml.errors import DataError
 from ml.store import object_store
@@ -46,13 +48,19 @@ def test_samples_leave_a_night_that_other_images_are_brought_into(config, tmp_pa
     samples.mkdir(parents=True)
     (samples / "synthetic-1.png").write_bytes(drawing.shade("dark", 1))
     before = job.Source({"spill": tmp_path / "samples"}, synthetic=True)
-    job._ingest("spill", before, NIGHT, config, print)
+    _ingest(before, config)
     night = f"{config.stream('spill').prefix}/dt={NIGHT}"
     assert all(name.startswith("synthetic-") for name in _names(night))
     drawing.write_dataset(tmp_path / "own", "moulds")
-    job._ingest("spill", job.Source({"spill": tmp_path / "own"}), NIGHT, config, print)
+    _ingest(job.Source({"spill": tmp_path / "own"}), config)
     assert len(_names(night)) == 30
     assert not any(name.startswith("synthetic-") for name in _names(night))
+
+
+def _ingest(source: job.Source, config: Configuration) -> None:
+    with tracking() as progress:
+        steps = job._Job(config, source, NIGHT, Future(), progress, verbose=False)
+        steps._ingest("spill", [])
 
 
 def test_a_folder_without_a_known_data_set_is_explained(config, tmp_path):
@@ -60,3 +68,12 @@ def test_a_folder_without_a_known_data_set_is_explained(config, tmp_path):
     with pytest.raises(DataError, match="cifar10, spill") as caught:
         job._real(tmp_path / "data", config)
     assert "SPLIT/CLASS/FILE" in caught.value.hint
+
+
+def test_wrong_images_are_said_before_anything_is_trained(config, tmp_path):
+    drawing.write_dataset(tmp_path / "cifar10", "shades")
+    (tmp_path / "spill" / "train").mkdir(parents=True)
+    source = job.Source({"cifar10": tmp_path / "cifar10", "spill": tmp_path / "spill"})
+    never_up: Future = Future()
+    with tracking() as progress, pytest.raises(DataError, match="holds no image"):
+        job._Job(config, source, NIGHT, never_up, progress, verbose=False).run()

@@ -21,6 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from ml.errors import ConfigurationError
 from ml.settings import settings
 from ml.stack import postgres
+from ml.stack.layout import known_ports
 from ml.stack.local import LocalStack
 
 REPOSITORY = Path(__file__).parents[2]
@@ -339,6 +340,26 @@ def test_a_folder_that_postgres_may_not_pass_through_is_named(tmp_path):
 
 
 class TestPorts:
+    def test_a_start_that_failed_does_not_keep_its_ports(self, tmp_path, monkeypatch):
+        """As when another stack has taken them while only the supervisor was up."""
+        monkeypatch.setenv("NIGHTSCORE_HOME", str(tmp_path / "stack"))
+        settings.cache_clear()
+        made = LocalStack(tmp_path / "stack")
+        try:
+            made.up(("s3",))
+            made.supervisor.stop("s3")
+            old = known_ports(made.layout)["s3"]
+            with socket.socket() as taken:
+                taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                taken.bind(("127.0.0.1", old))
+                taken.listen()
+                made.up(("s3",))
+            assert known_ports(made.layout)["s3"] != old
+        finally:
+            made.down()
+            monkeypatch.undo()
+            settings.cache_clear()
+
     def test_a_port_that_was_asked_for_and_is_taken_is_an_error(self, tmp_path, monkeypatch):
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
@@ -359,6 +380,10 @@ class TestPorts:
         new = json.loads((small.layout.conf / "ports.json").read_text())["s3"]
         assert new > old
         assert f"port {old} is taken; s3 listens on {new}" in lines
+
+
+# Asks once.
+IMPATIENT = {"NIGHTSCORE_CONNECT_FOR_S": "0", "NIGHTSCORE_RETRY_FOR_S": "0"}
 
 
 class TestDoctor:
@@ -387,6 +412,34 @@ class TestDoctor:
         assert "Postgres cannot be reached, nightscore_writer at 127.0.0.1:" in wrong["postgres"]
         assert "s3" not in wrong
         assert small.supervisor.state("postgres")["statename"] == "STOPPED"
+
+    def test_an_address_without_a_port_is_shown_with_the_port_that_is_meant(self, small):
+        url = "postgresql+psycopg2://someone:secret@127.0.0.1/nightscore"
+        wrong = self._wrong(small.layout.home, NIGHTSCORE_DATABASE_URL=url)
+        assert "someone at 127.0.0.1:5432/nightscore" in wrong["postgres"]
+        shown = _run("migrate", home=small.layout.home, NIGHTSCORE_OWNER_URL=url, **IMPATIENT)
+        assert "127.0.0.1:5432/nightscore" in shown.stderr
+        assert "None" not in shown.stderr
+
+    def test_another_stack_on_its_ports_is_named_and_not_the_password(self, small, tmp_path):
+        home = tmp_path / "later"
+        later = LocalStack(home)
+        later.layout.make()
+        ports = known_ports(small.layout)
+        with socket.socket() as program:
+            program.bind(("127.0.0.1", 0))
+            program.listen()
+            ports["mlflow"] = program.getsockname()[1]
+            later.layout.write(later.layout.conf / "ports.json", json.dumps(ports))
+            later._write_environment(ports)
+            wrong = self._wrong(home)
+        for name, service in (("postgres", "postgres"), ("analyst", "postgres"), ("s3", "s3")):
+            assert f"the stack in {small.layout.home} answers" in wrong[name]
+            assert f"127.0.0.1:{ports[service]}, not this stack ({home})" in wrong[name]
+            assert "nightscore up" in wrong[name]
+            assert "password" not in wrong[name]
+        assert "another program (" in wrong["mlflow"]
+        assert "Airflow cannot be reached" in wrong["airflow"]
 
     def test_a_wrong_configuration_file_and_nothing_at_all(self, tmp_path):
         broken = tmp_path / "nightscore.yaml"

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.main import get_command
 
 from ml import cli
 
@@ -14,15 +13,12 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def _commands() -> list[list[str]]:
-    if not cli.app.registered_groups:
-        cli._add_commands()
-
     def walk(command, path):
         yield path
         for name, child in getattr(command, "commands", {}).items():
             yield from walk(child, [*path, name])
 
-    return list(walk(get_command(cli.app), []))
+    return list(walk(cli.command(), []))
 
 
 def _run(*arguments: str, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -37,7 +33,7 @@ def _run(*arguments: str, home: Path, **variables: str) -> subprocess.CompletedP
 
 @pytest.mark.parametrize("path", _commands(), ids=" ".join)
 def test_every_command_and_option_has_a_help(path):
-    command = get_command(cli.app)
+    command = cli.command()
     for name in path:
         command = command.commands[name]
     assert command.help
@@ -72,6 +68,14 @@ def test_an_error_is_a_line_that_says_what_to_do(tmp_path, arguments, message):
     assert done.stdout == ""
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_verbose_may_stand_before_or_after_the_command(tmp_path):
+    for arguments in (["--verbose", "status"], ["status", "--verbose"]):
+        assert _run(*arguments, home=tmp_path / "none").returncode == 3
+    done = _run("dataset", "download", "nothing", "--verbose", home=tmp_path)
+    assert done.returncode == 1
+    assert "There is no download" in done.stderr
 
 
 def test_misuse_exits_with_2_and_says_what_is_missing(tmp_path):

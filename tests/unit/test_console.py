@@ -1,7 +1,7 @@
 """What a terminal shows of text that others have written: it is seen, and not obeyed."""
 
 import io
-import logging
+import re
 
 import pytest
 
@@ -46,16 +46,29 @@ def test_markup_in_a_cell_is_text(terminal):
     assert "[red]x[/red] [link=http://x]y[/link]" in _seen(terminal)
 
 
-def test_a_line_of_the_log_is_shown_the_same_way(capsys):
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    root.handlers.clear()
-    try:
-        console.show_log()
-        logging.getLogger("ml.dataset").info("%s is gone", HOSTILE)
-    finally:
-        root.handlers[:], root.level = before
-    assert capsys.readouterr().err == f"{SHOWN} is gone\n"
+def test_a_row_in_a_pipe_is_a_line_however_wide_it_is(monkeypatch):
+    file = io.StringIO()
+    piped = console._Terminal(file=file, soft_wrap=True, width=console._UNLIMITED)
+    monkeypatch.setattr(console, "out", piped)
+    wide = [f"s3://bucket/{'x' * 400}", 1, 2.5, None]
+    console.print_table(("uri", "n", "share", "note"), [wide, wide])
+    lines = file.getvalue().splitlines()
+    assert len(lines) == 4
+    assert all("x" * 400 in line for line in lines[2:])
+
+
+def test_a_row_that_is_wider_than_the_terminal_is_a_line_for_each_value(monkeypatch):
+    file = io.StringIO()
+    narrow = console._Terminal(file=file, force_terminal=True, no_color=True, width=40)
+    monkeypatch.setattr(console, "out", narrow)
+    console.print_table(("uri", "n", "share", "note"), [["y" * 30, 1, 2.5, "z" * 30]])
+    shown = _seen_in(file)
+    assert "uri    " + "y" * 30 in shown
+    assert "note   " + "z" * 30 in shown
+
+
+def _seen_in(file: io.StringIO) -> str:
+    return re.sub(r"\x1b\[\d*m", "", file.getvalue())
 
 
 def test_letters_of_other_languages_stay_as_they_are():
