@@ -13,8 +13,9 @@ from ml import scenes, snapshot
 from ml.archive import Labelled, labelled
 from ml.config import Model
 from ml.errors import DataError
-from ml.images import Rejected, decode, resize
+from ml.images import decode, resize
 from ml.parallel import map_ahead
+from ml.rejection import Rejected
 from ml.snapshot import Row, Snapshot
 from ml.store import ObjectInfo
 

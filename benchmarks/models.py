@@ -24,7 +24,7 @@ from benchmarks.training import WANTED, Trained, train
 from ml import anomalies
 from ml.config import Model, Training, load
 from ml.errors import NightscoreError
-from ml.program import ANOMALY, CLASSIFICATION
+from ml.program_info import ANOMALY, CLASSIFICATION
 
 if TYPE_CHECKING:
     from ml.training.data import Parts

@@ -9,7 +9,8 @@ import numpy as np
 from benchmarks.contender import Job, Run, main
 from ml.config import configuration
 from ml.database import session
-from ml.program import Program, ProgramInfo, sha256
+from ml.program import Program
+from ml.program_info import ProgramInfo, sha256
 from ml.scoring.discovery import discover, plan_shards
 from ml.scoring.engine import BATCH
 from ml.scoring.shard import score_shard

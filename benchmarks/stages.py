@@ -20,8 +20,9 @@ from benchmarks.workloads import WORKLOADS
 from ml.config import configuration
 from ml.database import rows, session
 from ml.download import Wanted, download
-from ml.images import TRANSIENT, decode, resize, room
+from ml.images import decode, resize, room
 from ml.parallel import in_batches
+from ml.rejection import TRANSIENT
 from ml.scoring.discovery import plan_shards
 from ml.scoring.engine import BATCH, Item, Limits, Result, score, threads_for
 from ml.scoring.results import Results
@@ -98,7 +99,7 @@ def write(job: Job) -> Run:
             with Results(run_id, shard, job.workload, heatmaps) as results:
                 for batch in batches:
                     results.add(batch)
-                results.merge()
+                results.merge(sum(map(len, batches)), 1.0)
         return sum(map(len, chain.from_iterable(ready.values())))
 
     return run

@@ -15,7 +15,8 @@ from ml.device import Device
 from ml.evaluation import BATCH, evaluate
 from ml.metrics import calibration
 from ml.parallel import map_ahead
-from ml.program import CLASSIFICATION, Program, ProgramInfo, export, sha256
+from ml.program import Program, export
+from ml.program_info import CLASSIFICATION, ProgramInfo, sha256
 
 if TYPE_CHECKING:
     from ml.models import Network

@@ -18,7 +18,7 @@ from ml import samples
 from ml.archive import entries
 from ml.config import Configuration, load
 from ml.parallel import map_ahead
-from ml.program import ANOMALY, CLASSIFICATION
+from ml.program_info import ANOMALY, CLASSIFICATION
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
 from ml.errors import DataError
-from ml.images import SUFFIXES
+from ml.formats import SUFFIXES
 
 MAX_BYTES = 64 * 1024 * 1024
 # S3's limit for a key.

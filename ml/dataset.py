@@ -12,8 +12,9 @@ import numpy as np
 
 from ml.archive import Entry, labelled
 from ml.errors import DataError, ServiceError
-from ml.images import Rejected, decode
+from ml.images import decode
 from ml.parallel import map_ahead
+from ml.rejection import Rejected
 from ml.samples import is_synthetic
 from ml.store import object_store
 from ml.upload import OnProgress, upload

@@ -11,10 +11,12 @@ import numpy as np
 
 from ml.archive import labelled
 from ml.errors import DataError
-from ml.images import Rejected, decode, resize
+from ml.images import decode, resize
 from ml.metrics import anomaly_metrics, classification_metrics
 from ml.parallel import in_batches, map_ahead
-from ml.program import CLASSIFICATION, Outputs, Program
+from ml.program import Outputs, Program
+from ml.program_info import CLASSIFICATION
+from ml.rejection import Rejected
 
 BATCH = 128
 NORMAL = "normal"

@@ -5,7 +5,6 @@ be decoded is rejected with a reason code.
 """
 
 import warnings
-from enum import StrEnum
 
 import cv2
 import numpy as np
@@ -25,11 +24,10 @@ from PIL import (  # noqa: F401
 )
 
 from ml import headers
+from ml.formats import FORMATS
 from ml.headers import TooComplex
 from ml.parallel import Budget
-
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+from ml.rejection import Reason, Rejected
 
 _JPEG = b"\xff\xd8\xff"
 _SIGNATURES = (_JPEG, b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
@@ -77,34 +75,6 @@ Image.MAX_IMAGE_PIXELS = 32_000_000
 # What is wrong with a file is in its rejection, or it is decoded all the same. Each warning that is
 # not ignored would be kept, to be shown once only.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-class Reason(StrEnum):
-    """Why an image was rejected."""
-
-    EMPTY = "empty"
-    NOT_AN_IMAGE = "not_an_image"
-    TRUNCATED = "truncated"
-    UNSUPPORTED = "unsupported"
-    TOO_MANY_PIXELS = "too_many_pixels"
-    TOO_MANY_BYTES = "too_many_bytes"
-    TOO_COMPLEX = "too_complex"
-    GONE = "gone"
-    CHANGED = "changed"
-    NOT_FINITE = "not_finite"
-
-
-# The object may come back under the same ETag, so these do not settle an image for good.
-TRANSIENT = (Reason.GONE, Reason.CHANGED)
-
-
-class Rejected(Exception):
-    """The image cannot be scored: a reason code and a detail for the reader."""
-
-    def __init__(self, reason: Reason, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
 
 
 def decode(

@@ -11,26 +11,30 @@ import logging
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ml import pt2
+from ml import files, pt2
 from ml.device import Device
 from ml.errors import DataError, NightscoreError, ServiceError
+from ml.program_info import ANOMALY, CLASSIFICATION, ProgramInfo
 
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
+    from ml.conversion import Converted
     from ml.runtime import Runtime
+
+    # What runs a program quickest, and what decides close cases, if another.
+    Pair = tuple[Runtime, Runtime | None]
 
 log = logging.getLogger(__name__)
 
-CLASSIFICATION, ANOMALY = "classification", "anomaly"
 # torch reads one program at a time ("_CURRENT_DESERIALIZER is already set").
 _LOADING = threading.Lock()
 # How far rounding may take an output out of [0, 1].
@@ -39,29 +43,6 @@ _ROUNDING = 1e-3
 
 def _nothing() -> np.ndarray:
     return np.empty(0, dtype=np.float32)
-
-
-@dataclass(frozen=True)
-class ProgramInfo:
-    """What is recorded of a program beside its file.
-
-    `input_size` is (height, width) in pixels; `threshold` is set for the task `anomaly`, and
-    `novelty_threshold` where the program gives novelties; `version` is None before registration.
-    """
-
-    model: str
-    version: int | None
-    task: str
-    classes: tuple[str, ...]
-    input_size: tuple[int, int]
-    threshold: float | None
-    sha256: str
-    synthetic: bool = False
-    novelty_threshold: float | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.model}/{self.version}" if self.version else self.model
 
 
 @dataclass(frozen=True)
@@ -95,8 +76,15 @@ class Program:
         self.exact = exact
 
     @classmethod
-    def load(cls, path: Path, info: ProgramInfo, device: Device) -> "Program":
+    def load(
+        cls, path: Path, info: ProgramInfo, device: Device, form: bytes | None = None
+    ) -> "Program":
         """Verify, open and try a program.
+
+        Parameters
+        ----------
+        form: the program's form for OpenVINO (`ml.conversion`) as it was recorded; the caller has
+            compared its hash. Without one a CPU makes it, and keeps it beside the program.
 
         Raises
         ------
@@ -107,7 +95,7 @@ class Program:
         content = _verified(path, info)
         if info.task == ANOMALY and info.threshold is None:
             raise DataError(f"The anomaly version {info.name} has no threshold recorded.")
-        program = cls(*_runtimes(content, path, info, device))
+        program = cls(*_runtimes(content, path, info, device, form))
         program._try()
         return program
 
@@ -211,36 +199,129 @@ def _verified(path: Path, info: ProgramInfo) -> bytes:
 
 
 def _runtimes(
-    content: bytes, path: Path, info: ProgramInfo, device: Device
+    content: bytes, path: Path, info: ProgramInfo, device: Device, form: bytes | None
 ) -> tuple["Runtime", ProgramInfo, Device, "Runtime | None"]:
     """What runs the program quickest on the device, and what decides close cases, if another."""
     from ml import runtime
 
     if device == "cuda":
         return runtime.TorchRuntime(_opened(content, info), device), info, device, None
-    try:
-        folder = _converted(content, path, info)
-        quick = runtime.OpenVinoRuntime(folder, runtime.precision(), info.input_size)
-    except Exception as error:  # whatever an operation unknown to OpenVINO makes it raise
-        if isinstance(error, NightscoreError):
-            raise
-        reason = str(error).strip().split("\n", 1)[0]
-        log.warning("OpenVINO cannot run %s (%s); torch does, more slowly", info.name, reason)
+    found = _recorded_form(form, info) if form is not None else None
+    if found is None:
+        found = _form_of_this_machine(content, path, info)
+    if found is None:
         return runtime.TorchRuntime(_opened(content, info), device), info, device, None
-    is_exact = quick.precision == "float32"
-    exact = None if is_exact else runtime.OpenVinoRuntime(folder, "float32", info.input_size)
+    quick, exact = found
     return quick, info, device, exact
 
 
-def _converted(content: bytes, path: Path, info: ProgramInfo) -> Path:
-    """The folder with the program's form for OpenVINO: made, compared with torch, and kept beside
-    the program."""
+def _recorded_form(form: bytes, info: ProgramInfo) -> "Pair | None":
+    """What runs the recorded form; None, and a warning, when it does not do on this machine."""
+    try:
+        return _opened_form(form, info)
+    except _UnfitForm as error:
+        log.warning("%s; it is converted here. %s", error.message.rstrip("."), error.hint)
+        return None
+
+
+def check_form(form: bytes, info: ProgramInfo) -> None:
+    """Raise DataError unless OpenVINO runs this form on this machine, as torch runs the program."""
+    _opened_form(form, info)
+
+
+class _UnfitForm(DataError):
+    """A form that does not do on this machine, though it is the recorded one."""
+
+
+def _opened_form(form: bytes, info: ProgramInfo) -> "Pair":
+    from ml import conversion
+
+    try:
+        converted = conversion.unpack(form)
+        if converted.program == info.sha256:
+            return _in_openvino(converted, info)
+    except NightscoreError:
+        raise
+    except Exception as error:  # whatever another OpenVINO finds wrong with it
+        raise _UnfitForm(
+            f"The recorded form of {info.name} does not do with OpenVINO {conversion.version()} "
+            f"on this machine ({_first_line(error)}).",
+            f"`nightscore models convert {info.model}` makes it anew for all machines.",
+        ) from error
+    raise DataError(
+        f"The form for OpenVINO that is recorded of {info.name} is of another program.",
+        "Find out by whom it was recorded. "
+        f"`nightscore models convert {info.model}` makes it anew.",
+    )
+
+
+def _form_of_this_machine(content: bytes, path: Path, info: ProgramInfo) -> "Pair | None":
+    """What runs the form that is made here; None, and a warning, when OpenVINO cannot run it."""
+    from ml import conversion
+
+    try:
+        return _in_openvino(conversion.unpack(_converted(content, path, info)), info)
+    except NightscoreError:
+        raise
+    except Exception as error:  # whatever an operation unknown to OpenVINO makes it raise
+        reason = _first_line(error)
+        log.warning("OpenVINO cannot run %s (%s); torch does, more slowly", info.name, reason)
+        return None
+
+
+def _in_openvino(converted: "Converted", info: ProgramInfo) -> "Pair":
+    """A form's runtime, and one in float32 if it is another, compared with torch's outputs."""
     from ml import runtime
 
-    folder = path.with_suffix(".openvino")
-    if not runtime.is_converted(folder, info.sha256):
-        runtime.convert(_opened(content, info), folder, info.sha256, info.input_size)
-    return folder
+    quick = converted.runtime(runtime.precision(), info.input_size)
+    is_exact = quick.precision == "float32"
+    exact = None if is_exact else converted.runtime("float32", info.input_size)
+    converted.check(exact or quick, info.input_size)
+    return quick, exact
+
+
+def convert(path: Path, info: ProgramInfo) -> bytes | None:
+    """The file of a program's form for OpenVINO; None, and a warning, if OpenVINO cannot run it.
+
+    Raises
+    ------
+    DataError, ServiceError: as `Program.load`.
+    """
+    content = _verified(path, info)
+    try:
+        return _converted(content, path, info)
+    except NightscoreError:
+        raise
+    except OSError as error:
+        raise ServiceError(
+            f"The program of {info.name} cannot be converted: {error}.",
+            "Make room in the folder for temporary files.",
+        ) from error
+    except Exception as error:  # whatever an operation unknown to OpenVINO makes it raise
+        log.warning("OpenVINO cannot run %s (%s)", info.name, _first_line(error))
+        return None
+
+
+def _converted(content: bytes, path: Path, info: ProgramInfo) -> bytes:
+    """The file of the program's form: made, compared with torch, and kept beside the program."""
+    from ml import conversion
+
+    kept = path.with_suffix(".openvino.zip")
+    with suppress(OSError, ValueError):
+        form = kept.read_bytes()
+        found = conversion.unpack(form)
+        if (found.program, found.openvino) == (info.sha256, conversion.version()):
+            return form
+    form = conversion.convert(_opened(content, info), info.sha256, info.input_size)
+    try:
+        files.write(kept, form)
+    except OSError as error:
+        log.warning("The form of %s cannot be kept in %s: %s", info.name, kept.parent, error)
+    return form
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
 
 
 def _opened(content: bytes, info: ProgramInfo) -> "ExportedProgram":
@@ -280,9 +361,3 @@ def quiet_export() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No complete tensor found in the group")
         yield
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

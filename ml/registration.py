@@ -6,27 +6,41 @@ and nothing is loaded that says otherwise.
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
 
 from ml import registry
 from ml.database import session
 from ml.device import Device
-from ml.errors import DataError
-from ml.program import Program, ProgramInfo
-from ml.tables import ModelVersion
+from ml.errors import DataError, NightscoreError
+from ml.program_info import ConvertedInfo, ProgramInfo
+from ml.tables import CHALLENGER, CHAMPION, PREVIOUS, ModelVersion
+
+if TYPE_CHECKING:
+    from ml.program import Program
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Registration:
-    """What was recorded of a version: its file's SHA-256, and fields of `ml.program.ProgramInfo` in
-    their JSON form."""
+    """What was recorded of a version: its file's SHA-256, fields of `ProgramInfo` in their JSON
+    form, and its form for OpenVINO if one is recorded."""
 
     model: str
     version: int
     sha256: str
     fields: Mapping[str, Any]
+    converted: ConvertedInfo | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}/{self.version}"
 
     def check(self, info: ProgramInfo, where: str) -> None:
         """Raise DataError unless everything that `info` says is what was recorded; `where` names
@@ -74,16 +88,83 @@ def of(model: str, version: int) -> Registration:
                 f"{model}/{version}.",
                 "Find out by whom it was changed, or promote another version.",
             )
-        return Registration(model, version, row.program_sha256, fields)
+        converted = None
+        if row.openvino_sha256 and row.openvino_version:
+            converted = ConvertedInfo(row.openvino_sha256, row.openvino_version)
+        return Registration(model, version, row.program_sha256, fields, converted)
 
 
-def load(model: str, version: int, device: Device) -> Program:
-    """The program of a registered version, on a device; on this machine a copy is kept.
+def load(model: str, version: int, device: Device) -> "Program":
+    """The program of a registered version, on a device; on this machine a copy is kept. For a CPU
+    its recorded form for OpenVINO is fetched, too.
 
     Raises
     ------
-    DataError: the version is not registered, its program or what is recorded of it was changed, or
-        they do not fit each other.
+    DataError: the version is not registered, its program, its form or what is recorded of it was
+        changed, or they do not fit each other.
     ServiceError: Postgres or MLflow failed, or there is no room for a copy.
     """
-    return Program.load(*registry.fetch(of(model, version)), device)
+    from ml.program import Program
+
+    registration = of(model, version)
+    path, info = registry.fetch(registration)
+    form = registry.fetch_form(registration) if device == "cpu" else None
+    return Program.load(path, info, device, form)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert` did with a version: `made` says whether its form for OpenVINO is a new one,
+    `openvino` which version of it made the form; None when it cannot run the program."""
+
+    model: str
+    version: int
+    aliases: tuple[str, ...]
+    openvino: str | None
+    made: bool
+
+
+def convert(model: str) -> list[Conversion]:
+    """Give champion, challenger and previous of a model a form made by this machine's OpenVINO.
+
+    A version that has one, whole and in its place, keeps it. The new form is stored in MLflow under
+    a name of its own before Postgres names it, so a worker always finds the one that it is told of.
+
+    Raises
+    ------
+    DataError: a version is not registered, or its program is not what was registered.
+    ServiceError: Postgres or MLflow failed, or there is no room for a copy.
+    """
+    aliases: dict[int, list[str]] = {}
+    for alias in (CHAMPION, CHALLENGER, PREVIOUS):
+        version = registry.version_of_alias(model, alias)
+        if version is not None:
+            aliases.setdefault(version, []).append(alias)
+    return [_convert(of(model, version), tuple(named)) for version, named in aliases.items()]
+
+
+def _convert(registration: Registration, aliases: tuple[str, ...]) -> Conversion:
+    from ml import conversion, program
+
+    done = partial(Conversion, registration.model, registration.version, aliases)
+    path, info = registry.fetch(registration)
+    if registration.converted and registration.converted.openvino == conversion.version():
+        try:
+            program.check_form(registry.stored_form(registration), info)
+            return done(registration.converted.openvino, made=False)
+        except NightscoreError as error:
+            log.warning("%s", error)
+    form = program.convert(path, info)
+    if form is None:
+        return done(None, made=False)
+    converted = registry.log_form(registry.model_id(registration), form)
+    with session() as current:
+        current.execute(
+            sa.update(ModelVersion)
+            .where(
+                ModelVersion.model == registration.model,
+                ModelVersion.version == registration.version,
+            )
+            .values(openvino_sha256=converted.sha256, openvino_version=converted.openvino)
+        )
+    return done(converted.openvino, made=True)

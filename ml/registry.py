@@ -1,23 +1,24 @@
 """MLflow's model registry: exported programs, versions and the aliases that name them."""
 
 import errno
+import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from ml import tracking
+from ml import files, logged_model, tracking
 from ml.config import NAME
 from ml.errors import DataError, ServiceError
-from ml.program import ProgramInfo, quiet_export, sha256
+from ml.logged_model import signature
+from ml.mlflow_rest import server
+from ml.program_info import ConvertedInfo, ProgramInfo, sha256
 from ml.settings import settings, state_folder
 
 if TYPE_CHECKING:
@@ -29,9 +30,7 @@ _PROGRAM_FILE = "data/model.pt2"
 _PROGRAM_INFO = "program.json"
 _SHA256 = "nightscore.sha256"
 _NO_ROOM = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS}
-_PARTIAL = "partial-"
-# A download takes less; what is older was left by a process that was killed.
-_STALE_AFTER_S = 3600.0
+_FORM = "openvino"
 # What MLflow's tables have room for.
 _LONGEST_TAG = _LONGEST_DESCRIPTION = 5000
 
@@ -47,8 +46,12 @@ def log_program(
     """
     import mlflow
     import numpy as np
+    from mlflow.models import ModelSignature
+
+    from ml.program import quiet_export
 
     height, width = info.input_size
+    in_text = {part: json.dumps(said) for part, said in signature(info).items() if said}
     # A batch of one would be frozen into the program.
     example = np.zeros((2, 3, height, width), dtype=np.uint8)
     tracking.mlflow_client()
@@ -57,7 +60,7 @@ def log_program(
             network,
             name=_MODEL,
             serialization_format="pt2",
-            signature=_signature(info),
+            signature=ModelSignature.from_dict(in_text),
             input_example=example,
             metadata=dict(metadata),
             pip_requirements=_requirements(),
@@ -71,27 +74,6 @@ def log_program(
         fetched.replace(path)
     tracking.log_json(run_id, _PROGRAM_INFO, asdict(complete) | {"model_id": logged.model_id})
     return complete
-
-
-def _signature(info: ProgramInfo) -> Any:
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    height, width = info.input_size
-    # Without a name, so that MLflow serves a plain array.
-    pixels = TensorSpec(np.dtype("uint8"), (-1, 3, height, width))
-    single = np.dtype("float32")
-    if info.task == "classification":
-        outputs = [TensorSpec(single, (-1, len(info.classes)), "probabilities")]
-    else:
-        outputs = [
-            TensorSpec(single, (-1,), "scores"),
-            TensorSpec(single, (-1, -1, -1), "heatmaps"),
-        ]
-        if info.novelty_threshold is not None:
-            outputs.append(TensorSpec(single, (-1,), "novelties"))
-    return ModelSignature(Schema([pixels]), Schema(outputs))
 
 
 def _requirements() -> list[str]:
@@ -122,47 +104,14 @@ def program_of_run(run_id: str) -> tuple[Path, ProgramInfo]:
 
 def program_metadata(run_id: str) -> dict[str, Any]:
     """What training recorded with the program that a run has logged."""
-    tracking.mlflow_client()
     stored = tracking.read_json(run_id, _PROGRAM_INFO)
-    return dict(_logged(stored["model_id"]).metadata or {})
+    return dict(_logged(stored["model_id"], f"run {run_id}").metadata)
 
 
-def _logged(model_id: str) -> Any:
-    """What MLflow says of a logged model, as `mlflow.models.Model`."""
-    import mlflow
-
-    # MLflow's get_model_info leaves what it downloads in the folder for temporary files.
-    with tempfile.TemporaryDirectory() as folder, tracking.translated():
-        return mlflow.models.Model.load(str(_artifact(model_id, "MLmodel", Path(folder))))
-
-
-def _check_logged(model_id: str, info: ProgramInfo) -> None:
-    """Raise DataError unless MLflow's signature and metadata say what is recorded."""
-    logged = _logged(model_id)
-    wanted = _signature(info)
-    if logged.signature != wanted:
-        raise DataError(
-            f"MLflow's signature of {info.name} is {_in_a_line(logged.signature)}; its task, "
-            f"classes and input size need {_in_a_line(wanted)}.",
-            "Train the version again, or promote another one.",
-        )
-    said = dict(logged.metadata or {})
-    if isinstance(threshold := said.get("threshold"), dict):
-        said["threshold"] = threshold.get("value")
-    recorded = asdict(info)
-    for name in ("task", "classes", "input_size", "threshold", "novelty_threshold", "synthetic"):
-        expected = recorded[name]
-        expected = list(expected) if isinstance(expected, tuple) else expected
-        if name in said and said[name] != expected:
-            raise DataError(
-                f"MLflow's metadata of {info.name} has {name} {said[name]!r}; recorded is "
-                f"{expected!r}.",
-                "Train the version again, or promote another one.",
-            )
-
-
-def _in_a_line(signature: Any) -> str:
-    return "missing" if signature is None else " ".join(str(signature).split())
+def _logged(model_id: str, name: str) -> logged_model.LoggedModel:
+    """What MLflow says of a logged model; `name` is the version's, for errors."""
+    with tempfile.TemporaryDirectory() as folder:
+        return logged_model.read(_artifact(model_id, "MLmodel", Path(folder)), name)
 
 
 def register(run_id: str, model: str, tags: Mapping[str, str], description: str) -> int:
@@ -179,7 +128,8 @@ def register(run_id: str, model: str, tags: Mapping[str, str], description: str)
 
     client = tracking.mlflow_client()
     stored = tracking.read_json(run_id, _PROGRAM_INFO)
-    _check_logged(stored["model_id"], _info(stored))
+    recorded = _info(stored)
+    _logged(stored["model_id"], recorded.name).check(recorded)
     complete = {**tags, _SHA256: stored["sha256"]}
     tagged = {key: value[:_LONGEST_TAG] for key, value in complete.items()}
     with tracking.translated():
@@ -212,30 +162,17 @@ def _named(model: str) -> str:
 
 def version_of_alias(model: str, alias: str) -> int | None:
     """The version an alias names; None when the model or the alias is not there."""
-    client = tracking.mlflow_client()
-    from mlflow.exceptions import MlflowException
-
-    with tracking.translated():
-        try:
-            return int(client.get_model_version_by_alias(model, alias).version)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise
+    return server().version_of_alias(model, alias)
 
 
 def versions(model: str) -> list[int]:
     """The registered versions of a model, in order; raises DataError for an impossible name."""
-    client = tracking.mlflow_client()
-    with tracking.translated():
-        return sorted(int(v.version) for v in client.search_model_versions(_named(model)))
+    return server().versions(_named(model))
 
 
 def set_alias(model: str, alias: str, version: int) -> None:
     """Let an alias name a version."""
-    client = tracking.mlflow_client()
-    with tracking.translated():
-        client.set_registered_model_alias(model, alias, str(version))
+    server().set_alias(model, alias, version)
 
 
 def ui_url(model: str, version: int) -> str:
@@ -254,15 +191,19 @@ def fetch(registration: "Registration") -> tuple[Path, ProgramInfo]:
     DataError: the version has no program of ours, or it is not what was registered.
     ServiceError: MLflow cannot be reached, or there is no room for a copy.
     """
-    folder = state_folder() / "cache" / "programs" / registration.model / str(registration.version)
+    folder = _folder(registration)
     kept = _kept(folder, registration)
     if kept is None:
-        with _scratch(folder, f"{registration.model}/{registration.version}") as scratch:
+        with _scratch(folder, registration.name) as scratch:
             kept = _fetched(registration, scratch)
             # The description comes last: with it the copy is complete.
             for name in ("model.pt2", _PROGRAM_INFO):
                 (scratch / name).replace(folder / name)
     return folder / "model.pt2", kept
+
+
+def _folder(registration: "Registration") -> Path:
+    return state_folder() / "cache" / "programs" / registration.model / str(registration.version)
 
 
 def _kept(folder: Path, registration: "Registration") -> ProgramInfo | None:
@@ -286,20 +227,19 @@ def _kept(folder: Path, registration: "Registration") -> ProgramInfo | None:
 def _fetched(registration: "Registration", scratch: Path) -> ProgramInfo:
     """Fetch a version from MLflow into a folder, and compare it with what was registered."""
     model, version = registration.model, registration.version
-    client = tracking.mlflow_client()
-    with tracking.translated():
-        found = client.get_model_version(model, str(version))
+    found = server().version(model, version)
     recorded = found.tags.get(_SHA256)
     if recorded is None:
         raise DataError(f"{model}/{version} was not registered by Nightscore: it has no SHA-256.")
-    stored = tracking.read_json(found.run_id, _PROGRAM_INFO)
+    stored = _recorded(found.run_id, scratch)
     where = f"MLflow's run {found.run_id}"
     registration.check(_info(stored | {"model": model, "version": version}), where)
     info = _info(stored | {"model": model, "version": version, "sha256": recorded})
     registration.check(info, f"MLflow's tag {_SHA256}")
-    _check_logged(stored["model_id"], info)
+    _logged(stored["model_id"], info.name).check(info)
     _program(stored["model_id"], info, scratch).replace(scratch / "model.pt2")
-    (scratch / _PROGRAM_INFO).write_text(json.dumps(asdict(info)), encoding="utf-8")
+    described = asdict(info) | {"model_id": stored["model_id"]}
+    (scratch / _PROGRAM_INFO).write_text(json.dumps(described), encoding="utf-8")
     return info
 
 
@@ -314,15 +254,110 @@ def _program(model_id: str, info: ProgramInfo, scratch: Path) -> Path:
     return path
 
 
+def log_form(model_id: str, form: bytes) -> ConvertedInfo:
+    """Store a program's form for OpenVINO beside it; returns what to record of it.
+
+    Its name is its hash, so nobody ever reads a form that is being replaced.
+    """
+    from ml.conversion import unpack
+
+    found = ConvertedInfo(hashlib.sha256(form).hexdigest(), unpack(form).openvino)
+    server().upload(f"{server().folder_of_model(model_id)}/{_form_name(found)}", form)
+    return found
+
+
+def _form_name(converted: ConvertedInfo) -> str:
+    return f"{_FORM}/{converted.sha256}.zip"
+
+
+def model_of_run(run_id: str) -> str:
+    """The id of the model that a training run has logged in MLflow."""
+    return str(tracking.read_json(run_id, _PROGRAM_INFO)["model_id"])
+
+
+def fetch_form(registration: "Registration") -> bytes | None:
+    """The recorded form for OpenVINO of a version's program; None when none is recorded.
+
+    A copy is kept beside the program's, under a name with its hash.
+
+    Raises
+    ------
+    DataError: it is not what was recorded.
+    ServiceError: MLflow cannot be reached, or there is no room for a copy.
+    """
+    converted = registration.converted
+    if converted is None:
+        return None
+    folder = _folder(registration)
+    path = folder / f"{_FORM}-{converted.sha256}.zip"
+    try:
+        form = path.read_bytes()
+    except FileNotFoundError:
+        return _keep_form(registration, path)
+    except OSError as error:
+        raise ServiceError(
+            f"The form for OpenVINO of {registration.name} cannot be read: {error}.",
+            "It is fetched again when its folder is removed.",
+        ) from error
+    _check_form(form, registration, str(path))
+    return form
+
+
+def _keep_form(registration: "Registration", path: Path) -> bytes:
+    with _scratch(path.parent, registration.name) as scratch:
+        form = _stored_form(registration, scratch)
+        (scratch / path.name).write_bytes(form)
+        (scratch / path.name).replace(path)
+        for other in path.parent.glob(f"{_FORM}-*.zip"):
+            if other != path:
+                other.unlink(missing_ok=True)
+    return form
+
+
+def stored_form(registration: "Registration") -> bytes:
+    """The recorded form, from MLflow and not from this machine; raises as `fetch_form`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return _stored_form(registration, Path(scratch))
+
+
+def _stored_form(registration: "Registration", scratch: Path) -> bytes:
+    converted = registration.converted
+    assert converted is not None
+    fetched = _artifact(model_id(registration), _form_name(converted), scratch)
+    form = fetched.read_bytes()
+    _check_form(form, registration, "MLflow")
+    return form
+
+
+def _check_form(form: bytes, registration: "Registration", where: str) -> None:
+    found, converted = hashlib.sha256(form).hexdigest(), registration.converted
+    if converted is None or found != converted.sha256:
+        raise DataError(
+            f"The form for OpenVINO of {registration.name} has SHA-256 {found} in {where}; "
+            f"recorded is {converted.sha256 if converted else 'none'}.",
+            "It was changed or damaged. Find out by whom; `nightscore models convert "
+            f"{registration.model}` makes it anew.",
+        )
+
+
+def model_id(registration: "Registration") -> str:
+    """The id in MLflow of the model that a version was registered from."""
+    try:
+        path = _folder(registration) / _PROGRAM_INFO
+        return str(json.loads(path.read_text(encoding="utf-8"))["model_id"])
+    except (OSError, ValueError, KeyError, TypeError):  # a copy of before it was kept, or none
+        run_id = server().version(registration.model, registration.version).run_id
+        with tempfile.TemporaryDirectory() as folder:
+            return str(_recorded(run_id, Path(folder))["model_id"])
+
+
 @contextmanager
 def _scratch(folder: Path, name: str) -> Iterator[Path]:
     """An empty folder in `folder`, from which a complete file can be moved there; what is left
     goes away. Errors name what is fetched (`name`), and say if there is no room for it."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_stale(folder)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=_PARTIAL) as scratch:
-            yield Path(scratch)
+        with files.scratch(folder) as scratch:
+            yield scratch
     except OSError as error:
         raise _no_room(name, folder, error.strerror or str(error)) from error
     except ServiceError as error:
@@ -342,20 +377,22 @@ def _no_room(name: str, folder: Path, reason: str) -> ServiceError:
     )
 
 
-def _remove_stale(folder: Path) -> None:
-    for left in folder.glob(f"{_PARTIAL}*"):
-        with suppress(FileNotFoundError):  # another process has just removed it
-            if time.time() - left.stat().st_mtime > _STALE_AFTER_S:
-                shutil.rmtree(left, ignore_errors=True)
-
-
 def _artifact(model_id: str, name: str, folder: Path) -> Path:
     """Fetch a file of a logged model into a folder; returns its path."""
-    import mlflow
+    path = folder / name.rpartition("/")[2]
+    server().download(f"{server().folder_of_model(model_id)}/{name}", path)
+    return path
 
-    with tracking.translated():
-        location = tracking.mlflow_client().get_logged_model(model_id).artifact_location
-        return Path(mlflow.artifacts.download_artifacts(f"{location}/{name}", dst_path=str(folder)))
+
+def _recorded(run_id: str, scratch: Path) -> dict[str, Any]:
+    """What a training run has recorded of its program."""
+    path = scratch / f"{run_id}.json"
+    server().download(f"{server().folder_of_run(run_id)}/{_PROGRAM_INFO}", path)
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{_PROGRAM_INFO} of run {run_id} is damaged: {error}.") from error
+    return found
 
 
 def _info(stored: Mapping[str, Any]) -> ProgramInfo:

@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,6 +22,7 @@ from ml.config import Model, configuration
 from ml.database import session
 from ml.description import describe
 from ml.gate import Champion, Decision, decide
+from ml.program_info import ConvertedInfo, ProgramInfo
 from ml.tables import CHAMPION, ModelVersion
 
 log = logging.getLogger(__name__)
@@ -109,7 +111,8 @@ def register(value: Value) -> Value:
     found = tracking.read_json(run_id, _EVALUATION)
     decision = TypeAdapter(Decision).validate_python(tracking.read_json(run_id, _DECISION))
     tags = tracking.run_tags(run_id)
-    _, info = registry.program_of_run(run_id)
+    path, info = registry.program_of_run(run_id)
+    converted = _converted(run_id, path, info)
     threshold = _threshold_detail(run_id)
     version = registry.register(
         run_id,
@@ -148,6 +151,8 @@ def register(value: Value) -> Value:
         "gate_passed": decision.passed,
         "gate_reason": decision.reason,
         "gate": asdict(decision),
+        "openvino_sha256": converted.sha256 if converted else None,
+        "openvino_version": converted.openvino if converted else None,
     }
     with session() as current:
         statement = insert(ModelVersion).values(model=model, version=version, **row)
@@ -157,6 +162,14 @@ def register(value: Value) -> Value:
     promotion.set_challenger(model, version)
     log.info("%s is registered as version %s: %s", model, version, registry.ui_url(model, version))
     return {"model": model, "run_id": run_id, "version": version, "passed": decision.passed}
+
+
+def _converted(run_id: str, path: Path, info: ProgramInfo) -> ConvertedInfo | None:
+    """Store the form in which CPUs run a run's program; None when OpenVINO cannot run it."""
+    from ml import program
+
+    form = program.convert(path, info)
+    return registry.log_form(registry.model_of_run(run_id), form) if form is not None else None
 
 
 def promote(value: Value) -> Value:

@@ -5,18 +5,9 @@ needs 10 to 30 % less time in float32 and half in bfloat16, no compiler on the m
 the program is converted, no torch in the process at all (docs/decisions/0008-scoring-path.md).
 """
 
-import hashlib
-import json
-import logging
 import os
-import shutil
 import sys
-import tempfile
 import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -29,15 +20,12 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-log = logging.getLogger(__name__)
-
 # Where this package is installed, OpenVINO reports to its makers; where it cannot be imported, not.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 # How far outputs, all in [0, 1], may be from those of torch in float32.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 _OPENVINO_NAMES = {"float32": "f32", "bfloat16": "bf16"}
-_GRAPH, _MADE = "graph.xml", "made.json"
 # Of all images that one call takes, measured with 64 of 32 x 56 pixels and with 4 of 128 x 224.
 _PIXELS_AT_ONCE = 64 * 32 * 56
 
@@ -127,7 +115,7 @@ class OpenVinoRuntime:
 
     Parameters
     ----------
-    folder: written by `convert`.
+    graph, weights: as OpenVINO writes a model, its XML and its binary file (`ml.conversion`).
     precision: as that function returns it; the attribute says which was taken.
     input_size: (height, width) in pixels.
 
@@ -136,7 +124,9 @@ class OpenVinoRuntime:
     RuntimeError: the program does not take images of that size.
     """
 
-    def __init__(self, folder: Path, precision: str, input_size: tuple[int, int]) -> None:
+    def __init__(
+        self, graph: bytes, weights: bytes, precision: str, input_size: tuple[int, int]
+    ) -> None:
         import openvino
 
         streams = os.cpu_count() or 1
@@ -151,9 +141,9 @@ class OpenVinoRuntime:
         self._at_once = at_once(input_size)
         self._compiled = {}
         for count in {self._at_once, 1}:
-            graph = core.read_model(str(folder / _GRAPH))
-            graph.reshape([count, 3, *input_size])
-            self._compiled[count] = core.compile_model(graph, "CPU", options)
+            model = core.read_model(graph, weights)
+            model.reshape([count, 3, *input_size])
+            self._compiled[count] = core.compile_model(model, "CPU", options)
         used = self._compiled[1].get_property("INFERENCE_PRECISION_HINT").to_string()
         self.precision = next(name for name, theirs in _OPENVINO_NAMES.items() if theirs == used)
         self._local = threading.local()
@@ -191,97 +181,7 @@ def at_once(input_size: tuple[int, int]) -> int:
     return 1 << (most.bit_length() - 1)
 
 
-def convert(
-    exported: "ExportedProgram", folder: Path, sha256: str, input_size: tuple[int, int]
-) -> None:
-    """Write the OpenVINO form of a program to `folder`, whole or not at all.
-
-    Parameters
-    ----------
-    sha256: the hash of the program's file; `is_converted` asks for it.
-    input_size: (height, width) in pixels.
-
-    Raises
-    ------
-    ValueError: on images of noise its outputs are not those of torch. Whatever OpenVINO or the
-    file system raises passes through.
-    """
-    import openvino
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.partial-"))
-    try:
-        openvino.save_model(_graph(exported), scratch / _GRAPH, compress_to_fp16=False)
-        made_of_it = OpenVinoRuntime(scratch, "float32", input_size)
-        compare(made_of_it, TorchRuntime(exported, "cpu"), input_size)
-        made = {"program": sha256, "openvino": openvino.__version__, "files": _hashes(scratch)}
-        (scratch / _MADE).write_text(json.dumps(made), encoding="utf-8")
-        if not is_converted(folder, sha256):  # another process may have been quicker
-            shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):
-                scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _graph(exported: "ExportedProgram") -> Any:
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
-
-    # `openvino.convert_model` does the same two steps, and reports to its makers' telemetry.
-    with _without_warnings():
-        frontend = FrontEndManager().load_by_framework("pytorch")
-        decoder = TorchFXPythonDecoder.from_exported_program(exported)
-        return frontend.convert(frontend.load(decoder))
-
-
-def compare(made: Runtime, reference: Runtime, input_size: tuple[int, int]) -> None:
-    """Raise ValueError unless both give the same for images of noise, within float32's tolerance.
-
-    `input_size` is (height, width) in pixels.
-    """
-    count = at_once(input_size) + 1  # both of the forms that are compiled
-    pixels = np.random.default_rng(0).integers(0, 256, (count, 3, *input_size), dtype=np.uint8)
-    for found, expected in zip(made(pixels), reference(pixels), strict=True):
-        if not np.isfinite(expected).all():
-            continue  # it is rejected, whatever it is here
-        furthest = float(np.abs(found - expected).max())
-        if not furthest <= TOLERANCE["float32"]:
-            raise ValueError(f"its outputs differ from those of torch by {furthest:.2g}")
-
-
-def is_converted(folder: Path, sha256: str) -> bool:
-    """Whether `folder` holds, undamaged, what the OpenVINO of this process made of that program."""
-    import openvino
-
-    try:
-        made = json.loads((folder / _MADE).read_text(encoding="utf-8"))
-        expected = {"program": sha256, "openvino": openvino.__version__, "files": _hashes(folder)}
-    except (OSError, ValueError):
-        return False
-    return bool(made == expected)
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.iterdir() if path.name != _MADE)
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 def _as_tensor(pixels: np.ndarray) -> "torch.Tensor":
     import torch
 
     return torch.from_numpy(np.require(pixels, requirements="W"))
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """The decoder logs a traceback for each operation that torch does not decompose any more, and
-    torch warns of what its own classes do when the decoder copies them."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        logging.disable(before)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ml import dataset, scenes
 from ml.errors import DataError
-from ml.images import SUFFIXES
+from ml.formats import SUFFIXES
 from ml.samples import is_synthetic
 from ml.store import ObjectInfo, object_store
 

@@ -7,6 +7,7 @@ buckets and serves the rare keys that obstore refuses: with control characters, 
 """
 
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +15,6 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import obstore
-from botocore.exceptions import BotoCoreError, ClientError
 from obstore.exceptions import BaseError as ObstoreError
 from obstore.store import S3Store
 
@@ -226,15 +226,22 @@ class translated:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, ClientError) and error.response["Error"]["Code"] == "NoSuchKey":
+        response = getattr(error, "response", None) if _is_of_boto(error) else None
+        if response and response["Error"]["Code"] == "NoSuchKey":
             raise FileNotFoundError(self.uri) from error
-        failed = isinstance(error, ObstoreError | BotoCoreError | ClientError)
+        failed = isinstance(error, ObstoreError) or _is_of_boto(error)
         if failed and not isinstance(error, FileNotFoundError):
             reason = str(error).split("\n", 1)[0]
             raise ServiceError(
                 f"The object store failed at {self.uri}: {reason}",
                 "Run `nightscore doctor` to see whether the store or its credentials are at fault.",
             ) from error
+
+
+def _is_of_boto(error: BaseException | None) -> bool:
+    """Whether boto3 has raised it, which is imported only where it is needed."""
+    boto: Any = sys.modules.get("botocore.exceptions")
+    return boto is not None and isinstance(error, boto.BotoCoreError | boto.ClientError)
 
 
 @lru_cache(maxsize=1)

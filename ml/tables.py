@@ -64,7 +64,8 @@ class ScoringRunModel(Base):
 
 class Shard(Base):
     """A slice of a run's manifest; `started_at` is that of the first attempt, `error` says how the
-    newest one failed."""
+    newest one failed. `engine_images` is how many images the attempt that finished has scored, in
+    `engine_seconds` from the request of the first to the result of the last."""
 
     __tablename__ = "shard"
 
@@ -75,6 +76,8 @@ class Shard(Base):
     finished_at: Mapped[datetime | None]
     attempts: Mapped[int] = mapped_column(server_default="0")
     error: Mapped[str | None]
+    engine_images: Mapped[int | None] = mapped_column(BigInteger)
+    engine_seconds: Mapped[float | None] = mapped_column(Double)
 
 
 class Image(Base):
@@ -149,8 +152,9 @@ class ModelVersion(Base):
     `reference_edges` are the inner edges of the bins of the held-out scores, `reference_shares`
     the share of held-out images in each bin, one more than there are edges. `gate` is the decision
     as `ml.gate.Decision`, `threshold_detail` an `ml.training.thresholds.ChosenThreshold`, `program`
-    the whole `ml.program.ProgramInfo`, with which what is loaded has to agree; null for a version
-    registered before there were such.
+    the whole `ml.program_info.ProgramInfo`, with which what is loaded has to agree; null for a
+    version registered before there were such. `openvino_sha256` and `openvino_version` are a
+    `ml.program_info.ConvertedInfo`; null where the program was not converted.
     """
 
     __tablename__ = "model_version"
@@ -174,6 +178,8 @@ class ModelVersion(Base):
     gate_reason: Mapped[str]
     gate: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     registered_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    openvino_sha256: Mapped[str | None]
+    openvino_version: Mapped[str | None]
 
 
 class ModelAlias(Base):

@@ -17,7 +17,8 @@ from contextlib import contextmanager, redirect_stderr
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 from ml.errors import DataError, NightscoreError, ServiceError
 from ml.network import network
@@ -75,15 +76,95 @@ def translated() -> Iterator[None]:
     except NightscoreError:
         raise
     except (MlflowException, RequestException) as error:
-        where, reason = settings().mlflow_uri, " ".join(str(error).split())[:300]
+        where, reason = _address(), " ".join(str(error).split())[:300]
         if _REFUSED.search(reason):
-            raise ServiceError(
-                f"MLflow at {where} refuses our credentials.",
-                "Correct MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
-            ) from error
-        raise ServiceError(
-            f"MLflow failed at {where}: {reason}", "Run `nightscore doctor` to see what is wrong."
-        ) from error
+            raise refused(where) from error
+        raise failed(where, reason) from error
+
+
+def refused(where: str) -> ServiceError:
+    """The error for a login that the MLflow at an address does not take."""
+    return ServiceError(
+        f"MLflow at {where} refuses our credentials.",
+        "Correct MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
+    )
+
+
+def failed(where: str, reason: str) -> ServiceError:
+    """The error for whatever else goes wrong with the MLflow at an address."""
+    return ServiceError(
+        f"MLflow failed at {where}: {reason}", "Run `nightscore doctor` to see what is wrong."
+    )
+
+
+def _address() -> str:
+    """Where MLflow is, without the login that the address may hold."""
+    parts = urlsplit(settings().mlflow_uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+class VersionInfo(NamedTuple):
+    """A registered version: the run it came from, and its tags."""
+
+    run_id: str
+    tags: Mapping[str, str]
+
+
+class Library:
+    """What `ml.mlflow_rest.Mlflow` asks for, by MLflow's own library."""
+
+    def version_of_alias(self, model: str, alias: str) -> int | None:
+        client = mlflow_client()
+        from mlflow.exceptions import MlflowException
+
+        with translated():
+            try:
+                return int(client.get_model_version_by_alias(model, alias).version)
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return None
+                raise
+
+    def version(self, model: str, version: int) -> VersionInfo:
+        client = mlflow_client()
+        with translated():
+            found = client.get_model_version(model, str(version))
+        return VersionInfo(found.run_id, found.tags)
+
+    def versions(self, named: str) -> list[int]:
+        client = mlflow_client()
+        with translated():
+            return sorted(int(v.version) for v in client.search_model_versions(named))
+
+    def set_alias(self, model: str, alias: str, version: int) -> None:
+        client = mlflow_client()
+        with translated():
+            client.set_registered_model_alias(model, alias, str(version))
+
+    def folder_of_run(self, run_id: str) -> str:
+        return str(_run(run_id).info.artifact_uri)
+
+    def folder_of_model(self, model_id: str) -> str:
+        client = mlflow_client()
+        with translated():
+            return str(client.get_logged_model(model_id).artifact_location)
+
+    def download(self, uri: str, path: Path) -> None:
+        mlflow_client()
+        from mlflow.artifacts import download_artifacts
+
+        # Beside the file that it becomes, so that it need not be copied.
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder, translated():
+            Path(download_artifacts(uri, dst_path=folder)).replace(path)
+
+    def upload(self, uri: str, content: bytes) -> None:
+        mlflow_client()
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        folder, _, name = uri.rpartition("/")
+        with tempfile.TemporaryDirectory() as scratch, translated():
+            (Path(scratch) / name).write_bytes(content)
+            get_artifact_repository(folder).log_artifact(str(Path(scratch) / name))
 
 
 @contextmanager

@@ -1,9 +1,9 @@
-"""Commands on models: `train`, `evaluate`, `promote`, `rollback`, `models`."""
+"""Commands on models: `train`, `evaluate`, `promote`, `rollback`, `models`, `models convert`."""
 
 import getpass
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from ml.cli import logs
 from ml.cli.console import Json, err, out, print_json, print_table
 from ml.cli.progress import counted, tracking
 from ml.errors import ConfigurationError, DataError
+
+if TYPE_CHECKING:
+    from ml.registration import Conversion
 
 app = typer.Typer()
 
@@ -164,9 +167,61 @@ def _changed(result: dict[str, Any], json: bool) -> None:
         out.print(f"{result['model']}: version {result['version']} is champion already")
 
 
-@app.command()
-def models(json: Json = False) -> None:
-    """List the registered versions, as reporting.model_versions has them."""
+listing = typer.Typer(
+    invoke_without_command=True,
+    help="List the registered versions, as reporting.model_versions has them; or convert them.",
+)
+app.add_typer(listing, name="models")
+
+
+@listing.callback()
+def models(context: typer.Context, json: Json = False) -> None:
+    if context.invoked_subcommand is None:
+        _list(json)
+
+
+@listing.command()
+def convert(
+    model: Annotated[
+        str | None, typer.Argument(help="A model of nightscore.yaml; without it, all of them.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make the form in which CPUs run champion, challenger and previous (OpenVINO) anew.
+
+    Workers fetch it, instead of converting the program themselves when they first use a version.
+    For versions from before there were such forms, and after an update of OpenVINO.
+    """
+    from ml import registration
+    from ml.config import configuration
+
+    show_log()
+    names = [model] if model else list(configuration().models)
+    for name in names:
+        configuration().model(name)  # refuses what is no model
+    found = [one for name in names for one in registration.convert(name)]
+    if json:
+        print_json([asdict(one) for one in found])
+    else:
+        for one in found:
+            _show_conversion(one)
+        if not found:
+            err.print("There is no version yet; `nightscore train MODEL` makes one.")
+    if lacking := [f"{one.model}/{one.version}" for one in found if one.openvino is None]:
+        raise DataError(
+            f"OpenVINO cannot run {', '.join(lacking)}.", "On a CPU torch does, more slowly."
+        )
+
+
+def _show_conversion(one: "Conversion") -> None:
+    name = f"{one.model}: version {one.version} ({', '.join(one.aliases)})"
+    if one.made:
+        out.print(f"{name} is converted by OpenVINO {one.openvino}", highlight=False)
+    elif one.openvino:
+        out.print(f"{name} has its form of OpenVINO {one.openvino} already", highlight=False)
+
+
+def _list(json: bool) -> None:
     from ml.database import analyst_engine, rows
 
     with analyst_engine().connect() as connection:

@@ -39,6 +39,9 @@ def score(stream: Stream, date: Night = "today", json: Json = False) -> None:
         f"{counts['scored']} scored, {counts['rejected']} rejected, "
         f"{counts['anomalies']} anomalies, {counts['to_review']} to review"
     )
+    rate = counts["engine_images_per_second"]
+    while_scoring = f", {rate:,.0f} images per second while scoring" if rate else ""
+    out.print(f"{counts['seconds']:.1f} s in all{while_scoring}", highlight=False)
     if counts["synthetic"]:
         print_synthetic()
     out.print(f"report: {counts['report_uri']}")

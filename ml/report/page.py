@@ -10,14 +10,13 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from PIL import Image
 from sqlalchemy.orm import Session
 
-from ml import images
 from ml.config import configuration
 from ml.database import rows, session
 from ml.errors import DataError, NightscoreError
 from ml.parallel import map_ahead
+from ml.rejection import Rejected
 from ml.report.template import render as render_template
 from ml.store import object_store
 from ml.tables import ScoringRun
@@ -100,10 +99,15 @@ def _with_pictures(row: Any) -> dict[str, Any]:
 
 def _thumbnail(uri: str) -> str | None:
     """The image as a data URI, small crops enlarged; None when it is gone or unreadable."""
+    # What a night without new images has no use for.
+    from PIL import Image
+
+    from ml import images
+
     try:
         content, _ = object_store().get(uri)
         pixels = images.decode(content, max_pixels=_MAX_PIXELS, at_least=(_THUMBNAIL_PX,) * 2)
-    except (FileNotFoundError, NightscoreError, images.Rejected):
+    except (FileNotFoundError, NightscoreError, Rejected):
         return None
     image = Image.fromarray(pixels)
     scale = _THUMBNAIL_PX / max(image.size)

@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session
 from ml import night as nights
 from ml.config import Stream, configuration
 from ml.database import copy, session, statement
-from ml.images import SUFFIXES, TRANSIENT
+from ml.formats import SUFFIXES
+from ml.rejection import TRANSIENT
 from ml.scoring import run as runs
 from ml.store import ObjectInfo, object_store
 from ml.tables import Manifest

@@ -19,9 +19,11 @@ import numpy as np
 
 from ml.device import Device
 from ml.download import Download, Wanted
-from ml.images import Reason, Rejected, decode, resize, room
+from ml.images import decode, resize, room
 from ml.parallel import in_background, map_ahead
-from ml.program import CLASSIFICATION, Outputs, Program
+from ml.program import Outputs, Program
+from ml.program_info import CLASSIFICATION
+from ml.rejection import Reason, Rejected
 
 # Images a forward pass: on a GPU enough to fill it, on a CPU no more than its caches hold.
 BATCH = {"cpu": 128, "cuda": 256}

@@ -77,7 +77,8 @@ def score_night(
 
     Returns
     -------
-    run_id, discovered, scored, rejected, anomalies, to_review, synthetic, report_uri.
+    run_id, report_uri, and what `reconcile` returns: discovered, scored, rejected, anomalies,
+    to_review, synthetic, seconds, engine_images_per_second.
 
     Raises
     ------
@@ -100,7 +101,6 @@ def score_night(
 def _score_images(run_id: str, on_images: Callable[[int, int], None]) -> NightscoreError | None:
     """Discover and score a run's images; returns the last failure, if there was one."""
     from ml.network import retrying
-    from ml.scoring import shard as shards
 
     failure: NightscoreError | None = None
     again = retrying(lambda error: isinstance(error, ServiceError), attempts=ATTEMPTS)
@@ -111,6 +111,9 @@ def _score_images(run_id: str, on_images: Callable[[int, int], None]) -> Nightsc
     except NightscoreError as error:
         return error  # the run is counted and closed all the same
     for number in planned:
+        # Not before: a night without new images needs nothing of what decodes and scores.
+        from ml.scoring import shard as shards
+
         try:
             again(shards.score_shard, UUID(run_id), number, lambda count: on_images(count, total))
         except NightscoreError as error:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from ml.database import rows, session
 from ml.errors import RunFailed
-from ml.images import TRANSIENT
+from ml.rejection import TRANSIENT
 from ml.scoring import run as runs
 from ml.tables import FAILED, FINISHED, ModelVersion, ScoringRun
 
@@ -28,7 +28,8 @@ def reconcile(run_id: UUID) -> dict[str, Any]:
     Returns
     -------
     `discovered`, `scored`, `rejected`, `anomalies`, `to_review`: numbers of images; `synthetic`:
-    whether an image or a model comes from the built-in samples.
+    whether an image or a model comes from the built-in samples; `seconds`: the whole time of the
+    run so far; `engine_images_per_second`: the rate while images were scored, None without any.
 
     Raises
     ------
@@ -45,15 +46,17 @@ def reconcile(run_id: UUID) -> dict[str, Any]:
         run.synthetic = synthetic = counts["synthetic"] or _models_are_synthetic(run_id)
         run.status, run.error = (FAILED, error) if error else (FINISHED, None)
         run.finished_at = current.scalar(sa.select(sa.func.clock_timestamp()))
+        current.flush()  # the views are of what is in the tables
+        summary = rows(current, "report_summary", run_id=run_id)[0]
         if counts["missing"]:
-            current.flush()  # the view is of failed runs
             run.error = error = f"{error}{_missing(current, run_id)}"
         name = f"run {run_id} of {run.stream} for {run.night}"
     if error:
         raise RunFailed(f"The scoring {name} failed: {error}.", "What was stored stays stored.")
     log.info("The scoring %s is finished: %s", name, counts)
     names = ("discovered", "scored", "rejected", "anomalies", "to_review")
-    return {**{name: counts[name] for name in names}, "synthetic": synthetic}
+    rates = {name: summary[name] for name in ("seconds", "engine_images_per_second")}
+    return {**{name: counts[name] for name in names}, "synthetic": synthetic, **rates}
 
 
 def require_finished(run_id: UUID) -> None:

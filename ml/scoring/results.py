@@ -85,8 +85,14 @@ class Results:
         self._raise_error()
         self._queue.put(results)
 
-    def merge(self) -> None:
-        """Make everything added visible and mark the shard finished, in one transaction."""
+    def merge(self, images: int, seconds: float) -> None:
+        """Make everything added visible and mark the shard finished, in one transaction.
+
+        Parameters
+        ----------
+        images, seconds: how many images the engine has scored, and how long it took from the
+            request of the first to the result of the last.
+        """
         self._finish_thread()
         self._raise_error()
         parameters = {"run_id": self.run_id}
@@ -100,7 +106,8 @@ class Results:
             self._connection.execute(statement("merge_scored"), parameters)
             self._connection.execute(statement("merge_unreject"))
             self._connection.execute(statement("merge_rejected"), parameters)
-            self._connection.execute(statement("finish_shard"), parameters | {"shard": self.shard})
+            finished = {"shard": self.shard, "images": images, "seconds": seconds}
+            self._connection.execute(statement("finish_shard"), parameters | finished)
 
     def _write(self) -> None:
         try:

@@ -17,9 +17,9 @@ from ml.database import session, statement
 from ml.device import choose
 from ml.download import download
 from ml.errors import ServiceError
-from ml.images import TRANSIENT
 from ml.parallel import in_background
 from ml.program import Program
+from ml.rejection import TRANSIENT
 from ml.scoring import run as runs
 from ml.scoring.engine import Item, Limits, score
 from ml.scoring.results import Results
@@ -118,19 +118,26 @@ def _store(
 ) -> Counter[str]:
     config = configuration()
     counts: Counter[str] = Counter(scored=0, rejected=0)
-    started = reported = time.monotonic()
+    images = 0
     heatmaps = f"{config.storage}/heatmaps/{stream_name}"
     with Results(run_id, number, stream_name, heatmaps) as results:
         limits = _limits(config.stream(stream_name))
+        started = reported = time.monotonic()
         for batch in score(items, programs, partial(download, object_store()), limits):
             results.add(batch)
-            on_images(len(batch) // len(programs))
+            scored = len(batch) // len(programs)
+            images += scored
+            on_images(scored)
             counts.update("scored" if result.reason is None else "rejected" for result in batch)
             counts.update(str(result.reason) for result in batch if result.reason is not None)
             if (now := time.monotonic()) - reported > _PROGRESS_EVERY_S:
-                reported, done = now, counts["scored"] + counts["rejected"]
-                log.info("%s results, %.0f a second", done, done / (now - started))
-        results.merge()
+                reported = now
+                log.info("%s images, %.0f per second so far", images, images / (now - started))
+        seconds = time.monotonic() - started
+        results.merge(images, seconds)
+    if images:
+        rate = images / max(seconds, 1e-9)
+        log.info("The engine scored %s images in %.2f s, %.0f per second", images, seconds, rate)
     return counts
 
 

@@ -13,7 +13,8 @@ from ml.errors import DataError
 from ml.evaluation import Evaluation, evaluate
 from ml.gate import Champion
 from ml.metrics import Calibration, calibration, score_reference
-from ml.program import CLASSIFICATION, Program
+from ml.program import Program
+from ml.program_info import CLASSIFICATION
 from ml.snapshot import Snapshot
 from ml.training import data, examples
 

@@ -8,7 +8,8 @@ from PIL import Image
 
 from ml import heatmap, plots
 from ml.evaluation import Evaluation, predict
-from ml.program import CLASSIFICATION, Program
+from ml.program import Program
+from ml.program_info import CLASSIFICATION
 from ml.training.data import Part
 
 SHOWN = 24

@@ -11,7 +11,7 @@ from ml import device, plots, registry, repetition, tracking
 from ml.config import Model, Training
 from ml.metrics import anomaly_metrics
 from ml.models import Network, build, weights_sha256
-from ml.program import ProgramInfo
+from ml.program_info import ProgramInfo
 from ml.snapshot import Snapshot
 from ml.training import data, distributed, environment, loop, thresholds
 

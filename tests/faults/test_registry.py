@@ -13,6 +13,7 @@ import pytest
 
 from ml import promotion, registry, retrain, tracking
 from ml.errors import ServiceError
+from ml.network import network
 from ml.scoring import flow
 from ml.settings import settings
 from tests.faults.conftest import trials
@@ -43,7 +44,8 @@ def two_versions(trained):
 
 
 def test_mlflow_is_down_when_versions_are_pinned(outcome, services, monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setenv("NIGHTSCORE_RETRY_FOR_S", "1")
+    network.cache_clear()
     found = outcome("MLflow down when versions are pinned")
     for _ in range(trials(3)):
         tonight = night.make()
@@ -58,6 +60,7 @@ def test_mlflow_is_down_when_versions_are_pinned(outcome, services, monkeypatch)
             evidence.wait_for(lambda: evidence.answers(f"{settings().mlflow_uri}/health"))
             flow.score_night(tonight.stream, tonight.date.isoformat())
         found.add(evidence.of_complete_night(tonight))
+    network.cache_clear()
     assert found.is_clean
 
 
@@ -117,6 +120,7 @@ def _register(decided: dict, monkeypatch, fail_at: int | None = None) -> Proxy:
     with Proxy(settings().mlflow_uri, decide) as proxy, monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", proxy.url)
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        patch.setenv("NIGHTSCORE_RETRY_FOR_S", "0")
         _connect_anew()
         with suppress(ServiceError):
             retrain.register(decided)
@@ -126,6 +130,7 @@ def _register(decided: dict, monkeypatch, fail_at: int | None = None) -> Proxy:
 
 def _connect_anew() -> None:
     settings.cache_clear()
+    network.cache_clear()
     tracking.mlflow_client.cache_clear()
     tracking.mlflow_client()
 

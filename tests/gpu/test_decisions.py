@@ -8,7 +8,8 @@ import torch
 
 from ml.download import Download
 from ml.metrics import anomaly_metrics
-from ml.program import CLASSIFICATION, Outputs, Program, ProgramInfo
+from ml.program import Outputs, Program
+from ml.program_info import CLASSIFICATION, ProgramInfo
 from ml.runtime import TOLERANCE, TorchRuntime
 from ml.scoring.engine import Item, Limits, Result, score
 from tests.gpu.conftest import IS_REHEARSAL

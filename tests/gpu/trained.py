@@ -12,7 +12,8 @@ from ml import samples
 from ml.config import Model, load
 from ml.device import Device
 from ml.models import Network, build
-from ml.program import ANOMALY, CLASSIFICATION, ProgramInfo, export, sha256
+from ml.program import export
+from ml.program_info import ANOMALY, CLASSIFICATION, ProgramInfo, sha256
 from ml.training import environment, job, loop, thresholds
 
 ARCHITECTURES = ("residual_network", "anomaly_segmenter", "attention_autoencoder")

@@ -14,8 +14,9 @@ from datetime import date
 from pathlib import Path
 
 from ml.download import Download, Wanted
-from ml.images import Reason
-from ml.program import Program, ProgramInfo, export, sha256
+from ml.program import Program, export
+from ml.program_info import ProgramInfo, sha256
+from ml.rejection import Reason
 from ml.scoring.engine import Item, Limits, Result, score
 
 # Those of a stream that sets none (ml.config.Limits).

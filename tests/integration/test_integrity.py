@@ -4,29 +4,24 @@ services: they are refused by name before any image is fetched, and nothing is s
 import json
 import os
 import resource
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
 from ml import promotion, registration, registry, retrain, tracking
 from ml.config import configuration
-from ml.database import session
 from ml.download import download
 from ml.errors import DataError, RunFailed, ServiceError
-from ml.program import ProgramInfo
+from ml.program_info import ProgramInfo
 from ml.scoring import flow
-from ml.settings import settings, state_folder
 from ml.store import object_store
-from ml.tables import ModelVersion
-from tests.support import drawing
+from tests.support import drawing, versions
+from tests.support.patience import no_retries
 
 NIGHTS = iter(date(2031, 3, 1) + timedelta(days=10 * n) for n in range(1000))
 IMAGES = 6
@@ -67,93 +62,16 @@ def fetched(monkeypatch) -> list[str]:
     return found
 
 
-def _query(sql: str, **values) -> list[dict]:
-    with session() as current:
-        return [dict(row) for row in current.execute(sa.text(sql), values).mappings()]
-
-
-def _folder(model: str, version: int) -> Path:
-    return state_folder() / "cache" / "programs" / model / str(version)
-
-
-@contextmanager
-def _uncached(model: str, version: int) -> Iterator[None]:
-    """This machine has no copy of a version; afterwards it has the one it had before."""
-    folder = _folder(model, version)
-    aside = folder.with_name(f"{version}-aside")
-    if folder.exists():
-        folder.rename(aside)
-    try:
-        yield
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if aside.exists():
-            aside.rename(folder)
-
-
-def _run_of(model: str, version: int) -> str:
-    return tracking.mlflow_client().get_model_version(model, str(version)).run_id
-
-
-def _artifact(model: str, version: int, name: str) -> str:
-    """The URI of a file of a version's logged model, in the bucket."""
-    stored = tracking.read_json(_run_of(model, version), "program.json")
-    location = tracking.mlflow_client().get_logged_model(stored["model_id"]).artifact_location
-    return "s3://mlflow/artifacts" + location.removeprefix("mlflow-artifacts:") + "/" + name
-
-
-@contextmanager
-def _object(uri: str, change: Callable[[bytes], bytes | None]) -> Iterator[None]:
-    """An object is another one, or gone when `change` gives None; afterwards it is as before."""
-    content, _ = object_store().get(uri)
-    changed = change(content)
-    assert changed != content
-    try:
-        if changed is None:
-            object_store().delete([uri])
-        else:
-            object_store().put(uri, changed)
-        yield
-    finally:
-        object_store().put(uri, content)
-
-
 @contextmanager
 def _described(model: str, version: int, **other) -> Iterator[None]:
     """MLflow's run says something else of the program."""
-    run_id = _run_of(model, version)
+    run_id = versions.run_of(model, version)
     stored = tracking.read_json(run_id, "program.json")
     tracking.log_json(run_id, "program.json", stored | other)
     try:
         yield
     finally:
         tracking.log_json(run_id, "program.json", stored)
-
-
-@contextmanager
-def _as_owner() -> Iterator[Session]:
-    """A transaction of the tables' owner: the writer may not remove a version."""
-    with Session(sa.create_engine(settings().require_owner_url())) as current, current.begin():
-        yield current
-
-
-@contextmanager
-def _row(model: str, version: int, **other) -> Iterator[None]:
-    """A version's row has other values, or is not there when none are given."""
-    with _as_owner() as current:
-        row = current.get(ModelVersion, (model, version))
-        names = [column.key for column in ModelVersion.__table__.columns]
-        before = {name: getattr(row, name) for name in names}
-        if other:
-            for name, value in other.items():
-                setattr(row, name, value)
-        else:
-            current.delete(row)
-    try:
-        yield
-    finally:
-        with _as_owner() as current:
-            current.merge(ModelVersion(**before))
 
 
 def _fetch(model: str, version: int) -> tuple[Path, ProgramInfo]:
@@ -173,7 +91,9 @@ CHANGES = [
 
 
 def test_everything_that_is_known_of_a_program_is_recorded_at_its_registration(trained):
-    (row,) = _query("SELECT * FROM nightscore.model_version WHERE model = 'moulds' AND version = 1")
+    (row,) = versions.query(
+        "SELECT * FROM nightscore.model_version WHERE model = 'moulds' AND version = 1"
+    )
     assert set(row["program"]) == {field.name for field in fields(ProgramInfo)}
     _, info = _fetch("moulds", 1)
     assert row["program"] == registration.described(info)
@@ -182,7 +102,7 @@ def test_everything_that_is_known_of_a_program_is_recorded_at_its_registration(t
 
 @pytest.mark.parametrize(("name", "value"), CHANGES)
 def test_what_mlflow_says_of_a_program_must_be_what_was_recorded(trained, name, value):
-    with _uncached("moulds", 1):
+    with versions.uncached("moulds", 1):
         with (
             _described("moulds", 1, **{name: value}),
             pytest.raises(DataError) as caught,
@@ -192,15 +112,15 @@ def test_what_mlflow_says_of_a_program_must_be_what_was_recorded(trained, name, 
         for part in ("moulds/1", f"{name} {value!r}", repr(recorded), "MLflow's run"):
             assert part in caught.value.message
         # Nothing of it was kept, so that it is found once it is right again.
-        assert list(_folder("moulds", 1).iterdir()) == []
+        assert list(versions.folder("moulds", 1).iterdir()) == []
         _fetch("moulds", 1)
 
 
 @pytest.mark.parametrize(("name", "value"), CHANGES[:-1])
 def test_what_the_copy_on_this_machine_says_must_be_what_was_recorded(trained, name, value):
-    with _uncached("moulds", 1):
+    with versions.uncached("moulds", 1):
         _fetch("moulds", 1)
-        path = _folder("moulds", 1) / "program.json"
+        path = versions.folder("moulds", 1) / "program.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
         with pytest.raises(DataError) as caught:
             _fetch("moulds", 1)
@@ -208,9 +128,9 @@ def test_what_the_copy_on_this_machine_says_must_be_what_was_recorded(trained, n
 
 
 def test_a_copy_of_another_program_is_replaced_and_a_damaged_description_named(trained):
-    with _uncached("moulds", 1):
+    with versions.uncached("moulds", 1):
         _, info = _fetch("moulds", 1)
-        path = _folder("moulds", 1) / "program.json"
+        path = versions.folder("moulds", 1) / "program.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": "0" * 64}))
         assert _fetch("moulds", 1)[1] == info
         for damaged in ("{", "[]", "{}"):
@@ -220,7 +140,7 @@ def test_a_copy_of_another_program_is_replaced_and_a_damaged_description_named(t
 
 
 def test_a_version_from_before_there_was_such_a_record_is_held_against_the_columns(trained):
-    with _row("moulds", 1, program=None), _uncached("moulds", 1):
+    with versions.changed_row("moulds", 1, program=None), versions.uncached("moulds", 1):
         for name, value in CHANGES:
             # Its size is in no column; MLflow's signature tells.
             reason = "signature" if name == "input_size" else name
@@ -237,7 +157,7 @@ def test_a_version_from_before_there_was_such_a_record_is_held_against_the_colum
 )
 def test_a_row_that_contradicts_itself_is_refused(trained, column, value):
     with (
-        _row("moulds", 1, **{column: value}),
+        versions.changed_row("moulds", 1, **{column: value}),
         pytest.raises(DataError, match=f"contradicts itself about the {column} of moulds/1"),
     ):
         _fetch("moulds", 1)
@@ -245,7 +165,7 @@ def test_a_row_that_contradicts_itself_is_refused(trained, column, value):
 
 def test_mlflows_tag_must_have_the_recorded_hash(trained):
     client = tracking.mlflow_client()
-    with _uncached("moulds", 1):
+    with versions.uncached("moulds", 1):
         tag = client.get_model_version("moulds", "1").tags["nightscore.sha256"]
         try:
             client.set_model_version_tag("moulds", "1", "nightscore.sha256", "0" * 64)
@@ -275,14 +195,14 @@ def test_a_signature_or_metadata_that_contradicts_the_record_is_refused(
         assert before in content
         return content.replace(before, after)
 
-    version = _query("SELECT version FROM nightscore.model_alias WHERE model = 'moulds' AND alias = 'champion'")[0]["version"]  # fmt: skip
+    version = versions.query("SELECT version FROM nightscore.model_alias WHERE model = 'moulds' AND alias = 'champion'")[0]["version"]  # fmt: skip
     tags = tracking.mlflow_client().get_model_version("moulds", str(version)).tags
-    with _uncached("moulds", version):
-        with _object(_artifact("moulds", version, "MLmodel"), changed):
+    with versions.uncached("moulds", version):
+        with versions.changed_object(versions.artifact("moulds", version, "MLmodel"), changed):
             with pytest.raises(DataError, match=reason):
                 _fetch("moulds", version)
             with pytest.raises(DataError, match=reason):
-                registry.register(_run_of("moulds", version), "moulds", {"x": "y"}, "other")
+                registry.register(versions.run_of("moulds", version), "moulds", {"x": "y"}, "other")
         _fetch("moulds", version)
     assert tracking.mlflow_client().get_model_version("moulds", str(version)).tags == tags
 
@@ -311,32 +231,37 @@ def _with_another_weight(content: bytes) -> bytes:
 def test_a_champion_that_cannot_be_loaded_fails_the_night_and_no_other_version_scores_it(
     champion, night, change, reason, fetched
 ):
-    with _uncached("shades", champion):
+    with versions.uncached("shades", champion):
         with (
-            _object(_artifact("shades", champion, "data/model.pt2"), change),
+            versions.changed_object(
+                versions.artifact("shades", champion, "data/model.pt2"), change
+            ),
+            no_retries(),
             pytest.raises(RunFailed) as caught,
         ):
             flow.score_night("line", night)
         assert f"shades/{champion}" in str(caught.value)
         assert reason in str(caught.value)
         assert fetched == []
-        (run,) = _query(
+        (run,) = versions.query(
             "SELECT status, scored, error FROM reporting.nightly_summary"
             " WHERE stream = 'line' AND night = :n",
             n=night,
         )
         assert (run["status"], run["scored"]) == ("failed", 0)
         assert f"{IMAGES} of {IMAGES} images are neither scored nor rejected" in run["error"]
-        assert _query("SELECT FROM nightscore.prediction WHERE night = :n", n=night) == []
+        assert versions.query("SELECT FROM nightscore.prediction WHERE night = :n", n=night) == []
         # Once the file is right again, so is the next run, without anything else being done.
         assert flow.score_night("line", night)["scored"] == IMAGES
     assert len(fetched) == IMAGES
-    found = _query("SELECT DISTINCT version FROM nightscore.prediction WHERE night = :n", n=night)
+    found = versions.query(
+        "SELECT DISTINCT version FROM nightscore.prediction WHERE night = :n", n=night
+    )
     assert found == [{"version": champion}]
 
 
 def test_a_version_without_a_row_scores_nothing_and_cannot_be_promoted(champion, night, fetched):
-    with _row("shades", champion):
+    with versions.changed_row("shades", champion):
         with pytest.raises(RunFailed) as caught:
             flow.score_night("line", night)
         assert f"shades/{champion} is not registered in nightscore.model_version" in str(
@@ -352,27 +277,27 @@ def test_a_version_without_a_row_scores_nothing_and_cannot_be_promoted(champion,
 def test_a_full_disk_is_named_leaves_nothing_and_a_retry_works(champion):
     """The limit stands for the disk's end: writing fails in the same place, with another number."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with _uncached("shades", champion):
+    with versions.uncached("shades", champion):
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
         try:
             with pytest.raises(ServiceError) as caught:
                 _fetch("shades", champion)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        assert f"shades/{champion} cannot be kept in {_folder('shades', champion)}" in (
+        assert f"shades/{champion} cannot be kept in {versions.folder('shades', champion)}" in (
             caught.value.message
         )
         assert "File too large" in caught.value.message
         assert "NIGHTSCORE_HOME" in caught.value.hint
-        assert list(_folder("shades", champion).iterdir()) == []
+        assert list(versions.folder("shades", champion).iterdir()) == []
         path, info = _fetch("shades", champion)
         assert path.stat().st_size > 20_000
         assert info.version == champion
 
 
 def test_a_folder_that_cannot_be_made_is_named(champion):
-    with _uncached("shades", champion):
-        folder = _folder("shades", champion)
+    with versions.uncached("shades", champion):
+        folder = versions.folder("shades", champion)
         folder.write_text("a file is in the way")
         try:
             with pytest.raises(ServiceError, match=r"cannot be kept in .*File exists") as caught:
@@ -383,8 +308,10 @@ def test_a_folder_that_cannot_be_made_is_named(champion):
 
 
 def test_what_a_killed_download_has_left_is_no_program_and_goes_away(champion):
-    with _uncached("shades", champion):
-        old, new = (_folder("shades", champion) / f"partial-{name}" for name in ("old", "new"))
+    with versions.uncached("shades", champion):
+        old, new = (
+            versions.folder("shades", champion) / f"partial-{name}" for name in ("old", "new")
+        )
         for left in (old, new):
             left.mkdir(parents=True)
             (left / "model.pt2").write_text("half of it")
@@ -392,6 +319,6 @@ def test_what_a_killed_download_has_left_is_no_program_and_goes_away(champion):
         hours_ago = time.time() - 7200
         os.utime(old, (hours_ago, hours_ago))
         path, _ = _fetch("shades", champion)
-        assert path == _folder("shades", champion) / "model.pt2"
+        assert path == versions.folder("shades", champion) / "model.pt2"
         # Another process may be fetching into the new one.
         assert (old.exists(), new.exists()) == (False, True)

@@ -54,7 +54,7 @@ def test_ctrl_c_leaves_no_thread_behind_on_the_connection(slow_uploads, ctrl_c_i
     ):
         results.add([_flagged()])
         ctrl_c.start()
-        results.merge()
+        results.merge(1, 0.5)
     # All that the thread may still do is end.
     evidence.wait_for(lambda: "results" not in _running(), timeout_s=0.5)
 

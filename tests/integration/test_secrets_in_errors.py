@@ -15,6 +15,7 @@ from ml import database, registry, tracking
 from ml.airflow_api import AirflowApi
 from ml.download import Wanted, download
 from ml.errors import NightscoreError
+from ml.network import network
 from ml.settings import settings
 from ml.store import ObjectStore, object_store
 
@@ -68,18 +69,24 @@ def _mlflow() -> None:
     registry.versions("shades")
 
 
+def _mlflow_by_its_library() -> None:
+    tracking.run_tags("0" * 32)
+
+
 def _airflow() -> None:
     with AirflowApi(settings()):
         pass
 
 
 ACTIONS: list[Callable[[], None]] = [
-    _postgres, _analyst, database.migrate, _get, _odd_key, _list, _put, _many, _mlflow, _airflow,
+    _postgres, _analyst, database.migrate, _get, _odd_key, _list, _put, _many, _mlflow,
+    _mlflow_by_its_library, _airflow,
 ]  # fmt: skip
 
 
 def _clear() -> None:
     settings.cache_clear()
+    network.cache_clear()
     object_store.cache_clear()
     tracking.mlflow_client.cache_clear()
 
@@ -105,6 +112,7 @@ def pretend(monkeypatch, services):
         }.items():
             monkeypatch.setenv(name, f"http://127.0.0.1:{nowhere}" if unreachable else address)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        monkeypatch.setenv("NIGHTSCORE_RETRY_FOR_S", "1")
         _clear()
 
     # The store as it is set up, without a minute of retries.

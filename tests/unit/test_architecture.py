@@ -36,6 +36,11 @@ def test_only_tracking_and_registry_import_mlflow():
     ("module", "without"),
     [
         ("ml.scoring.engine", {"torch", "openvino", "mlflow", "airflow", "sqlalchemy", "boto3"}),
+        (
+            "ml.scoring.run",
+            {"torch", "mlflow", "numpy", "cv2", "PIL", "boto3", "botocore", "alembic"},
+        ),
+        ("ml.report.page", {"torch", "mlflow", "numpy", "cv2", "PIL", "boto3", "matplotlib"}),
         ("ml.scoring.shard", {"torch", "mlflow", "airflow", "sklearn", "matplotlib"}),
         ("ml.cli", {"torch", "mlflow", "airflow", "sqlalchemy", "numpy", "boto3"}),
         ("ml.config", {"torch", "mlflow", "airflow", "sqlalchemy", "numpy", "boto3"}),

@@ -13,7 +13,7 @@ from benchmarks.models import OURS, SHORT, Contender
 from benchmarks.runner import ContenderError
 from ml.config import Threshold, load
 from ml.errors import DataError
-from ml.program import ANOMALY
+from ml.program_info import ANOMALY
 from ml.training.thresholds import choose
 from tests.support import drawing
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ml import comparison
 from ml.comparison import RESAMPLES, _resamples, _statistics, compare, mcnemar
 from ml.config import GATE_METRICS
 from ml.evaluation import Evaluation
@@ -75,6 +76,15 @@ def test_every_resample_has_as_many_images_of_each_class_as_there_are():
     assert (counts[:, 0] != 1).any()
 
 
+@pytest.mark.parametrize(
+    ("cells", "blocks"),
+    [(48, [4, 4, 2]), (59, [4, 4, 2]), (60, [5, 5]), (5, [1] * 10), (999, [10])],
+)
+def test_no_more_cells_than_the_limit_are_held_at_once_but_a_resample(cells, blocks, monkeypatch):
+    monkeypatch.setattr(comparison, "_CELLS", cells)
+    assert [len(counts) for counts in _resamples(np.zeros(12, dtype=int), 10)] == blocks
+
+
 def test_a_single_anomaly_is_in_every_resample():
     labels = np.array([0] * 99 + [1])
     scores = np.linspace(0, 0.8, 100)
@@ -82,6 +92,9 @@ def test_a_single_anomaly_is_in_every_resample():
     ranked, hit = found.differences["auroc"], found.differences["tpr"]
     assert (ranked.lower, ranked.upper) == (1, 1)
     assert (hit.difference, hit.lower, hit.upper) == (1, 1, 1)
+    # The anomaly comes first for one, and last of a hundred for the other.
+    precision = found.differences["average_precision"]
+    assert (precision.lower, precision.upper) == pytest.approx((0.99, 0.99))
 
 
 def test_the_bounds_agree_with_scipy():

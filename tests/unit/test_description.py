@@ -63,6 +63,8 @@ def test_it_shows_the_gate_the_metrics_and_both_versions_side_by_side():
 def test_it_fits_into_what_mlflow_keeps():
     assert len(_described(20, name_length=60, synthetic=True)) < 5000
     assert "| class," not in _described(21)
+    assert "| class," not in _described(0)
+    assert all("| class," in _described(classes) for classes in (1, 20))
 
 
 def test_it_shows_how_sure_a_threshold_is_and_when_another_policy_was_asked_for():

@@ -11,8 +11,11 @@ import torch
 from PIL import Image
 
 from ml.download import Download
+from ml.images import Reason, Rejected
 from ml.models import build
-from ml.program import Program, ProgramInfo, export, sha256
+from ml.program import Program, export
+from ml.program_info import ProgramInfo, sha256
+from ml.scoring import engine
 from ml.scoring.engine import Item, Limits, score
 
 LIMITS = Limits(max_pixels=10_000, max_bytes=100_000)
@@ -152,6 +155,7 @@ def test_a_program_without_novelty_scores_and_one_that_is_no_number_rejects(nove
     if novelty:
         assert light.novelty == pytest.approx(0.497, abs=1e-3)
         assert (dark.reason, dark.novelty, dark.review) == ("not_finite", None, False)
+        assert (dark.model, dark.version) == ("shade", 1)
     else:
         assert light.novelty is None
         assert (dark.reason, dark.novelty, dark.flagged, dark.review) == (None, None, False, False)
@@ -163,6 +167,28 @@ def test_the_batch_size_changes_nothing(programs):
     many = _all(bucket.items(), programs[:1], bucket, batch_size=64)
     assert [r.predicted_class for r in one] == [r.predicted_class for r in many]
     np.testing.assert_allclose([r.confidence for r in one], [r.confidence for r in many], rtol=1e-4)
+
+
+def _batched(contents, size: int) -> list[int]:
+    item = Item(date(2026, 1, 1), 1, "s3://b/x.png", "e", 1)
+    return [len(batch) for batch in engine._batches([(item, one) for one in contents], size)]
+
+
+def test_batches_are_of_the_size_but_for_a_smaller_first_and_the_rest():
+    assert _batched([b"x"] * 21, 8) == [4, 8, 8, 1]
+    assert _batched([b"x"] * 12, 8) == [4, 8]
+    assert _batched([b"x"] * 11, 5) == [2, 4, 5]
+    assert _batched([b"x"] * 3, 1) == [1, 1, 1]
+    assert _batched([], 8) == []
+
+
+def test_a_batch_of_large_images_is_handed_over_earlier(monkeypatch):
+    monkeypatch.setattr(engine, "_BYTES_A_BATCH", 10)
+    rejected = Rejected(Reason.GONE)
+    assert _batched([b"123"] * 10, 64) == [4, 4, 2]
+    assert _batched([b"12345"] * 6, 64) == [2, 2, 2]
+    # What is not there weighs nothing.
+    assert _batched([b"123", b"123", b"123", rejected, b"123", b"123"], 64) == [5, 1]
 
 
 def test_bad_images_are_rejected_with_a_reason_and_the_others_are_scored(programs):
@@ -197,6 +223,7 @@ def test_bad_images_are_rejected_with_a_reason_and_the_others_are_scored(program
             "too_many_bytes",
         ]
     assert all(r.detail for r in results if r.reason)
+    assert all(r.version == 3 for r in results)
 
 
 def test_it_reads_only_a_bounded_way_ahead(programs):

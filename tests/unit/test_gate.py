@@ -67,6 +67,11 @@ def test_a_class_below_the_floor_of_recall_stops_and_is_named():
     assert "lowest recall 0.4000 of class dog, floor 0.5000: below the floor" in decision.reason
     # Of an emu nothing is known, which is said and stops nobody.
     assert "no held-out image shows the recall of class emu" in decision.reason
+    unseen = {name: {"recall": 0.0, "support": 0} for name in "vwxyz"}
+    five = _decide(0.85, gate=gate, per_class={"cat": per_class["cat"]} | unseen)
+    assert "of class v, w, x, y, z;" in five.reason
+    six = _decide(0.85, gate=gate, per_class=per_class | unseen)
+    assert "of class emu, v, w, x, y, ...;" in six.reason
     better = per_class | {"dog": {"recall": 0.5, "support": 10}}
     assert _decide(0.85, gate=gate, per_class=better).passed
 

@@ -11,7 +11,8 @@ import torch
 from ml import gpu_memory
 from ml.errors import ConfigurationError, DataError, GpuMemoryError, ServiceError
 from ml.gpu_memory import VARIABLE, limit, memory_errors
-from ml.program import CLASSIFICATION, Program, ProgramInfo
+from ml.program import Program
+from ml.program_info import CLASSIFICATION, ProgramInfo
 from ml.runtime import TorchRuntime
 
 REPOSITORY = Path(__file__).parents[2]
@@ -156,7 +157,8 @@ torch.export.passes.move_to_device_pass = lambda exported, device: exported
 from ml import runtime
 runtime.TorchRuntime._pinned = lambda self, pixels: runtime._as_tensor(pixels)
 torch.Tensor.to = lambda self, *_, **__: self
-from ml.program import Program, ProgramInfo, sha256
+from ml.program import Program
+from ml.program_info import ProgramInfo, sha256
 path = Path(sys.argv[1])
 info = ProgramInfo("m", 1, "anomaly", ("normal", "anomalous"), (16, 16), 0.5, sha256(path))
 program = Program.load(path, info, "cuda")

@@ -30,3 +30,4 @@ def test_heat_that_is_no_number_or_out_of_range_is_drawn_all_the_same():
     drawn = overlay(grey, heat)
     assert (drawn[:20, :20] == 120).all() and (drawn[-20:, :20] == 120).all()
     assert (drawn[-20:, -20:, 0] > 200).all()
+    assert np.array_equal(drawn[-20:, -20:], overlay(grey, np.ones((2, 2)))[-20:, -20:])

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from ml import headers
-from ml.images import Reason, Rejected, decode, resize
+from ml.images import decode, resize
+from ml.rejection import Reason, Rejected
 
 LIMIT = 1_000_000
 
@@ -467,6 +468,22 @@ def test_a_frame_that_a_gif_leaves_behind_is_not_made_before_its_size_is_checked
     decode(small, max_pixels=200_000_000)
     found = rejection(content, max_pixels=64_000_000)
     assert (found.reason, found.detail.endswith("by the header")) == (Reason.TOO_MANY_PIXELS, True)
+
+
+@pytest.mark.parametrize(
+    ("width", "tile", "tiles"),
+    [(16, (1024, 1024), None), (16, (1024, 1025), 1), (16, (1025, 1024), 1), (1025, (1024, 1024), 2)],
+)  # fmt: skip
+def test_tiles_count_whole_however_little_of_them_the_image_covers(width, tile, tiles):
+    entries = [(256, width), (257, 16), (258, 8), (259, 1), (262, 1), (273, 146), (277, 1), (278, 16), (279, 16 * width), (322, tile[0]), (323, tile[1])]  # fmt: skip
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    content = b"II*\0" + struct.pack("<IH", 8, 11) + table + bytes(4 + 16 * width)
+    if tiles is None:
+        assert decode(content, max_pixels=LIMIT).shape == (16, width, 3)
+    else:
+        found = rejection(content)
+        said = f"{tiles} tiles of {tile[0]} x {tile[1]} pixels; limit {LIMIT}"
+        assert (found.reason, found.detail) == (Reason.TOO_MANY_PIXELS, said)
 
 
 def test_scans_are_counted_up_to_the_image_s_end_only():

@@ -35,6 +35,10 @@ def test_what_needs_both_kinds_is_none_without_them():
     assert found["auroc"] is None
     assert found["tpr"] is None
     assert found["tnr"] == 0.5
+    found = anomaly_metrics(np.array([0.1, 0.2]), np.array([True, True]), 0.15)
+    assert found["auroc"] is None and found["average_precision"] is None
+    assert found["tpr"] == 0.5
+    assert found["tnr"] is None
 
 
 def test_an_output_that_is_no_number_makes_the_metrics_none_either():
@@ -70,6 +74,13 @@ def test_calibration_agrees_with_scikit_learn():
     found = calibration(probabilities, outcomes)
     np.testing.assert_allclose(found.rates, rates)
     np.testing.assert_allclose(found.confidences, means)
+
+
+def test_a_reference_has_bins_of_equal_shares_and_an_edge_belongs_to_the_bin_above():
+    found = score_reference(np.array([0, 1, 2, 3, 4]), bins=4)
+    assert found == {"edges": [1, 2, 3], "shares": [0.2, 0.2, 0.2, 0.4]}
+    found = score_reference(np.linspace(0, 1, 101))
+    assert found["edges"] == pytest.approx(np.arange(1, 10) / 10)
 
 
 def test_a_reference_counts_every_value_once():

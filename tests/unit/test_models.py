@@ -12,7 +12,8 @@ import ml.models
 from ml.config import Training
 from ml.errors import ConfigurationError, DataError
 from ml.models import build
-from ml.program import ANOMALY, CLASSIFICATION, Program, ProgramInfo, export, sha256
+from ml.program import Program, export
+from ml.program_info import ANOMALY, CLASSIFICATION, ProgramInfo, sha256
 from ml.training.loop import Epoch, fit, holdout_loss, predict
 
 SIZE = (16, 24)

@@ -116,3 +116,23 @@ def test_a_budget_is_given_back_after_an_error():
         raise ValueError
     with budget.of(1):
         pass
+
+
+def test_a_budget_may_be_used_up():
+    budget, entered = Budget(10), threading.Event()
+
+    def enter() -> None:
+        with budget.of(6):
+            entered.set()
+
+    with budget.of(4):
+        threading.Thread(target=enter, daemon=True).start()
+        assert entered.wait(10)
+
+
+def test_a_source_that_stands_still_does_not_keep_the_process():
+    items = in_background(range(3), ahead=1)
+    next(items)
+    (own,) = [thread for thread in threading.enumerate() if thread.name == "in_background"]
+    assert own.daemon
+    items.close()

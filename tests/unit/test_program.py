@@ -7,12 +7,15 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from ml import pt2
 from ml.errors import DataError, ServiceError
-from ml.program import ANOMALY, CLASSIFICATION, Program, ProgramInfo, export, sha256
+from ml.program import Program, export
+from ml.program_info import ANOMALY, CLASSIFICATION, ProgramInfo, sha256
+from ml.runtime import TOLERANCE
 
 SIZE = (16, 16)
 
@@ -129,3 +132,21 @@ def test_what_fits_is_loaded(tmp_path):
         path = tmp_path / f"{type(network).__name__}.pt2"
         info = _written(network, path)
         assert Program.load(path, info, "cpu").info == info
+
+
+def test_a_class_is_computed_again_where_an_error_of_both_best_could_change_it():
+    error, third = TOLERANCE["bfloat16"], np.full(3, 1 / 3, dtype=np.float32)
+    rows = [(0.5 + part * error, 0.5 - part * error, 0) for part in (0.9, 1.1)]
+    quick = np.array([*rows, rows[0][::-1], rows[1][::-1]], dtype=np.float32)
+    again: list[int] = []
+
+    def exact(pixels):
+        again.extend(pixels[:, 0, 0, 0].tolist())
+        return (np.tile(third, (len(pixels), 1)),)
+
+    info = ProgramInfo("m", 1, CLASSIFICATION, ("a", "b", "c"), SIZE, None, "")
+    program = Program(lambda pixels: (quick.copy(),), info, "cpu", exact)
+    pixels = np.zeros((4, 3, *SIZE), dtype=np.uint8) + np.arange(4, dtype=np.uint8)[:, None, None, None]  # fmt: skip
+    found = program.predict(pixels).probabilities
+    assert again == [0, 2]
+    assert np.array_equal(found, [third, quick[1], third, quick[3]])

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from ml import pt2
 from ml.errors import DataError
-from ml.program import CLASSIFICATION, Program, ProgramInfo, export, sha256
+from ml.program import Program, export
+from ml.program_info import CLASSIFICATION, ProgramInfo, sha256
 from ml.pt2 import harmless
 
 SIZE = (16, 16)
@@ -208,7 +210,8 @@ def watch(event, arguments):
         found.append((event, arguments[1:]) if event == "pickle.find_class" else None)
 sys.addaudithook(watch)
 import pickle, pathlib
-from ml.program import Program, ProgramInfo
+from ml.program import Program
+from ml.program_info import ProgramInfo
 info = ProgramInfo("m", 1, "classification", ("a", "b", "c"), {SIZE}, None, {sha256(good)!r})
 watched.append(True)
 Program.load(pathlib.Path({str(good)!r}), info, "cpu")
@@ -299,6 +302,15 @@ def _a_tensor_elsewhere(records: Records) -> None:
     records[WEIGHTS] = records[WEIGHTS].replace(b'"weight_0"', b'"../constants/tensor_0"')
 
 
+def _an_object(records: Records) -> None:
+    _changed(records, MODEL, lambda it: it["graph_module"]["graph"].update(custom_obj_values={"x": {}}))  # fmt: skip
+
+
+def _a_class_of_outputs(records: Records) -> None:
+    fields = {"os.system": ["x"]}
+    _changed(records, MODEL, lambda it: it["graph_module"].update(treespec_namedtuple_fields=fields))  # fmt: skip
+
+
 def _an_argument_with_a_default(records: Records) -> None:
     records[MODEL] = records[MODEL].replace(b'["pixels"]', b'["pixels=print()"]')
 
@@ -322,6 +334,8 @@ def _an_argument_with_a_default(records: Records) -> None:
         (_a_power, "more than sums and products"),
         (_a_tensor_elsewhere, "which is no tensor's record"),
         (_an_argument_with_a_default, "no name of a value"),
+        (_an_object, "objects of other classes"),
+        (_a_class_of_outputs, "objects of other classes"),
     ],
     ids=lambda it: getattr(it, "__name__", "").strip("_"),
 )
@@ -330,6 +344,58 @@ def test_what_no_program_of_ours_has_is_refused(change, reason, records):
     change(records)
     with pytest.raises(ValueError, match=reason):
         harmless(_packed(records))
+
+
+def _with_a_size(records: Records, size: str) -> bytes:
+    def change(described):
+        sizes = described["graph_module"]["graph"]["tensor_values"]["pixels"]["sizes"]
+        sizes[0]["as_expr"]["expr_str"] = size
+
+    _changed(records, MODEL, change)
+    return _packed(records)
+
+
+@pytest.mark.parametrize(
+    "size",
+    ["16", "s77", "u0", "-s77", "s77 + 2*s1 - 3", "Symbol('s77', positive=True, integer=True)",
+     "Mul(Integer(2), Symbol('s77', integer=True))", "Add(s77, -1)", "10" + "+1" * 249],
+)  # fmt: skip
+def test_a_size_may_be_sums_and_products(size, records):
+    harmless(_with_a_size(records, size))
+
+
+@pytest.mark.parametrize(
+    "size",
+    ["x", "s77.x", "s77 / 2", "s77 ** 2", "~s77", "'text'", "1.5", "s77 + x()", "x() + s77", "-x()",
+     "Symbol('x')", "Symbol('s77', integer=x())", "Symbol('s77', 1)", "Add(s77, x())", "Mul(x(), s77)",
+     "Integer(x())", "Mul(s77, evaluate=False)", "Pow(s77, 2)", "", "s77 +", "100" + "+1" * 249],
+)  # fmt: skip
+def test_a_size_of_anything_else_is_refused(size, records):
+    with pytest.raises(ValueError, match=r"more than sums and products|is no expression"):
+        harmless(_with_a_size(records, size))
+
+
+def test_records_are_counted(records, monkeypatch):
+    monkeypatch.setattr(pt2, "_MOST_RECORDS", len(records))
+    harmless(_packed(records))
+    monkeypatch.setattr(pt2, "_MOST_RECORDS", len(records) - 1)
+    with pytest.raises(ValueError, match=f"it has {len(records)} records"):
+        harmless(_packed(records))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"compress_type": zipfile.ZIP_DEFLATED}, {"file_size": 7}, {"file_size": 10**9, "compress_size": 10**9}],
+    ids=["compressed", "of two sizes", "longer than the file"],
+)  # fmt: skip
+def test_a_record_whose_length_is_not_what_is_stored_is_refused(said, records):
+    packed = io.BytesIO(_packed(records))
+    with zipfile.ZipFile(packed, "a") as archive:
+        archive.writestr("model/data/weights/weight_9", b"12345678")
+        for name, value in said.items():
+            setattr(archive.getinfo("model/data/weights/weight_9"), name, value)
+    with pytest.raises(ValueError, match="compressed, or overlap"):
+        harmless(packed.getvalue())
 
 
 def test_an_archive_in_which_two_readers_could_see_different_files_is_refused(records):

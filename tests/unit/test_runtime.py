@@ -6,18 +6,20 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.export.passes import move_to_device_pass
 
-from ml import runtime, samples
+from ml import conversion, samples
 from ml.config import Training
 from ml.errors import ConfigurationError, DataError
 from ml.models import build
-from ml.program import ANOMALY, CLASSIFICATION, Program, ProgramInfo, export, sha256
-from ml.runtime import TOLERANCE, OpenVinoRuntime, TorchRuntime, convert, is_converted
+from ml.program import Program, convert, export
+from ml.program_info import ANOMALY, CLASSIFICATION, ProgramInfo, sha256
+from ml.runtime import TOLERANCE, OpenVinoRuntime, TorchRuntime
 from ml.training.loop import fit
 
 TASKS = {
@@ -202,7 +204,8 @@ def test_a_second_load_needs_no_torch_and_no_telemetry(trained):
     code = f"""
 import json, sys
 from pathlib import Path
-from ml.program import Program, ProgramInfo
+from ml.program import Program
+from ml.program_info import ProgramInfo
 info = json.loads({json.dumps(json.dumps(vars(info)))})
 info = ProgramInfo(**info | {{"input_size": tuple(info["input_size"]), "classes": tuple(info["classes"])}})
 Program.load(Path({str(path)!r}), info, "cpu")
@@ -214,20 +217,114 @@ print(*sorted(name for name in ("torch", "openvino_telemetry", "mlflow") if sys.
     assert done.stdout.split() == []
 
 
+def _kept(path: Path) -> Path:
+    """Where the form is kept that this machine made."""
+    return path.with_suffix(".openvino.zip")
+
+
 def test_a_damaged_or_foreign_conversion_is_made_again(trained):
     path, info, pixels, _ = trained
     before = _outputs(Program.load(path, info, "cpu"), pixels[:4])[0]
-    folder = path.with_suffix(".openvino")
-    assert is_converted(folder, info.sha256)
-    assert not is_converted(folder, "0" * 64)
-    weights = folder / "graph.bin"
-    content = bytearray(weights.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    weights.write_bytes(content)
-    assert not is_converted(folder, info.sha256)
-    assert np.array_equal(_outputs(Program.load(path, info, "cpu"), pixels[:4])[0], before)
-    assert is_converted(folder, info.sha256)
+    whole = _kept(path).read_bytes()
+    middle = len(whole) // 2
+    made = conversion.unpack(whole)
+    for other in (
+        whole[:middle],
+        whole[:middle] + bytes([whole[middle] ^ 0xFF]) + whole[middle + 1 :],
+        conversion.pack(replace(made, program="0" * 64)),
+        conversion.pack(replace(made, openvino="2020.1")),
+        b"",
+    ):
+        _kept(path).write_bytes(other)
+        assert np.array_equal(_outputs(Program.load(path, info, "cpu"), pixels[:4])[0], before)
+        assert conversion.unpack(_kept(path).read_bytes()).program == info.sha256
+        assert conversion.unpack(_kept(path).read_bytes()).openvino == conversion.version()
     assert [entry.name for entry in path.parent.iterdir() if "partial" in entry.name] == []
+
+
+def _forbidden(exported, sha256, input_size):
+    raise AssertionError("it was converted")
+
+
+def test_a_recorded_form_is_used_without_a_conversion_and_gives_the_same(trained, monkeypatch):
+    path, info, pixels, _ = trained
+    before = _outputs(Program.load(path, info, "cpu"), pixels[:70])
+    form = _kept(path).read_bytes()
+    _kept(path).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion, "convert", _forbidden)
+        program = Program.load(path, info, "cpu", form)
+    assert isinstance(program.runtime, OpenVinoRuntime)
+    assert not _kept(path).exists()
+    for found, expected in zip(_outputs(program, pixels[:70]), before, strict=True):
+        assert np.array_equal(found, expected)
+
+
+def test_the_form_of_another_openvino_is_used_where_it_computes_the_same(trained, monkeypatch):
+    """It is held against torch's outputs, which are in it, on every machine."""
+    path, info, _, _ = trained
+    Program.load(path, info, "cpu")
+    made = conversion.unpack(_kept(path).read_bytes())
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion, "convert", _forbidden)
+        _kept(path).unlink()
+        form = conversion.pack(replace(made, openvino="2031.1"))
+        assert isinstance(Program.load(path, info, "cpu", form).runtime, OpenVinoRuntime)
+
+
+@pytest.mark.parametrize("change", ["graph", "outputs"])
+def test_a_recorded_form_that_does_not_do_here_is_made_here_with_a_warning(trained, change, caplog):
+    path, info, pixels, _ = trained
+    before = _outputs(Program.load(path, info, "cpu"), pixels[:4])
+    made = conversion.unpack(_kept(path).read_bytes())
+    others = {
+        "graph": made.graph.replace(b"<layers>", b"<strata>"),
+        "outputs": (made.outputs[0] + 0.01, *made.outputs[1:]),
+    }
+    form = conversion.pack(replace(made, openvino="2031.1", **{change: others[change]}))
+    program = Program.load(path, info, "cpu", form)
+    assert isinstance(program.runtime, OpenVinoRuntime)
+    for found, expected in zip(_outputs(program, pixels[:4]), before, strict=True):
+        assert np.array_equal(found, expected)
+    assert "The recorded form of m/1 does not do with OpenVINO" in caplog.text
+    assert "nightscore models convert m" in caplog.text
+
+
+def test_the_form_of_another_program_is_refused(trained):
+    path, info, _, _ = trained
+    Program.load(path, info, "cpu")
+    made = conversion.unpack(_kept(path).read_bytes())
+    form = conversion.pack(replace(made, program="0" * 64))
+    with pytest.raises(DataError, match="is of another program"):
+        Program.load(path, info, "cpu", form)
+
+
+def test_a_form_that_cannot_be_kept_is_used_all_the_same(trained, caplog):
+    path, info, _, _ = trained
+    _kept(path).unlink(missing_ok=True)
+    _kept(path).mkdir()
+    program = Program.load(path, info, "cpu")
+    _kept(path).rmdir()
+    assert isinstance(program.runtime, OpenVinoRuntime)
+    assert "The form of m/1 cannot be kept in" in caplog.text
+
+
+def test_the_file_of_a_form_says_the_same_after_packing_and_is_the_same_each_time(trained):
+    path, info, _, _ = trained
+    Program.load(path, info, "cpu")
+    form = _kept(path).read_bytes()
+    made = conversion.unpack(form)
+    assert conversion.pack(made) == form
+    assert (made.program, made.openvino) == (info.sha256, conversion.version())
+    assert [len(output) for output in made.outputs] == [made.images] * len(made.outputs)
+
+
+def test_noise_is_the_same_everywhere():
+    drawn = conversion.noise(2, (4, 4))
+    assert drawn.dtype == np.uint8
+    assert drawn.shape == (2, 3, 4, 4)
+    assert drawn[0, 0, 0].tolist() == [87, 210, 213, 216]
+    assert np.array_equal(conversion.noise(5, (4, 4))[:2], drawn)
 
 
 class _Exotic(torch.nn.Module):
@@ -267,19 +364,23 @@ def test_a_conversion_that_gives_other_outputs_than_torch_is_refused(tmp_path):
         path = tmp_path / f"{sign}.pt2"
         export(_Means(sign), path, (16, 16))
         programs.append(torch.export.load(path))
-    folder = tmp_path / "made"
-    convert(programs[0], folder, "0" * 64, (16, 16))
-    made = OpenVinoRuntime(folder, "float32", (16, 16))
-    runtime.compare(made, TorchRuntime(programs[0], "cpu"), (16, 16))
+    made = conversion.unpack(conversion.convert(programs[0], "0" * 64, (16, 16)))
+    runtime = made.runtime("float32", (16, 16))
+    made.check(runtime, (16, 16))
+    other = TorchRuntime(programs[1], "cpu")(conversion.noise(made.images, (16, 16)))
     with pytest.raises(ValueError, match="its outputs differ from those of torch by"):
-        runtime.compare(made, TorchRuntime(programs[1], "cpu"), (16, 16))
+        replace(made, outputs=other).check(runtime, (16, 16))
+    with pytest.raises(ValueError, match="its outputs have the shape"):
+        replace(made, outputs=(other[0][:1],)).check(runtime, (16, 16))
 
 
 def test_a_conversion_that_fails_leaves_nothing(tmp_path):
     path = tmp_path / "model.pt2"
     export(_Exotic(), path, (16, 16))
+    info = ProgramInfo("m", 1, CLASSIFICATION, ("a", "b", "c"), (16, 16), None, sha256(path))
     with pytest.raises(Exception, match="i0"):
-        convert(torch.export.load(path), tmp_path / "made", "0" * 64, (16, 16))
+        conversion.convert(torch.export.load(path), "0" * 64, (16, 16))
+    assert convert(path, info) is None
     assert list(tmp_path.iterdir()) == [path]
 
 

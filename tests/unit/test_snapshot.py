@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from ml import snapshot
 from ml.snapshot import CALIBRATION, EXCLUDED, FIT, HOLDOUT, REPORT, TEST, THRESHOLD, TRAIN, assign
 from ml.store import ObjectInfo
 
@@ -126,3 +127,20 @@ def test_every_class_keeps_a_scene_to_learn_from():
 
 def test_by_image_the_scene_is_the_image_itself():
     assert all(row.scene == row.group for row in assign(_listing(3), 0.1))
+
+
+def test_rows_are_selected_by_split_part_and_label():
+    def row(name: str, *of: str) -> snapshot.Row:
+        return snapshot.Row(f"s3://b/{name}", "e", 100, *of[:2], name, of[2], name)
+
+    one, two = row("1", TRAIN, "cat", FIT), row("2", TRAIN, "dog", HOLDOUT)
+    three, four = row("3", TRAIN, "dog", FIT), row("4", TEST, "emu", REPORT)
+    taken = snapshot.Snapshot("s3://b/snapshots/d/1f.parquet", "d", (one, two, three, four))
+    assert taken.select() == [one, two, three, four]
+    assert taken.select(split=TRAIN) == [one, two, three]
+    assert taken.select(part=FIT) == [one, three]
+    assert taken.select(label="dog") == [two, three]
+    assert taken.select(split=TRAIN, part=FIT, label="dog") == [three]
+    assert taken.select(split=TEST, label="dog") == []
+    assert taken.classes == ("cat", "dog")
+    assert taken.hash == "1f"

@@ -6,6 +6,7 @@ from scipy.stats import beta
 
 from ml.config import Threshold
 from ml.errors import DataError
+from ml.training import thresholds
 from ml.training.thresholds import above_share, choose, expected_cost
 
 
@@ -63,6 +64,12 @@ class TestCost:
         chosen = choose(Threshold(policy="cost"), normal, np.array([anomaly, one]))
         assert (chosen.fpr.flagged, chosen.tpr.flagged) == (0, 2)
 
+    def test_where_only_a_miss_costs_everything_is_flagged(self):
+        normal = np.linspace(0.5, 1, 50).astype(np.float32)
+        policy = Threshold(policy="cost", miss_cost=1e6, anomaly_share=0.5)
+        chosen = choose(policy, normal, np.array([0.1, 0.2], dtype=np.float32))
+        assert (chosen.fpr.flagged, chosen.tpr.flagged) == (50, 2)
+
     def test_where_flagging_never_pays_nothing_is_flagged(self):
         normal = np.linspace(0.5, 1, 50).astype(np.float32)
         policy = Threshold(policy="cost", miss_cost=0.01, anomaly_share=0.01)
@@ -78,6 +85,21 @@ def test_without_anomalies_the_false_alarm_rate_decides_and_it_is_said(policy):
     assert chosen.tpr is None
     assert chosen.fpr.value <= 0.05
     assert chosen.detail == {"target_fpr": 0.05}
+
+
+def test_the_interval_leaves_out_a_fortieth_of_the_resamples_on_either_side():
+    values = iter(range(thresholds.RESAMPLES))
+    found = thresholds._bootstrap(lambda *_: float(next(values)), *_scores(0), None)
+    assert found == pytest.approx((0.025 * 999, 0.975 * 999))
+
+
+def test_a_score_that_equals_the_threshold_is_flagged():
+    # Neighbours among float32s: what lies above the sixth of 21 is the seventh itself.
+    scores = np.float32(0.5) + np.arange(21, dtype=np.float32) * np.float32(2**-24)
+    policy = Threshold(policy="target_fpr", target_fpr=0.75)
+    chosen = choose(policy, scores, np.append(scores[6], np.float32(0.1)))
+    assert chosen.value == scores[6]
+    assert (chosen.fpr.flagged, chosen.tpr.flagged) == (15, 1)
 
 
 @pytest.mark.parametrize("policy", ["midpoint", "cost", "target_fpr"])

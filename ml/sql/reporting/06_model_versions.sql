@@ -33,7 +33,9 @@ SELECT
     version.gate -> 'checks' AS gate_checks,
     version.threshold_detail ->> 'policy' AS threshold_policy,
     version.threshold_detail,
-    version.novelty_threshold
+    version.novelty_threshold,
+    version.openvino_version,
+    version.openvino_sha256
 FROM nightscore.model_version AS version;
 
 COMMENT ON VIEW reporting.model_versions IS 'A row is a registered version of a model.';
@@ -61,3 +63,5 @@ COMMENT ON COLUMN reporting.model_versions.gate_checks IS 'The checks of the gat
 COMMENT ON COLUMN reporting.model_versions.threshold_policy IS 'The policy that gave threshold: midpoint, target_fpr or cost; null for a classifier.';
 COMMENT ON COLUMN reporting.model_versions.threshold_detail IS 'How threshold was chosen: asked is the policy of nightscore.yaml, low and high the 95 % bootstrap interval of the threshold, tpr and fpr the rates on held-out images with their exact 95 % intervals and counts, detail the policy''s own numbers. Null for a classifier.';
 COMMENT ON COLUMN reporting.model_versions.novelty_threshold IS 'Images are marked for review from this novelty on; null for a version that does not measure novelty.';
+COMMENT ON COLUMN reporting.model_versions.openvino_version IS 'The OpenVINO that made its form for CPUs; null when it has none, and each machine converts the program itself. nightscore models convert makes it anew.';
+COMMENT ON COLUMN reporting.model_versions.openvino_sha256 IS 'SHA-256 of that form.';

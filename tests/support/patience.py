@@ -1,0 +1,24 @@
+"""How long requests that fail are asked again, for tests of errors that do not pass."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ml.network import network
+
+_NAME = "NIGHTSCORE_RETRY_FOR_S"
+
+
+@contextmanager
+def no_retries() -> Iterator[None]:
+    """Each request to S3 and to MLflow's REST API is made once."""
+    before = os.environ.get(_NAME)
+    os.environ[_NAME] = "0"
+    network.cache_clear()
+    try:
+        yield
+    finally:
+        del os.environ[_NAME]
+        if before is not None:
+            os.environ[_NAME] = before
+        network.cache_clear()

@@ -1,0 +1,95 @@
+"""Registered versions: where their parts are, and how to change one for a while."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from ml import tracking
+from ml.database import session
+from ml.settings import settings, state_folder
+from ml.store import object_store
+from ml.tables import ModelVersion
+
+
+def query(sql: str, **values) -> list[dict]:
+    """The rows of a statement, as mappings."""
+    with session() as current:
+        return [dict(row) for row in current.execute(sa.text(sql), values).mappings()]
+
+
+def folder(model: str, version: int) -> Path:
+    """Where this machine keeps a version's program."""
+    return state_folder() / "cache" / "programs" / model / str(version)
+
+
+@contextmanager
+def uncached(model: str, version: int) -> Iterator[None]:
+    """This machine has no copy of a version; afterwards it has the one it had before."""
+    kept = folder(model, version)
+    aside = kept.with_name(f"{version}-aside")
+    if kept.exists():
+        kept.rename(aside)
+    try:
+        yield
+    finally:
+        shutil.rmtree(kept, ignore_errors=True)
+        if aside.exists():
+            aside.rename(kept)
+
+
+def run_of(model: str, version: int) -> str:
+    """The training run that a version came from."""
+    return tracking.mlflow_client().get_model_version(model, str(version)).run_id
+
+
+def artifact(model: str, version: int, name: str) -> str:
+    """The URI of a file of a version's logged model, in the bucket."""
+    stored = tracking.read_json(run_of(model, version), "program.json")
+    location = tracking.mlflow_client().get_logged_model(stored["model_id"]).artifact_location
+    return "s3://mlflow/artifacts" + location.removeprefix("mlflow-artifacts:") + "/" + name
+
+
+@contextmanager
+def changed_object(uri: str, change: Callable[[bytes], bytes | None]) -> Iterator[None]:
+    """An object is another one, or gone when `change` gives None; afterwards it is as before."""
+    content, _ = object_store().get(uri)
+    changed = change(content)
+    assert changed != content
+    try:
+        if changed is None:
+            object_store().delete([uri])
+        else:
+            object_store().put(uri, changed)
+        yield
+    finally:
+        object_store().put(uri, content)
+
+
+@contextmanager
+def as_owner() -> Iterator[Session]:
+    """A transaction of the tables' owner: the writer may not remove a version."""
+    with Session(sa.create_engine(settings().require_owner_url())) as current, current.begin():
+        yield current
+
+
+@contextmanager
+def changed_row(model: str, version: int, **other) -> Iterator[None]:
+    """A version's row has other values, or is not there when none are given."""
+    with as_owner() as current:
+        row = current.get(ModelVersion, (model, version))
+        names = [column.key for column in ModelVersion.__table__.columns]
+        before = {name: getattr(row, name) for name in names}
+        if other:
+            for name, value in other.items():
+                setattr(row, name, value)
+        else:
+            current.delete(row)
+    try:
+        yield
+    finally:
+        with as_owner() as current:
+            current.merge(ModelVersion(**before))
