@@ -195,7 +195,7 @@ def convert(
     from ml import registration
     from ml.config import configuration
 
-    show_log()
+    logs.show_own()
     names = [model] if model else list(configuration().models)
     for name in names:
         configuration().model(name)  # refuses what is no model
