@@ -120,14 +120,12 @@ def _run(name: str, model: Model, snapshot: Snapshot, run_id: str, place: device
 def _in_words(epoch: loop.Epoch) -> str:
     """What a person wants to know while a model is trained; all of it is in MLflow."""
     measured = [
-        f", held-out {_MEASURES[key]} {value:.4g}"
+        f"held-out {_MEASURES[key]} {value:.4g}"
         for key, value in epoch.validation.items()
         if key in _MEASURES
     ]
-    return (
-        f"epoch {epoch.number} of {epoch.epochs}: loss {epoch.train_loss:.3g}{''.join(measured)}, "
-        f"{epoch.images_per_second:,.0f} images/s"
-    )
+    said = ", ".join([*measured, f"{epoch.images_per_second:,.0f} images/s"])
+    return f"epoch {epoch.number} of {epoch.epochs}: {said}"
 
 
 def parameters(model: Model, place: device.Device) -> Training:

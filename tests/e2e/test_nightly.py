@@ -89,7 +89,8 @@ def test_a_second_run_trains_nothing_and_finds_nothing_new(home, airflow):
     assert all(row["status"] == "finished" for row in newest)
     versions = query(home, "SELECT max(version) AS newest FROM reporting.model_versions")
     assert versions == [{"newest": 1}]
-    assert all(len(line) <= 100 for line in shown.splitlines())
+    # The state folder may have any name.
+    assert all(len(line) <= 100 for line in shown.splitlines() if str(home) not in line)
     addresses = re.findall(r"^  (report of \w+|DAG run|version) +(http\S+)$", shown, re.MULTILINE)
     assert [what for what, _ in addresses] == [
         "report of cifar10", "report of spill", "DAG run", "DAG run", "version", "version",
