@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -63,14 +62,25 @@ class Spent:
     peak_mb: float
 
 
+# A child is as large at first as the process that starts it, so a small one does.
+_MEASURE = """
+import json, os, subprocess, sys, time
+started = time.monotonic()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, used = os.wait4(process.pid, 0)
+seconds = time.monotonic() - started
+print(json.dumps([seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1000]))
+sys.exit(bool(status))
+"""
+
+
 def _spent(command: list[str]) -> Spent:
-    started = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    seconds = time.monotonic() - started
-    if status:
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", _MEASURE, *command], stdout=subprocess.PIPE, text=True
+    )
+    if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed.")
-    return Spent(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1000)
+    return Spent(*json.loads(done.stdout))
 
 
 def _import() -> Spent:
@@ -168,11 +178,9 @@ def _lines(nights: _Nights) -> dict[str, Callable[[], Spent]]:
     return {
         "import mlflow": _import,
         "night without new images": lambda: _night(empty),
-        f"{IMAGES} images, version never used here, form fetched": lambda: _never_used(nights),
+        f"{IMAGES} images, new version, form fetched": lambda: _never_used(nights),
         f"{IMAGES} images, version used before": lambda: _used_before(nights),
-        f"{IMAGES} images, version never used here, converted here": lambda: _converted_here(
-            nights
-        ),
+        f"{IMAGES} images, new version, converted here": lambda: _converted_here(nights),
     }
 
 
@@ -186,12 +194,12 @@ def _measure(lines: dict[str, Callable[[], Spent]], turns: int) -> dict[str, lis
     return spent
 
 
-# What each line is compared with.
+# With which line each is compared, by their numbers.
 _BASELINES = {1: 0, 2: 4, 3: 4}
 
 
 def _table(spent: dict[str, list[Spent]]) -> list[dict[str, Any]]:
-    """Medians, the quickest turn, and how many times longer the baseline took."""
+    """Medians, the quickest turn, and how many times as long the baseline took."""
     names = list(spent)
     medians = [statistics.median(one.seconds for one in spent[name]) for name in names]
     return [
@@ -214,7 +222,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
     print("| | s | quickest | CPU-s | peak MB | ratio |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for row in rows:
-        ratio = f"{row['ratio']} x quicker than {row['baseline']}" if row["ratio"] else ""
+        ratio = f"{row['ratio']} ({row['baseline']})" if row["ratio"] else ""
         print(
             f"| {row['line']} | {row['seconds']} | {row['quickest']} | {row['cpu_seconds']} | "
             f"{row['peak_mb']} | {ratio} |"

@@ -7,15 +7,21 @@ Training uses the library (`ml.tracking`), and so does `server()` here where MLf
 server, or wants a login that only the library knows.
 """
 
+# ruff: noqa: E402  # a module has to be kept out before httpx is imported
+
 import logging
 import os
 import ssl
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, unquote, urlsplit
+
+# httpx has a command line, whose imports take as long as all the rest of it.
+sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
 
 import httpx
 
@@ -134,7 +140,7 @@ class Rest:
         self._client = httpx.Client(
             auth=(username, password) if username and not token else None,
             headers={"Authorization": f"Bearer {token}"} if token else None,
-            verify=_certificates(),
+            verify=_certificates(parts.scheme),
             follow_redirects=True,
         )
 
@@ -262,8 +268,11 @@ def _timeout() -> httpx.Timeout:
     return httpx.Timeout(limits.read_timeout_s, connect=limits.connect_timeout_s)
 
 
-def _certificates() -> ssl.SSLContext | bool:
+def _certificates(scheme: str) -> ssl.SSLContext | bool:
     """What a server's certificate is checked with, as for MLflow's library and for requests."""
+    if scheme == "http":
+        # None is expected. To read those of all authorities takes a while, so none is trusted.
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("1", "true"):
         return False
     for name in ("MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):

@@ -33,11 +33,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "_ByFile":
 
 
 class _ByFile(LoadScopeScheduling):
-    """A file's tests run in one process, and all of tests/e2e in one, since they share a stack."""
+    """A file's tests run in one process; so do all of tests/e2e, which share a stack, and what else
+    starts Airflow, so that two of it never take the machine from each other."""
 
     def _split_scope(self, nodeid: str) -> str:
-        folder = _folder(nodeid)
-        return folder if folder == "e2e" else nodeid.partition("::")[0]
+        file = nodeid.partition("::")[0]
+        return (
+            "airflow"
+            if _folder(nodeid) == "e2e" or file == "tests/faults/test_airflow.py"
+            else file
+        )
 
 
 def _folder(nodeid: str) -> str:

@@ -47,6 +47,8 @@ class LocalStack:
     def __init__(self, home: Path) -> None:
         self.layout = Layout(home.absolute())
         self.supervisor = Supervisor(self.layout)
+        # Of ports: some servers may be started later than the others.
+        self._reservations = ExitStack()
 
     def up(
         self,
@@ -62,8 +64,8 @@ class LocalStack:
         ServiceError: a process did not come up; the message ends with its log.
         """
         self.layout.make()
-        with self._alone(), ExitStack() as reservations:
-            chosen = self._ports(ports, say, reservations)
+        with self._alone():
+            chosen = self._ports(ports, say)
             processes = self._processes(chosen)
             self._write_environment(chosen)
             if self.supervisor.configure(processes) and self.supervisor.is_running():
@@ -71,12 +73,15 @@ class LocalStack:
                 self._stop()
             self.supervisor.start()
             self._start(processes, services, chosen, say)
+            if set(services) == set(SERVICES):
+                self._reservations.close()
 
     def down(self, say: Say = lambda line: None) -> bool:
         """Stop everything; returns whether there was anything to stop."""
         if not self.layout.home.exists():
             return False
         with self._alone():
+            self._reservations.close()
             return self._stop(say)
 
     def status(self) -> list[ProcessStatus]:
@@ -200,15 +205,14 @@ class LocalStack:
         self.supervisor.shut_down()
         return was_running or left
 
-    def _ports(
-        self, wanted: Mapping[str, int] | None, say: Say, reservations: ExitStack
-    ) -> dict[str, int]:
+    def _ports(self, wanted: Mapping[str, int] | None, say: Say) -> dict[str, int]:
         if any(map(is_alive, self.supervisor.states().values())):
             return known_ports(self.layout)
         # Nothing runs, or only a supervisor whose processes could not start.
         self.supervisor.shut_down()
         before = known_ports(self.layout)
-        ports = choose_ports(self.layout, reservations, wanted)
+        self._reservations.close()  # those of a start before
+        ports = choose_ports(self.layout, self._reservations, wanted)
         for server, port in ports.items():
             if port != before[server] and server not in (wanted or {}):
                 say(f"port {before[server]} is taken; {server} listens on {port}")

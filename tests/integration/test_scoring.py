@@ -195,7 +195,7 @@ def test_a_crash_before_the_merge_leaves_nothing_and_the_retry_scores_everything
     (shard,) = flow.plan_shards(run_id)
     merge = Results.merge
 
-    def crash(self):
+    def crash(self, images, seconds):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Results, "merge", crash)
@@ -278,11 +278,11 @@ def test_a_shard_that_fails_three_times_fails_the_run_and_the_others_are_kept(
     merge = Results.merge
     tries: list[int] = []
 
-    def merge_or_fail(self):
+    def merge_or_fail(self, images, seconds):
         tries.append(self.shard)
         if self.shard == 1:
             raise ServiceError("made to fail.")
-        merge(self)
+        merge(self, images, seconds)
 
     monkeypatch.setattr(Results, "merge", merge_or_fail)
     with pytest.raises(
