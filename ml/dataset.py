@@ -182,7 +182,7 @@ def read(
         yield done
         if time.monotonic() - reported > _PROGRESS_EVERY_S:
             reported = time.monotonic()
-            log.info("Read %s of %s images", number, len(images))
+            log.info("%s of %s images are read", f"{number:,}", f"{len(images):,}")
 
 
 def _pixels(image: Listed, at_least: tuple[int, int]) -> np.ndarray:

@@ -185,7 +185,7 @@ class _Job:
             name,
             storage=self.config.storage,
             replace=True,
-            on_progress=self._count(what, "images imported"),
+            on_progress=self._count(what, "images so far"),
         )
         self.progress.done(what)
         removed = f", {result.removed:,} others removed" if result.removed else ""
@@ -201,7 +201,8 @@ class _Job:
             self.progress.say(f"{what}: {removed:,} synthetic samples of {self.night} removed")
         for dataset_name in sorted(names & self.source.datasets.keys()):
             path = self.source.datasets[dataset_name]
-            count = self._count(what, "images ingested")
+            self.progress.doing(what, f"ingesting {path.name}")
+            count = self._count(what, "images so far")
             result = ingest.ingest(path, stream, self.night, split=REPORT_SPLIT, on_progress=count)
             files = 0
             if broken := self.source.broken.get(dataset_name):

@@ -235,7 +235,7 @@ def find_scenes(
     for split in (TRAIN, CALIBRATION):
         distinct = {row.group: row for row in rows if row.split == split}
         groups = sorted(distinct)
-        log.info("Looking for scenes among %s images of %s", len(groups), split)
+        log.info("looking for scenes among %s images of %s", f"{len(groups):,}", split)
         thumbnails = np.zeros((len(groups), scenes.HEIGHT * scenes.WIDTH), dtype=np.int16)
         for index, seen in enumerate(thumbnails_of([distinct[group] for group in groups])):
             thumbnails[index] = seen

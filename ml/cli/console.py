@@ -7,7 +7,7 @@ Results go to standard output; progress, messages and errors go to standard erro
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Annotated, Any
@@ -52,11 +52,13 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, default=_plain, ensure_ascii=False))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Collection[str] = ()
+) -> None:
     """Print rows as a table on standard output; None is shown empty, text is never markup.
 
-    Numbers stand at the right. Rows that are wider than the terminal are printed one below the
-    other, a line for each value.
+    Numbers stand at the right, and the columns `right`. Rows that are wider than the terminal are
+    printed one below the other, a line for each value.
     """
     cells, numeric = [], [True] * len(columns)
     for row in rows:
@@ -67,7 +69,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     columns = [_cell(column) for column in columns]
     for column, is_number in zip(columns, numeric, strict=True):
-        justify: Any = "right" if is_number and cells else "left"
+        justify: Any = "right" if (is_number and cells) or column in right else "left"
         table.add_column(column, overflow="fold", justify=justify)
     for row_cells in cells:
         table.add_row(*row_cells)

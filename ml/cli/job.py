@@ -1,7 +1,6 @@
 """The command `run`: the main job, end to end."""
 
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,9 +80,14 @@ def _show(result: "Result") -> None:
         (_model_row(row, result) for row in result.champions),
     )
     out.print("")
+    counts = ("images", "scored", "rejected", "anomalies", "to review")
     print_table(
-        ("stream", "night", "images", "scored", "rejected", "anomalies", "to review", "took"),
+        ("stream", "night", *counts, "images/s", "in all"),
         map(_night_row, result.summaries),
+        right=(*counts, "images/s", "in all"),
+    )
+    out.print(
+        "images/s: while a shard is scored; in all: from the first step of a night to its last"
     )
     if any(row["synthetic"] for row in result.summaries):
         out.print("")
@@ -111,11 +115,14 @@ def _model_row(row: dict[str, Any], result: "Result") -> list[Any]:
 
 
 def _night_row(row: dict[str, Any]) -> list[Any]:
-    took = row["finished_at"] - row["started_at"]
+    counts = ("discovered", "scored", "rejected", "anomalies", "to_review")
+    rate = row["engine_images_per_second"]
     return [
-        *(row[name] for name in ("stream", "night", "discovered", "scored", "rejected")),
-        *(row[name] for name in ("anomalies", "to_review")),
-        str(timedelta(seconds=round(took.total_seconds()))),
+        row["stream"],
+        row["night"],
+        *(f"{row[name] or 0:,}" for name in counts),
+        f"{rate:,.0f}" if rate else None,
+        f"{row['seconds']:.1f} s",
     ]
 
 

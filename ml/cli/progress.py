@@ -25,7 +25,7 @@ from rich.text import Text
 from ml.cli.console import err, printable
 from ml.cli.logs import is_verbose
 
-EVERY_S = 10.0
+EVERY_S = 15.0
 WIDTH = 100  # of a line in a pipe or a file
 
 

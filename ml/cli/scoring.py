@@ -35,9 +35,9 @@ def score(stream: Stream, date: Night = "today", json: Json = False) -> None:
         print_json(counts)
         return
     out.print(
-        f"{stream}, night of {night}: {counts['discovered']} new images, "
-        f"{counts['scored']} scored, {counts['rejected']} rejected, "
-        f"{counts['anomalies']} anomalies, {counts['to_review']} to review"
+        f"{stream}, night of {night}: {counts['discovered']:,} new images, "
+        f"{counts['scored']:,} scored, {counts['rejected']:,} rejected, "
+        f"{counts['anomalies']:,} anomalies, {counts['to_review']:,} to review"
     )
     rate = counts["engine_images_per_second"]
     while_scoring = f", {rate:,.0f} images per second while scoring" if rate else ""
