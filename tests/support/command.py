@@ -29,7 +29,9 @@ def nightscore(*arguments: str, home: Path, fails: bool = False) -> str:
         text=True,
         timeout=600,
     )
-    PRINTED[f"the output of {' '.join(arguments)}"] = (done.stdout + done.stderr).encode()
+    # The end of `run` tells a person how to log in.
+    shown = done.stdout.partition("\nLog in\n")[0] + done.stderr
+    PRINTED[f"the output of {' '.join(arguments)}"] = shown.encode()
     assert (done.returncode != 0) == fails, f"{arguments}: {done.stdout}\n{done.stderr}"
     return done.stdout if not fails else done.stderr
 

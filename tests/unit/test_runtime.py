@@ -319,6 +319,22 @@ def test_the_file_of_a_form_says_the_same_after_packing_and_is_the_same_each_tim
     assert [len(output) for output in made.outputs] == [made.images] * len(made.outputs)
 
 
+def test_a_byte_that_was_changed_is_found_wherever_it_is(trained):
+    path, info, _, _ = trained
+    Program.load(path, info, "cpu")
+    whole = _kept(path).read_bytes()
+    made = conversion.pack(conversion.unpack(whole))
+    found = 0
+    for at in range(0, len(whole), len(whole) // 150):
+        damaged = whole[:at] + bytes([whole[at] ^ 0x5A]) + whole[at + 1 :]
+        try:
+            # What says nothing of the content, such as a date, may be anything.
+            assert conversion.pack(conversion.unpack(damaged)) == made
+        except ValueError:
+            found += 1
+    assert found > 100
+
+
 def test_noise_is_the_same_everywhere():
     drawn = conversion.noise(2, (4, 4))
     assert drawn.dtype == np.uint8

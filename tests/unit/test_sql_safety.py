@@ -19,7 +19,7 @@ ALLOWED = {
     ("ml/cli/database.py", "_query"): "the analyst's own query, run as the analyst",
     ("ml/stack/postgres.py", "_make_database"): "privileges named in DATABASES; names are quoted",
     ("ml/registry.py", "_named"): "MLflow binds nothing: the name is checked by a pattern first",
-    ("ml/tracking.py", "versions"): "given what `_named` of ml/registry.py has made",
+    ("ml/tracking.py", "versions"): "handed over by ml/registry.py, whose `_named` makes it",
     ("ml/tracking.py", "_runs_of"): "MLflow binds nothing: quotes are taken out of the value",
 }
 
