@@ -1,6 +1,7 @@
 """Registered versions: where their parts are, and how to change one for a while."""
 
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,15 +31,17 @@ def folder(model: str, version: int) -> Path:
 def uncached(model: str, version: int) -> Iterator[None]:
     """This machine has no copy of a version; afterwards it has the one it had before."""
     kept = folder(model, version)
-    aside = kept.with_name(f"{version}-aside")
-    if kept.exists():
-        kept.rename(aside)
-    try:
-        yield
-    finally:
-        shutil.rmtree(kept, ignore_errors=True)
-        if aside.exists():
-            aside.rename(kept)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    # A folder of its own, as one of these may be opened within another.
+    with tempfile.TemporaryDirectory(dir=kept.parent) as aside:
+        if had_one := kept.exists():
+            kept.rename(Path(aside) / kept.name)
+        try:
+            yield
+        finally:
+            shutil.rmtree(kept, ignore_errors=True)
+            if had_one:
+                (Path(aside) / kept.name).rename(kept)
 
 
 def run_of(model: str, version: int) -> str:
