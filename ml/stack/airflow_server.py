@@ -10,7 +10,7 @@ import ml
 from ml.errors import ServiceError
 from ml.stack import postgres
 from ml.stack.layout import HOST, Layout
-from ml.stack.process import BIN, Process
+from ml.stack.process import BIN, Process, ask
 
 USER = "admin"
 REPOSITORY = Path(ml.__file__).parent.parent
@@ -127,10 +127,8 @@ def _process(
 
 
 def _is_healthy(port: int, component: str) -> bool:
-    import httpx
-
+    answer = ask(port, "/api/v2/monitor/health")
     try:
-        answer = httpx.get(f"http://{HOST}:{port}/api/v2/monitor/health", timeout=5)
-        return bool(answer.json()[component]["status"] == "healthy")
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return answer is not None and json.loads(answer[1])[component]["status"] == "healthy"
+    except (ValueError, KeyError, TypeError):
         return False

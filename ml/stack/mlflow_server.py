@@ -2,7 +2,7 @@
 
 from ml.stack import postgres
 from ml.stack.layout import HOST, Layout
-from ml.stack.process import BIN, Process
+from ml.stack.process import BIN, Process, ask
 
 USER = "admin"
 
@@ -54,9 +54,5 @@ def prepare(layout: Layout, ports: dict[str, int]) -> None:
 
 
 def _is_ready(port: int) -> bool:
-    import httpx
-
-    try:
-        return httpx.get(f"http://{HOST}:{port}/health", timeout=2).status_code == 200
-    except httpx.HTTPError:
-        return False
+    answer = ask(port, "/health")
+    return answer is not None and answer[0] == 200

@@ -3,10 +3,12 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 
 from ml.errors import ConfigurationError
+from ml.stack.layout import HOST
 
 BIN = Path(sys.executable).parent
 
@@ -23,6 +25,23 @@ def package_folder(package: str) -> Path:
             "The local stack needs the extra `local`: pip install 'nightscore[local]'.",
         )
     return Path(spec.submodule_search_locations[0])
+
+
+def ask(port: int, path: str, timeout_s: float = 5) -> tuple[int, bytes] | None:
+    """Status and body of a server's answer to a GET; None when it does not answer.
+
+    It is asked many times a second while it starts, and whatever else starts needs the cores: to
+    make an httpx client takes tens of milliseconds.
+    """
+    connection = HTTPConnection(HOST, port, timeout=timeout_s)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except (OSError, HTTPException):
+        return None
+    finally:
+        connection.close()
 
 
 @dataclass(frozen=True)

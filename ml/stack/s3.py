@@ -3,7 +3,7 @@
 import os
 
 from ml.stack.layout import BUCKETS, HOST, Layout
-from ml.stack.process import Process, package_folder
+from ml.stack.process import Process, ask, package_folder
 
 
 def process(layout: Layout, port: int) -> Process:
@@ -42,10 +42,6 @@ def prepare(layout: Layout) -> None:
 
 
 def _is_ready(port: int) -> bool:
-    import httpx
-
-    try:
-        # Unsigned, so it is refused: an answer all the same.
-        return httpx.get(f"http://{HOST}:{port}/", timeout=2).status_code >= 400
-    except httpx.HTTPError:
-        return False
+    # Unsigned, so it is refused: an answer all the same.
+    answer = ask(port, "/")
+    return answer is not None and answer[0] >= 400
