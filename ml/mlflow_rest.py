@@ -137,6 +137,7 @@ class Rest:
             username, password = unquote(parts.username), unquote(parts.password or "")
         self._netloc = parts.netloc.rpartition("@")[2]
         self.address = parts._replace(netloc=self._netloc).geturl().rstrip("/")
+        self._folders: dict[str, str] = {}
         self._client = httpx.Client(
             auth=(username, password) if username and not token else None,
             headers={"Authorization": f"Bearer {token}"} if token else None,
@@ -182,9 +183,11 @@ class Rest:
             return str(self._get("runs/get", run_id=run_id)["run"]["info"]["artifact_uri"])
 
     def folder_of_model(self, model_id: str) -> str:
-        with self._explained():
-            found = self._get(f"logged-models/{quote(model_id, safe='')}")
-            return str(found["model"]["info"]["artifact_uri"])
+        if model_id not in self._folders:  # it never changes, and several files are asked for
+            with self._explained():
+                found = self._get(f"logged-models/{quote(model_id, safe='')}")
+                self._folders[model_id] = str(found["model"]["info"]["artifact_uri"])
+        return self._folders[model_id]
 
     def download(self, uri: str, path: Path) -> None:
         if (proxied := self._proxied(uri)) is not None:
