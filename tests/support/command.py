@@ -27,7 +27,7 @@ def nightscore(*arguments: str, home: Path, fails: bool = False) -> str:
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1500,  # on a machine that others use as well
     )
     PRINTED[f"the output of {' '.join(arguments)}"] = (done.stdout + done.stderr).encode()
     assert (done.returncode != 0) == fails, f"{arguments}: {done.stdout}\n{done.stderr}"
