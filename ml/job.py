@@ -9,7 +9,7 @@ its models are trained.
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -92,29 +92,30 @@ def run(
     # What is wrong with the folder is said before anything is started.
     given = _real(data, config) if data is not None else None
     with ExitStack() as opened:
-        progress.doing(_SERVERS, "starting PostgreSQL and S3")
-        stack.up(("postgres", "s3"), say=_important(progress))
-        api = in_thread(_started, stack, opened, progress)
+        storage: Future[None] = Future()
+        api = in_thread(_started, stack, storage, opened, progress)
+        both: list[Future[Any]] = [storage, api]
+        wait(both, return_when=FIRST_COMPLETED)
+        if not storage.done():
+            api.result()  # raises what went wrong
         source = given or _samples(config, opened, progress.say)
         return _Job(config, source, night, api, progress, verbose=verbose).run()
 
 
-def _important(progress: Progress) -> Say:
-    """What is said of the stack's start: each server that is ready passes, other things stay."""
+def _started(
+    stack: LocalStack, storage: Future[None], opened: ExitStack, progress: Progress
+) -> AirflowApi:
+    """Airflow, once the whole stack is up; `storage` is done as soon as Postgres and S3 are."""
 
     def say(line: str) -> None:
+        # Each server that is ready passes; what else is said stays.
         if " is ready" in line or line == ALREADY_UP:
             progress.doing(_SERVERS, line)
         else:
             progress.say(line)
 
-    return say
-
-
-def _started(stack: LocalStack, opened: ExitStack, progress: Progress) -> AirflowApi:
-    """Airflow, once the whole stack is up."""
-    progress.doing(_SERVERS, "starting MLflow and Airflow")
-    stack.up(SERVICES, say=_important(progress))
+    progress.doing(_SERVERS, f"starting {', '.join(SERVICES)}")
+    stack.up(SERVICES, say=say, on_storage=lambda: storage.set_result(None))
     progress.done(_SERVERS)
     progress.say("PostgreSQL, S3, MLflow and Airflow are up")
     return opened.enter_context(AirflowApi())

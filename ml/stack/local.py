@@ -55,8 +55,11 @@ class LocalStack:
         services: Sequence[str] = SERVICES,
         ports: Mapping[str, int] | None = None,
         say: Say = lambda line: None,
+        on_storage: Callable[[], None] = lambda: None,
     ) -> None:
         """Start what does not run yet and wait until it is ready; safe to repeat.
+
+        `on_storage` is called as soon as Postgres and S3 may be used, while the rest still starts.
 
         Raises
         ------
@@ -72,7 +75,7 @@ class LocalStack:
                 say("the configuration has changed: stopping what runs")
                 self._stop()
             self.supervisor.start()
-            self._start(processes, services, chosen, say)
+            self._start(processes, services, chosen, say, on_storage)
             if set(services) == set(SERVICES):
                 self._reservations.close()
 
@@ -120,13 +123,19 @@ class LocalStack:
         ]
 
     def _start(
-        self, processes: Sequence[Process], services: Sequence[str], ports: dict[str, int], say: Say
+        self,
+        processes: Sequence[Process],
+        services: Sequence[str],
+        ports: dict[str, int],
+        say: Say,
+        on_storage: Callable[[], None],
     ) -> None:
         wanted = [process for process in processes if process.service in services]
         storage = [process for process in wanted if process.service in ("postgres", "s3")]
         rest = [process for process in wanted if process not in storage]
         if all(self._is_up(process) for process in wanted):
             say(ALREADY_UP)
+            on_storage()
             return
         if "postgres" in services:
             postgres.initialise(self.layout)
@@ -137,6 +146,7 @@ class LocalStack:
 
             postgres.prepare(self.layout, ports["postgres"])
             migrate()
+        on_storage()
         if "mlflow" in services:
             mlflow_server.prepare(self.layout, ports)
         if "airflow" in services:
@@ -164,6 +174,9 @@ class LocalStack:
             for process in list(waiting):
                 state = self.supervisor.state(process.name)["statename"]
                 if state == RUNNING and process.is_ready():
+                    # It may only be about to end, because another stack has its port and answers.
+                    if self._stranger(process):
+                        raise self._not_started(process, state)
                     waiting.remove(process)
                     say(f"{process.name} is ready {process.address}".rstrip())
                     continue
@@ -172,10 +185,9 @@ class LocalStack:
             time.sleep(0.1 if waiting else 0)
 
     def _not_started(self, process: Process, state: str) -> ServiceError:
-        port = known_ports(self.layout)[process.service]
-        if who := stranger(self.layout, process.service, HOST, port):
+        if who := self._stranger(process):
             return ServiceError(
-                f"{process.name} did not start: {who} has taken port {port} meanwhile.",
+                f"{process.name} did not start: {who} has taken its port, {process.address}.",
                 "Run `nightscore down`, then the command again: other ports are chosen.",
             )
         return ServiceError(
@@ -185,7 +197,15 @@ class LocalStack:
 
     def _is_up(self, process: Process) -> bool:
         state = self.supervisor.states().get(process.name)
-        return state is not None and state["statename"] == RUNNING and process.is_ready()
+        is_running = state is not None and state["statename"] == RUNNING
+        return is_running and process.is_ready() and not self._stranger(process)
+
+    def _stranger(self, process: Process) -> str:
+        """Who answers at a process's address in its place; "" when nobody does."""
+        if not process.address:
+            return ""
+        port = known_ports(self.layout)[process.service]
+        return stranger(self.layout, process.service, HOST, port)
 
     def _make_pool(self) -> None:
         from ml.airflow_api import AirflowApi

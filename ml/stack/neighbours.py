@@ -1,6 +1,5 @@
 """Who answers on a port of the stack: its own server, another stack's, or another program."""
 
-import os
 import socket
 
 import psutil
@@ -50,7 +49,7 @@ def _listener(port: int) -> psutil.Process | None:
             or getattr(connection.laddr, "port", None) != port
         ):
             continue
-        if connection.pid and connection.pid != os.getpid():
+        if connection.pid:
             try:
                 return psutil.Process(connection.pid)
             except psutil.Error:

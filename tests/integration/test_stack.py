@@ -7,7 +7,9 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
@@ -18,7 +20,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from ml.errors import ConfigurationError
+from ml.errors import ConfigurationError, ServiceError
 from ml.settings import settings
 from ml.stack import postgres
 from ml.stack.layout import known_ports
@@ -339,7 +341,28 @@ def test_a_folder_that_postgres_may_not_pass_through_is_named(tmp_path):
     assert f"chmod o+x {tmp_path / 'private'}" in caught.value.hint
 
 
+class _Healthy(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 class TestPorts:
+    def test_a_server_is_ready_only_when_it_answers_itself(self, small):
+        """Another program that answers in its place, as another stack's server would."""
+        port = known_ports(small.layout)["mlflow"]
+        server = ThreadingHTTPServer(("127.0.0.1", port), _Healthy)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            with pytest.raises(ServiceError, match=r"another program \(.*\) has taken its port"):
+                small.up(("postgres", "s3", "mlflow"))
+        finally:
+            server.shutdown()
+            server.server_close()
+
     def test_a_start_that_failed_does_not_keep_its_ports(self, tmp_path, monkeypatch):
         """As when another stack has taken them while only the supervisor was up."""
         monkeypatch.setenv("NIGHTSCORE_HOME", str(tmp_path / "stack"))
