@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +80,15 @@ def _go(process: "subprocess.Popen[str]") -> None:
     process.stdin.flush()
 
 
+def _outcome(process: "subprocess.Popen[str]") -> dict[str, Any]:
+    """What becomes of a process that scores alone; it may fail before it is ready."""
+    answer = _line(process)
+    if answer == "ready":
+        _go(process)
+        answer = _line(process)
+    return json.loads(answer)
+
+
 def test_two_processes_on_one_gpu_stay_within_the_limit_of_each(job, record_property):
     with _scoring(job, _LIMIT) as one, _scoring(job, _LIMIT) as other:
         for process in (one, other):
@@ -96,11 +106,7 @@ def test_two_processes_on_one_gpu_stay_within_the_limit_of_each(job, record_prop
 
 def test_a_limit_that_is_too_small_fails_by_name(real_gpu, job, record_property):
     with _scoring(job, _TOO_LITTLE) as process:
-        answer = _line(process)
-        if answer == "ready":
-            _go(process)
-            answer = _line(process)
-    found = json.loads(answer)
+        found = _outcome(process)
     record_property("message", found.get("message"))
     assert found["error"] == "GpuMemoryError"
     assert f"{VARIABLE} is 16MiB" in found["message"]
@@ -110,10 +116,6 @@ def test_a_gpu_that_others_have_filled_fails_by_name(real_gpu, job, record_prope
     with _started("-c", _TAKE_ALL) as greedy:
         assert _line(greedy) == "ready"
         with _scoring(job, _LIMIT) as process:
-            answer = _line(process)
-            if answer == "ready":
-                _go(process)
-                answer = _line(process)
-    found = json.loads(answer)
+            found = _outcome(process)
     record_property("message", found.get("message"))
     assert found["error"] == "GpuMemoryError"

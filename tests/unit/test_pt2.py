@@ -47,7 +47,11 @@ def good(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def records(good) -> Records:
-    with zipfile.ZipFile(good) as archive:
+    return _unpacked(good.read_bytes())
+
+
+def _unpacked(content: bytes) -> Records:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
         return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
 
 
@@ -361,7 +365,9 @@ def _with_a_size(records: Records, size: str) -> bytes:
      "Mul(Integer(2), Symbol('s77', integer=True))", "Add(s77, -1)", "10" + "+1" * 249],
 )  # fmt: skip
 def test_a_size_may_be_sums_and_products(size, records):
-    harmless(_with_a_size(records, size))
+    described = json.loads(_unpacked(harmless(_with_a_size(records, size)))[MODEL])
+    pixels = described["graph_module"]["graph"]["tensor_values"]["pixels"]
+    assert pixels["sizes"][0]["as_expr"]["expr_str"] == size
 
 
 @pytest.mark.parametrize(
