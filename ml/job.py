@@ -2,8 +2,8 @@
 
 This is what `make run` does. It works through Airflow's scheduler, as a production night would:
 data are put into S3, the DAGs are triggered and followed to their end. What does not wait for each
-other goes side by side: images are imported while Airflow starts, and a stream is scored as soon as
-its models are trained.
+other goes side by side: images are imported while Airflow starts, and brought into the night while
+a trained model is evaluated.
 """
 
 import tempfile
@@ -136,6 +136,8 @@ class _Job:
     ) -> None:
         self.config, self.source, self.night = config, source, night
         self.api, self.progress, self.verbose = api, progress, verbose
+        # Of each model: its training has ended, though not its DAG run.
+        self.fitted: dict[str, Future[None]] = {name: Future() for name in config.models}
 
     def run(self) -> Result:
         """All steps; raises the first failure when whatever does not depend on it has ended."""
@@ -144,10 +146,10 @@ class _Job:
         # One upload at a time, as each takes all that the object store gives; the smallest first,
         # so that its model is being trained while the others are still imported.
         imported: dict[str, Future[None]] = {}
-        uploads: list[Future[None]] = []
+        before: list[Future[None]] = []
         for name in sorted(self.source.datasets, key=self._size):
-            imported[name] = in_thread(self._import, name, uploads[-1:])
-            uploads.append(imported[name])
+            imported[name] = in_thread(self._import, name, before)
+            before = [imported[name]]
         trained = {}
         for model in models:
             needs = [
@@ -155,10 +157,13 @@ class _Job:
             ]
             trained[model] = in_thread(self._train, model, needs)
         scored = {}
+        fitted = [self.fitted[model] for model in models]
         for name in streams:
-            uploads.append(in_thread(self._ingest, name, uploads[-1:]))
-            parts = [trained[model] for model in self.config.stream(name).models]
-            scored[name] = in_thread(self._score, name, [*parts, uploads[-1]])
+            ingested = in_thread(self._ingest, name, before, fitted)
+            before = [ingested]
+            # Trainings have ended, so that a night does not wait for their slot of the pool.
+            needed = [*(trained[model] for model in self.config.stream(name).models), ingested]
+            scored[name] = in_thread(self._score, name, [*fitted, *needed])
         # What goes wrong before anything is trained is said at once.
         first: list[Future[Any]] = [self.api, *imported.values()]
         for future in wait(first, return_when=FIRST_EXCEPTION).done:
@@ -193,8 +198,13 @@ class _Job:
         there = f", {result.skipped:,} of them there already" if result.skipped else ""
         self.progress.say(f"{what}: {result.images:,} images{there}{removed}")
 
-    def _ingest(self, name: str, needs: Iterable[Future[None]]) -> None:
+    def _ingest(
+        self, name: str, needs: Iterable[Future[None]], fitted: Iterable[Future[None]]
+    ) -> None:
         _wait_for(needs)
+        # Between two trainings or after them: the threads of one wait for each other, so that it
+        # would lose more time than this takes.
+        wait(fitted, return_when=FIRST_COMPLETED)
         stream = self.config.stream(name)
         names = {self.config.model(model).dataset for model in stream.models}
         what = f"stream {name}"
@@ -228,13 +238,22 @@ class _Job:
 
     def _train(self, model: str, needs: Iterable[Future[None]]) -> DagRun | None:
         """Train a model through Airflow, unless its champion was trained from the same images."""
-        _wait_for(needs)
-        if not _needs_training(model, self.config, self.progress.say):
-            return None
-        run = self._trigger(f"retrain_{model}")
-        self._follow(run)
-        _require_champion(model)
-        return run
+        fitted = self.fitted[model]
+
+        def on_success(task: str) -> None:
+            if task == "train" and not fitted.done():
+                fitted.set_result(None)
+
+        try:
+            _wait_for(needs)
+            if not _needs_training(model, self.config, self.progress.say):
+                return None
+            run = self._trigger(f"retrain_{model}")
+            self._follow(run, on_success)
+            _require_champion(model)
+            return run
+        finally:
+            on_success("train")
 
     def _score(self, stream: str, needs: Iterable[Future[Any]]) -> DagRun:
         _wait_for(needs)
@@ -249,11 +268,13 @@ class _Job:
         self.progress.doing(dag_id, "waits for Airflow's scheduler")
         return run
 
-    def _follow(self, run: DagRun) -> None:
+    def _follow(self, run: DagRun, on_success: Callable[[str], None] = lambda task: None) -> None:
         """Wait for a run; raises ServiceError with the log of its failed task."""
         api, started = self.api.result(), time.monotonic()
 
         def on_task(_: DagRun, task: TaskState) -> None:
+            if task.state == "success":
+                on_success(task.task)
             if shown := _SHOWN_STATES.get(task.state):
                 self.progress.doing(run.dag_id, f"{task.task}{shown}")
             elif line := _lasting(task):

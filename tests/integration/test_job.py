@@ -60,7 +60,7 @@ def test_samples_leave_a_night_that_other_images_are_brought_into(config, tmp_pa
 def _ingest(source: job.Source, config: Configuration) -> None:
     with tracking() as progress:
         steps = job._Job(config, source, NIGHT, Future(), progress, verbose=False)
-        steps._ingest("spill", [])
+        steps._ingest("spill", [], [])
 
 
 def test_a_folder_without_a_known_data_set_is_explained(config, tmp_path):
