@@ -143,19 +143,14 @@ class _Job:
         """All steps; raises the first failure when whatever does not depend on it has ended."""
         models = _models_of({*self.source.datasets, *self.source.kept}, self.config)
         streams = _streams_of(models, self.config)
-        # One upload at a time, as each takes all that the object store gives; the smallest first,
-        # so that its model is being trained while the others are still imported.
+        # One upload at a time, as each takes all that the object store gives; and none beside a
+        # training, whose threads wait for each other: it would lose more time than an upload takes.
         imported: dict[str, Future[None]] = {}
         before: list[Future[None]] = []
-        for name in sorted(self.source.datasets, key=self._size):
+        for name in self.source.datasets:
             imported[name] = in_thread(self._import, name, before)
             before = [imported[name]]
-        trained = {}
-        for model in models:
-            needs = [
-                imported[name] for name in imported if name == self.config.model(model).dataset
-            ]
-            trained[model] = in_thread(self._train, model, needs)
+        trained = {model: in_thread(self._train, model, imported.values()) for model in models}
         scored = {}
         fitted = [self.fitted[model] for model in models]
         for name in streams:
@@ -173,12 +168,6 @@ class _Job:
         nights = {name: future.result() for name, future in scored.items()}
         return Result(
             [_summary(night) for night in nights.values()], nights, runs, _champions(models)
-        )
-
-    def _size(self, name: str) -> int:
-        path = self.source.datasets[name]
-        return (
-            sum(p.stat().st_size for p in path.rglob("*")) if path.is_dir() else path.stat().st_size
         )
 
     def _import(self, name: str, needs: Iterable[Future[None]]) -> None:
@@ -202,8 +191,7 @@ class _Job:
         self, name: str, needs: Iterable[Future[None]], fitted: Iterable[Future[None]]
     ) -> None:
         _wait_for(needs)
-        # Between two trainings or after them: the threads of one wait for each other, so that it
-        # would lose more time than this takes.
+        # Between two trainings or after them, as above.
         wait(fitted, return_when=FIRST_COMPLETED)
         stream = self.config.stream(name)
         names = {self.config.model(model).dataset for model in stream.models}

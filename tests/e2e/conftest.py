@@ -7,14 +7,20 @@ import pytest
 
 from tests.support.command import NIGHT, REPOSITORY, nightscore
 
+_LESS = {
+    "cpu: {epochs: 8,": "cpu: {epochs: 2,",
+    "cpu: {epochs: 14,": "cpu: {epochs: 5,",
+    "options: {width: 16,": "options: {width: 8,",
+}
+
 
 @pytest.fixture(scope="package")
 def home(tmp_path_factory):
     """The state folder of a stack that has done `nightscore run` on the sample images."""
     home = tmp_path_factory.mktemp("stack") / ".nightscore"
-    # The repository's configuration, with a third of the training.
+    # The repository's configuration, with less training.
     text = (REPOSITORY / "nightscore.yaml").read_text(encoding="utf-8")
-    for whole, part in (("cpu: {epochs: 8,", "cpu: {epochs: 3,"), ("{epochs: 14,", "{epochs: 5,")):
+    for whole, part in _LESS.items():
         assert text.count(whole) == 1
         text = text.replace(whole, part)
     (home.parent / "nightscore.yaml").write_text(text)

@@ -112,7 +112,8 @@ def pretend(monkeypatch, services):
         }.items():
             monkeypatch.setenv(name, f"http://127.0.0.1:{nowhere}" if unreachable else address)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        monkeypatch.setenv("NIGHTSCORE_RETRY_FOR_S", "1")
+        for name in ("NIGHTSCORE_RETRY_FOR_S", "NIGHTSCORE_CONNECT_FOR_S"):
+            monkeypatch.setenv(name, "1")
         _clear()
 
     # The store as it is set up, without a minute of retries.

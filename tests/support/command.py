@@ -18,7 +18,7 @@ PRINTED: dict[str, bytes] = {}
 def nightscore(*arguments: str, home: Path, fails: bool = False) -> str:
     """Run the command line as a user would; returns what it printed on standard output."""
     environment = {key: value for key, value in os.environ.items() if "NIGHTSCORE" not in key}
-    ours = ("AWS_", "MLFLOW_", "OMP_")
+    ours = ("AWS_", "MLFLOW_")
     environment = {key: value for key, value in environment.items() if not key.startswith(ours)}
     done = subprocess.run(
         [Path(sys.executable).parent / "nightscore", *arguments],

@@ -147,7 +147,11 @@ def test_channels_last_pixels_are_the_same_pixels(trained):
     assert np.array_equal(_outputs(program, last)[0], _outputs(program, pixels[:8])[0])
 
 
-@pytest.mark.parametrize("trained", ["anomaly_segmenter"], indirect=True)
+# What is done with a form does not depend on the architecture; this one has the most outputs.
+of_the_most_outputs = pytest.mark.parametrize("trained", ["anomaly_segmenter"], indirect=True)
+
+
+@of_the_most_outputs
 def test_bfloat16_computes_again_what_is_close_to_either_threshold(trained, monkeypatch):
     path, info, pixels, plain = trained
     monkeypatch.setenv("NIGHTSCORE_PRECISION", "bfloat16")
@@ -222,6 +226,7 @@ def _kept(path: Path) -> Path:
     return path.with_suffix(".openvino.zip")
 
 
+@of_the_most_outputs
 def test_a_damaged_or_foreign_conversion_is_made_again(trained):
     path, info, pixels, _ = trained
     before = _outputs(Program.load(path, info, "cpu"), pixels[:4])[0]
@@ -260,6 +265,7 @@ def test_a_recorded_form_is_used_without_a_conversion_and_gives_the_same(trained
         assert np.array_equal(found, expected)
 
 
+@of_the_most_outputs
 def test_the_form_of_another_openvino_is_used_where_it_computes_the_same(trained, monkeypatch):
     """It is held against torch's outputs, which are in it, on every machine."""
     path, info, _, _ = trained
@@ -272,6 +278,7 @@ def test_the_form_of_another_openvino_is_used_where_it_computes_the_same(trained
         assert isinstance(Program.load(path, info, "cpu", form).runtime, OpenVinoRuntime)
 
 
+@of_the_most_outputs
 @pytest.mark.parametrize("change", ["graph", "outputs"])
 def test_a_recorded_form_that_does_not_do_here_is_made_here_with_a_warning(trained, change, caplog):
     path, info, pixels, _ = trained
@@ -290,6 +297,7 @@ def test_a_recorded_form_that_does_not_do_here_is_made_here_with_a_warning(train
     assert "nightscore models convert m" in caplog.text
 
 
+@of_the_most_outputs
 def test_the_form_of_another_program_is_refused(trained):
     path, info, _, _ = trained
     Program.load(path, info, "cpu")
@@ -299,6 +307,7 @@ def test_the_form_of_another_program_is_refused(trained):
         Program.load(path, info, "cpu", form)
 
 
+@of_the_most_outputs
 def test_a_form_that_cannot_be_kept_is_used_all_the_same(trained, caplog):
     path, info, _, _ = trained
     _kept(path).unlink(missing_ok=True)
@@ -309,6 +318,7 @@ def test_a_form_that_cannot_be_kept_is_used_all_the_same(trained, caplog):
     assert "The form of m/1 cannot be kept in" in caplog.text
 
 
+@of_the_most_outputs
 def test_the_file_of_a_form_says_the_same_after_packing_and_is_the_same_each_time(trained):
     path, info, _, _ = trained
     Program.load(path, info, "cpu")
@@ -319,6 +329,7 @@ def test_the_file_of_a_form_says_the_same_after_packing_and_is_the_same_each_tim
     assert [len(output) for output in made.outputs] == [made.images] * len(made.outputs)
 
 
+@of_the_most_outputs
 def test_a_byte_that_was_changed_is_found_wherever_it_is(trained):
     path, info, _, _ = trained
     Program.load(path, info, "cpu")
