@@ -36,8 +36,8 @@ stop: $(INSTALLED)  ## stop the local stack; its data stay in .nightscore/
 test: $(INSTALLED) $(AUDIT_INSTALLED) lint  ## lint, type-check and run all tests; they start all they need (ARGS="-k name")
 	@$(BIN)/pytest $(ARGS)
 
-test-unit: $(INSTALLED) $(AUDIT_INSTALLED)  ## run the tests that need no service, in under a minute
-	@$(BIN)/pytest tests/unit $(ARGS)
+test-unit: $(INSTALLED) $(AUDIT_INSTALLED)  ## run the quick tests that need no service, in under a minute
+	@$(BIN)/pytest tests/unit -m "not slow" --numprocesses 2 $(ARGS)
 
 faults: $(INSTALLED)  ## break everything that can break, often, and print what came of it (half an hour)
 	@FAULTS=full $(BIN)/pytest --numprocesses 0 tests/faults $(ARGS)

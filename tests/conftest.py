@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# Two of these processes share two cores; threads of theirs would only wait for each other. Read
+# Three of these processes share two cores; threads of theirs would only wait for each other. Read
 # when torch is imported, so it is said before.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -19,13 +19,17 @@ from ml.store import object_store
 from tests.support import stacks
 
 # The longest first, so that no process is left alone with one at the end.
-FOLDERS = ("e2e", "faults", "integration", "hostile", "unit", "gpu")
+ORDER = ("e2e", "faults", "integration", "hostile", "unit/test_runtime_decisions.py", "unit", "gpu")
 # What a developer has set must not reach the tests' services.
 FOREIGN = ("NIGHTSCORE_", "AWS_ACCESS", "AWS_SECRET", "AWS_ENDPOINT", "AWS_SESSION", "MLFLOW_")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: FOLDERS.index(_folder(item.nodeid)))
+    items.sort(key=lambda item: _place(item.nodeid.removeprefix("tests/")))
+
+
+def _place(nodeid: str) -> int:
+    return next(at for at, part in enumerate(ORDER) if nodeid.startswith(part))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "_ByFile":

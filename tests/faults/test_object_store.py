@@ -93,8 +93,8 @@ def test_wrong_answers(outcome, at_endpoint, fault):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """What does not pass is given up after three seconds."""
-    monkeypatch.setenv("NIGHTSCORE_RETRY_FOR_S", "3")
+    """What does not pass is given up after a second."""
+    monkeypatch.setenv("NIGHTSCORE_RETRY_FOR_S", "1")
     network.cache_clear()
     yield
     monkeypatch.undo()

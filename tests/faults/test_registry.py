@@ -78,7 +78,7 @@ def test_mlflow_fails_in_the_middle_of_a_registration(outcome, services, monkeyp
     found = outcome("MLflow fails at a request of a registration")
     champion = registry.version_of_alias("shades", "champion")
     snapshot = retrain.snapshot("shades")
-    requests = _requests_of_a_registration(snapshot, monkeypatch)
+    requests = _requests_of_a_registration(monkeypatch)
     assert requests > 5
     tried = trials(6)
     for trial in range(tried):
@@ -105,8 +105,10 @@ def test_mlflow_fails_in_the_middle_of_a_registration(outcome, services, monkeyp
     assert found.is_clean
 
 
-def _requests_of_a_registration(snapshot: dict, monkeypatch) -> int:
-    decided = retrain.gate(retrain.evaluate(retrain.train(snapshot)))
+def _requests_of_a_registration(monkeypatch) -> int:
+    """As many as a repeated one makes, which is nearly as many."""
+    first = tracking.mlflow_client().get_model_version("shades", "1")
+    decided = {"model": "shades", "run_id": first.run_id, "passed": True}
     return _register(decided, monkeypatch).seen.total()
 
 

@@ -160,15 +160,12 @@ def test_a_classifier_can_be_loaded_and_used_with_mlflow_alone(trained):
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
 
 
-def test_retraining_leaves_no_temporary_files(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    retrain.retrain("shades")
-    assert list(tmp_path.rglob("*")) == []
-
-
-def test_champion_and_challenger_are_compared_on_the_same_images(trained):
+def test_champion_and_challenger_are_compared_on_the_same_images(trained, tmp_path, monkeypatch):
     before = registry.version_of_alias("moulds", "champion")
-    result = retrain.retrain("moulds")
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path))
+        result = retrain.retrain("moulds")
+    assert list(tmp_path.rglob("*")) == [], "temporary files are left"
     row = _row("moulds", result["version"])
     assert f"version {before} has" in row.gate_reason
     assert registry.version_of_alias("moulds", "challenger") == result["version"]
@@ -273,34 +270,38 @@ def test_what_fails_the_gate_is_registered_not_promoted_and_says_why(
     assert not _row("moulds", result["version"]).gate_passed
 
 
-def test_a_retried_step_registers_and_trains_once(trained):
+@pytest.fixture(scope="module")
+def decided(trained) -> retrain.Value:
+    """A run that may be registered, of the attempt `attempt-1`."""
     value = retrain.train(retrain.snapshot("shades"), attempt_key="attempt-1")
-    assert retrain.train(retrain.snapshot("shades"), attempt_key="attempt-1") == value
-    value = retrain.gate(retrain.evaluate(value))
-    first = retrain.register(value)
-    assert retrain.register(value) == first
-    before = len(registry.versions("shades"))
-    retrain.promote(first)
-    assert retrain.promote(first)["changed"] is False
-    assert len(registry.versions("shades")) == before
+    return retrain.gate(retrain.evaluate(value))
 
 
-def test_a_version_is_never_without_its_tags(trained, monkeypatch):
-    value = retrain.gate(retrain.evaluate(retrain.train(retrain.snapshot("shades"))))
-
+def test_a_version_is_never_without_its_tags(decided, monkeypatch):
     def fails(*_, **__):
         raise MlflowException("made to fail")
 
     with monkeypatch.context() as context:
         context.setattr(MlflowClient, "update_model_version", fails)
         with pytest.raises(ServiceError, match="made to fail"):
-            retrain.register(value)
+            retrain.register(decided)
     version = _client().get_model_version("shades", str(registry.versions("shades")[-1]))
-    assert version.run_id == value["run_id"]
+    assert version.run_id == decided["run_id"]
     assert {"nightscore.sha256", "nightscore.gate", "nightscore.gate_reason"} <= set(version.tags)
     assert not version.description
-    assert retrain.register(value)["version"] == int(version.version)
+    assert retrain.register(decided)["version"] == int(version.version)
     assert _client().get_model_version("shades", version.version).description
+
+
+def test_a_retried_step_registers_and_trains_once(decided):
+    again = retrain.train(retrain.snapshot("shades"), attempt_key="attempt-1")
+    assert again["run_id"] == decided["run_id"]
+    first = retrain.register(decided)
+    assert retrain.register(decided) == first
+    before = len(registry.versions("shades"))
+    retrain.promote(first)
+    assert retrain.promote(first)["changed"] is False
+    assert len(registry.versions("shades")) == before
 
 
 def test_a_training_that_fails_marks_its_run_and_registers_nothing(trained, monkeypatch):

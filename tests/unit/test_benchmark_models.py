@@ -186,6 +186,7 @@ def test_a_kind_is_left_out_of_training_only(moulds):
         models._left_out("dust", MODEL, parts)
 
 
+@pytest.mark.slow
 def test_a_quick_run_prints_a_table_and_draws_the_errors(moulds, tmp_path, capsys):
     written = {"--json": tmp_path / "found.json", "--errors": tmp_path / "errors.png"}
     options = [text for pair in written.items() for text in map(str, pair)]

@@ -113,6 +113,7 @@ def test_the_bounds_agree_with_scipy():
     assert found.lower < found.difference < found.upper
 
 
+@pytest.mark.slow
 def test_the_lower_bound_is_below_the_truth_about_as_often_as_it_says():
     random = np.random.default_rng(4)
     labels = np.repeat([0, 1], [240, 60])

@@ -205,6 +205,7 @@ def _database(known: dict[tuple[str, str], str]) -> Iterator[list[tuple[str, str
 _CANARY = {("jinja2", "2.10"): "CVE-2019-10906"}
 
 
+@pytest.mark.slow
 @needs_tools
 def test_the_audit_asks_about_every_pin_and_passes_when_nothing_is_known(capsys):
     with _database(_CANARY) as asked:
@@ -214,6 +215,7 @@ def test_the_audit_asks_about_every_pin_and_passes_when_nothing_is_known(capsys)
     assert f"0 known vulnerabilities in {len(pins)} locked packages" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @needs_tools
 def test_the_audit_fails_with_what_is_known_of_a_version_for_another_python(
     tmp_path, monkeypatch, capsys
@@ -282,6 +284,7 @@ def test_a_package_is_asked_about_once_in_each_version():
     Path(sys.prefix).resolve() != (locks.REPOSITORY / ".venv").resolve(),
     reason="the bill of materials is of .venv, and the tests run in another environment",
 )
+@pytest.mark.slow
 def test_the_bill_of_materials_lists_what_is_installed_and_nothing_of_this_machine(tmp_path):
     written = [tmp_path / "one.json", tmp_path / "two.json"]
     for path in written:
@@ -306,6 +309,7 @@ def test_the_bill_of_materials_lists_what_is_installed_and_nothing_of_this_machi
             assert each["licenses"][0]["expression"] == written_down[name]
 
 
+@pytest.mark.slow
 @needs_tools
 def test_a_bill_of_materials_that_breaks_the_schema_is_not_written(tmp_path):
     code = (

@@ -171,6 +171,7 @@ class _Shade(torch.nn.Module):
         return pixels.float().mean((1, 2, 3)) / 255, pixels[:, 0, ::2, ::2].float() / 255
 
 
+@pytest.mark.slow
 def test_on_a_gpu_a_program_is_loaded_and_scores_without_openvino(tmp_path):
     from ml.program import export
 

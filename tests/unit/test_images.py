@@ -184,6 +184,7 @@ def test_a_tall_image_is_the_same_in_bands(height):
     assert np.array_equal(decode(content, max_pixels=LIMIT), noise)
 
 
+@pytest.mark.slow
 def test_images_at_the_limit_stay_within_memory_whatever_the_number_of_threads():
     code = """
 import io

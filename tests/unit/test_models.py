@@ -64,6 +64,7 @@ def test_outputs_have_the_shapes_and_ranges_that_the_tables_need(name):
         assert ((heatmaps >= 0) & (heatmaps <= 1)).all() and ((scores >= 0) & (scores <= 1)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_training_lowers_the_loss_and_the_same_seed_gives_the_same_weights(name):
     pixels, labels = _images()
@@ -88,6 +89,7 @@ def test_training_lowers_the_loss_and_the_same_seed_gives_the_same_weights(name)
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_validation_leaves_training_as_it_is_and_measures_the_same_each_time(name):
     pixels, labels = _images()
@@ -313,6 +315,7 @@ def exported(original, tmp_path):
     return network, Path(shutil.copy(path, tmp_path)), info
 
 
+@pytest.mark.slow
 class TestProgram:
     def test_it_gives_what_the_network_gives_for_any_batch(self, exported, monkeypatch):
         monkeypatch.setenv("NIGHTSCORE_PRECISION", "float32")

@@ -25,6 +25,7 @@ def _count(picture: Image.Image, colour: tuple[int, int, int]) -> int:
     return int((np.asarray(picture.convert("RGB")) == colour).all(axis=2).sum())
 
 
+@pytest.mark.slow
 def test_of_many_layers_and_classes_some_are_shown():
     layers = {f"layer{i}": np.random.default_rng(i).normal(size=(4, 4)) for i in range(100)}
     few = dict(list(layers.items())[:16])

@@ -205,6 +205,7 @@ def test_a_file_with_the_recorded_hash_that_would_run_code_does_not(
     assert not trap.exists()
 
 
+@pytest.mark.slow
 def test_opening_a_program_unpickles_nothing(good):
     code = f"""
 import sys

@@ -2,6 +2,7 @@
 
 import hashlib
 
+import pytest
 from PIL import Image
 
 from ml import samples
@@ -15,6 +16,7 @@ def _digest(folder) -> str:
     return digest.hexdigest()
 
 
+@pytest.mark.slow
 def test_the_same_images_are_drawn_every_time_and_named_synthetic(tmp_path):
     first = samples.write(tmp_path / "a")
     samples.write(tmp_path / "b")
