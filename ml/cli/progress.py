@@ -60,19 +60,29 @@ class _Lines(_Clock):
     def __init__(self, every_s: float) -> None:
         super().__init__()
         self._every_s = every_s
+        self._now: dict[str, str] = {}
         self._said: dict[str, tuple[float, str]] = {}
 
     def doing(self, what: str, detail: str) -> None:
-        now = time.monotonic()
         with self._lock:
+            self._now[what] = detail
+            lines = self._due(time.monotonic())
+        for line in lines:
+            self.say(shortened(line, WIDTH - len(self.elapsed()) - 2))
+
+    def _due(self, now: float) -> list[str]:
+        """What is to be said, also of what came too soon and still lasts, such as a wait."""
+        lines = []
+        for what, detail in self._now.items():
             at, before = self._said.get(what, (float("-inf"), ""))
-            if detail == before or now - at < self._every_s:
-                return
-            self._said[what] = now, detail
-        self.say(shortened(f"{what}: {detail}", WIDTH - len(self.elapsed()) - 2))
+            if detail != before and now - at >= self._every_s:
+                self._said[what] = now, detail
+                lines.append(f"{what}: {detail}")
+        return lines
 
     def done(self, what: str) -> None:
         with self._lock:
+            self._now.pop(what, None)
             self._said.pop(what, None)
 
 

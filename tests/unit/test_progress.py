@@ -2,6 +2,7 @@
 
 import io
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -25,6 +26,22 @@ def test_in_a_pipe_a_line_comes_when_something_begins_and_then_now_and_then(show
         tracker.say("data set a: 1,000 images")
     lines = [line[9:] for line in shown.getvalue().splitlines()]
     assert lines == ["data set a: 0 images", "data set b: begins", "data set a: 1,000 images"]
+
+
+def test_in_a_pipe_a_wait_that_began_too_soon_is_said_later(shown, monkeypatch):
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(progress, "time", clock)
+    with progress.tracking() as tracker:
+        tracker.doing("retrain_b", "waits for Airflow's scheduler")
+        clock.now = 5
+        tracker.doing("retrain_b", "train waits for its turn")
+        clock.now = 20
+        tracker.doing("retrain_a", "train: epoch 2 of 8")
+    assert [line[9:] for line in shown.getvalue().splitlines()] == [
+        "retrain_b: waits for Airflow's scheduler",
+        "retrain_b: train waits for its turn",
+        "retrain_a: train: epoch 2 of 8",
+    ]
 
 
 def test_in_a_pipe_what_is_being_done_fits_in_a_line(shown):
