@@ -158,12 +158,12 @@ def test_a_killed_process_is_reported_and_nothing_is_left_running():
     workers = _workers()
     assert len(workers) == 2
     workers[1].kill()
-    thread.join(60)
+    thread.join(300)
     (error,) = errors
     assert isinstance(error, NightscoreError)
     assert "One of 2 training processes ended early" in error.message
     assert "SIGKILL" in error.message
-    psutil.wait_procs(workers, timeout=10)
+    psutil.wait_procs(workers, timeout=60)
     assert not _workers()
 
 
@@ -179,7 +179,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
     started = psutil.Process(parent.pid).children(recursive=True)
     assert len(started) >= 3
     os.kill(parent.pid, signal.SIGTERM)
-    parent.wait(10)
+    parent.wait(60)
     _, alive = psutil.wait_procs(started, timeout=60)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 

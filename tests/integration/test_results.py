@@ -36,7 +36,7 @@ except KeyboardInterrupt:
     # All that the thread may still do is end.
     (left,) = [t for t in threading.enumerate() if t.name == "results"] or [None]
     if left is not None:
-        left.join(10)
+        left.join(60)
     print("nothing is left" if left is None or not left.is_alive() else "a thread is left")
 """
 

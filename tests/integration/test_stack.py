@@ -260,7 +260,7 @@ def test_after_a_kill_9_of_everything_nothing_is_lost(small):
             process.send_signal(signal.SIGKILL)
         except psutil.NoSuchProcess:
             continue
-    psutil.wait_procs(victims, timeout=10)
+    psutil.wait_procs(victims, timeout=60)
     assert small.status() == []
     small.up(("postgres", "s3"))
     with _owner(small).cursor() as cursor:
@@ -273,7 +273,7 @@ def test_after_a_kill_9_of_the_supervisor_alone_up_and_down_still_work(small):
     supervisors = [p for p in small.supervisor.marked() if "supervisord" in " ".join(p.cmdline())]
     for process in supervisors:
         process.kill()
-    psutil.wait_procs(supervisors, timeout=10)
+    psutil.wait_procs(supervisors, timeout=60)
     assert small.supervisor.marked()
     small.up(("postgres", "s3"))
     assert all(process.is_running for process in small.status())
