@@ -9,7 +9,7 @@ from tests.support.command import NIGHT, REPOSITORY, nightscore
 
 _LESS = {
     "cpu: {epochs: 8,": "cpu: {epochs: 2,",
-    "cpu: {epochs: 14,": "cpu: {epochs: 5,",
+    "cpu: {epochs: 14,": "cpu: {epochs: 3,",
     "options: {width: 16,": "options: {width: 8,",
 }
 

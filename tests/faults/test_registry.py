@@ -19,6 +19,7 @@ from ml.settings import settings
 from tests.faults.conftest import trials
 from tests.support import evidence, night
 from tests.support.proxy import Asked, Proxy, Wrong
+from tests.support.versions import other_than_champion
 
 _PROMOTE = """
 import sys
@@ -35,11 +36,8 @@ promotion.promote("shades", int(sys.argv[1]), reason="fault suite", by="test")
 @pytest.fixture
 def two_versions(trained):
     """Two versions of `shades`; the first is champion before and after."""
-    known = registry.versions("shades")
-    if len(known) < 2:
-        known.append(retrain.retrain("shades")["version"])
     first = registry.version_of_alias("shades", "champion")
-    yield first, next(v for v in known if v != first)
+    yield first, other_than_champion("shades")
     promotion.promote("shades", first, reason="as it was", by="test")
 
 

@@ -6,10 +6,11 @@ from datetime import date
 import pytest
 import sqlalchemy as sa
 
-from ml import promotion, registry, retrain
+from ml import promotion, registry
 from ml.database import session
 from ml.errors import ServiceError
 from ml.scoring import run as runs
+from tests.support.versions import other_than_champion
 
 
 def _audited() -> list[tuple[str, int, str]]:
@@ -36,11 +37,8 @@ def _mirrored(alias: str) -> int | None:
 @pytest.fixture
 def versions(trained):
     """The champion of `shades` and another version; the champion is as it was afterwards."""
-    known = registry.versions("shades")
-    if len(known) < 2:
-        known.append(retrain.retrain("shades")["version"])
     first = promotion.champion("shades")
-    yield first, next(v for v in known if v != first)
+    yield first, other_than_champion("shades")
     promotion.promote("shades", first, reason="as it was", by="test")
 
 

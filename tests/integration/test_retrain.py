@@ -20,6 +20,7 @@ from ml.errors import DataError, ServiceError
 from ml.store import object_store
 from ml.tables import ModelVersion, Promotion
 from tests.support import drawing, evidence
+from tests.support.versions import other_than_champion
 
 
 def _client():
@@ -356,9 +357,7 @@ def test_an_image_that_changed_since_the_snapshot_stops_the_training(trained):
 
 
 def test_promotions_at_the_same_time_leave_one_champion_and_a_complete_audit(trained):
-    versions = registry.versions("shades")[-2:]
-    if len(versions) < 2:
-        versions = [*versions, retrain.retrain("shades")["version"]]
+    versions = [promotion.champion("shades"), other_than_champion("shades")]
     with session() as current:
         before = current.scalar(sa.select(sa.func.count()).select_from(Promotion))
     changed: list[bool] = []

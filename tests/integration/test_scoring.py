@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from ml import promotion, registration, registry, retrain
+from ml import promotion, registration, registry
 from ml.config import configuration
 from ml.database import session
 from ml.download import download
@@ -21,7 +21,7 @@ from ml.scoring import run as runs
 from ml.scoring import shard as scoring_shard
 from ml.scoring.shard import score_shard
 from ml.store import object_store
-from tests.support import drawing
+from tests.support import drawing, versions
 
 NIGHTS = iter(date(2026, 3, 1) + timedelta(days=10 * n) for n in range(1000))
 
@@ -498,17 +498,15 @@ def test_a_run_keeps_its_versions_while_the_champion_changes(trained, night):
     trigger = f"test/{night}"
     run_id = flow.open_run("line", night.isoformat(), trigger)
     pinned = registry.version_of_alias("shades", "champion")
-    newer = retrain.retrain("shades")["version"]
+    newer = versions.other_than_champion("shades")
     promotion.promote("shades", newer, reason="test", by="test")
     assert flow.open_run("line", night.isoformat(), trigger) == run_id
     flow.discover(run_id)
     for shard in flow.plan_shards(run_id):
         flow.score_shard(run_id, shard)
     flow.reconcile(run_id)
-    versions = _query(
-        "SELECT DISTINCT version FROM reporting.predictions WHERE run_id = :r", r=run_id
-    )
-    assert versions == [{"version": pinned}]
+    used = _query("SELECT DISTINCT version FROM reporting.predictions WHERE run_id = :r", r=run_id)
+    assert used == [{"version": pinned}]
     # The same night under the new champion is scored anew, beside the old result.
     counts = flow.score_night("line", night.isoformat())
     assert counts["scored"] == 12

@@ -9,11 +9,11 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from ml import tracking
+from ml import registry, retrain, tracking
 from ml.database import session
 from ml.settings import settings, state_folder
 from ml.store import object_store
-from ml.tables import ModelVersion
+from ml.tables import CHAMPION, ModelVersion
 
 
 def query(sql: str, **values) -> list[dict]:
@@ -25,6 +25,13 @@ def query(sql: str, **values) -> list[dict]:
 def folder(model: str, version: int) -> Path:
     """Where this machine keeps a version's program."""
     return state_folder() / "cache" / "programs" / model / str(version)
+
+
+def other_than_champion(model: str) -> int:
+    """A registered version of a model that is not the champion; one is trained if there is none."""
+    champion = registry.version_of_alias(model, CHAMPION)
+    others = [version for version in registry.versions(model) if version != champion]
+    return others[0] if others else int(retrain.retrain(model)["version"])
 
 
 @contextmanager
