@@ -9,11 +9,11 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from ml import registry, retrain, tracking
+from ml import promotion, registry, retrain, tracking
 from ml.database import session
 from ml.settings import settings, state_folder
 from ml.store import object_store
-from ml.tables import CHAMPION, ModelVersion
+from ml.tables import ModelVersion
 
 
 def query(sql: str, **values) -> list[dict]:
@@ -29,9 +29,13 @@ def folder(model: str, version: int) -> Path:
 
 def other_than_champion(model: str) -> int:
     """A registered version of a model that is not the champion; one is trained if there is none."""
-    champion = registry.version_of_alias(model, CHAMPION)
-    others = [version for version in registry.versions(model) if version != champion]
-    return others[0] if others else int(retrain.retrain(model)["version"])
+    champion = promotion.champion(model)
+    for version in registry.versions(model):
+        if version != champion:
+            return version
+    trained = retrain.retrain(model)["version"]
+    promotion.promote(model, champion, reason="as it was", by="test")
+    return int(trained)
 
 
 @contextmanager
