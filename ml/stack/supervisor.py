@@ -6,6 +6,7 @@ has left running is found by a variable in the processes' environment.
 
 import hashlib
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from ml.stack.layout import Layout
 from ml.stack.process import BIN, Process
 
 MARKER = "NIGHTSCORE_STACK"
+_SPAWNED = re.compile(r"spawned: '[\w-]+' with pid (\d+)")
 _LONGEST_SOCKET_PATH = 100  # sun_path holds 108 bytes
 
 RUNNING, STARTING = "RUNNING", "STARTING"
@@ -129,22 +131,36 @@ class Supervisor:
     def marked(self) -> list[psutil.Process]:
         """The living processes that carry this stack's mark in their environment; and Airflow's
         workers, which write their title over it, but work in the state folder."""
-        found = []
+        found, orphaned = [], self._orphaned_groups()
         for process in psutil.process_iter():
             try:
-                if not self._is_marked(process):
+                if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
                     continue
-                if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                if self._is_marked(process, orphaned):
                     found.append(process)
-            except psutil.Error:
+            except (psutil.Error, ProcessLookupError):
                 continue
         return found
 
-    def _is_marked(self, process: psutil.Process) -> bool:
+    def _is_marked(self, process: psutil.Process, orphaned: set[int]) -> bool:
         home = str(self.layout.home)
-        if process.environ().get(MARKER) == home:
-            return True
-        return process.name().startswith("airflow") and process.cwd() == home
+        try:
+            if process.environ().get(MARKER) == home:
+                return True
+            return process.name().startswith("airflow") and process.cwd() == home
+        except psutil.AccessDenied:
+            # Airflow closes its workers to all but root (PR_SET_DUMPABLE); their group is seen.
+            own = process.uids().real == os.getuid()
+            return own and os.getpgid(process.pid) in orphaned
+
+    def _orphaned_groups(self) -> set[int]:
+        """The process groups whose first process supervisord has started, and which has ended.
+
+        While anything of a group lives, no new process is given its number.
+        """
+        path = self.layout.log("supervisord")
+        log = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        return {pid for pid in map(int, _SPAWNED.findall(log)) if not psutil.pid_exists(pid)}
 
     def tail(self, name: str, lines: int = 12) -> str:
         """The end of a process's log."""

@@ -39,7 +39,6 @@ def with_airflow(trained, shared_folder, tmp_path, monkeypatch) -> Iterator[Loca
             yield stack
         finally:
             stack.down()
-            # Nor the workers that the killed scheduler has left.
             assert not _processes_in(home)
             shutil.rmtree(home, ignore_errors=True)
     stacks.forget_connections()
@@ -48,6 +47,7 @@ def with_airflow(trained, shared_folder, tmp_path, monkeypatch) -> Iterator[Loca
 
 def test_the_scheduler_is_killed_in_mid_run(outcome, with_airflow):
     found = outcome("Airflow's scheduler killed (kill -9)")
+    left: list[psutil.Process] = []
     with AirflowApi() as api:
         api.unpause(_DAG)
         for _ in range(trials(2)):
@@ -55,6 +55,7 @@ def test_the_scheduler_is_killed_in_mid_run(outcome, with_airflow):
             run = api.trigger(_DAG, {"night": tonight.date.isoformat()})
             evidence.wait_for(lambda night=tonight: _is_scoring(night), timeout_s=240)
             scheduler = psutil.Process(with_airflow.supervisor.state("airflow-scheduler")["pid"])
+            left += scheduler.children(recursive=True)
             scheduler.kill()
             struck = not _is_done(tonight)
             with found.recovery():
@@ -62,6 +63,10 @@ def test_the_scheduler_is_killed_in_mid_run(outcome, with_airflow):
             assert states == {DagRun(run.dag_id, run.run_id): "success"}
             found.add(evidence.of_complete_night(tonight), struck=struck)
     assert found.is_clean
+    assert left
+    with_airflow.down()
+    _, alive = psutil.wait_procs(left, timeout=10)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
 def _processes_in(folder: Path) -> list[psutil.Process]:
