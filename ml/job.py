@@ -145,14 +145,13 @@ class _Job:
         streams = _streams_of(models, self.config)
         # One upload at a time, as each takes all that the object store gives; and none beside a
         # training, whose threads wait for each other: it would lose more time than an upload takes.
-        imported: dict[str, Future[None]] = {}
-        before: list[Future[None]] = []
+        imported: list[Future[None]] = []
         for name in self.source.datasets:
-            imported[name] = in_thread(self._import, name, before)
-            before = [imported[name]]
-        trained = {model: in_thread(self._train, model, imported.values()) for model in models}
+            imported.append(in_thread(self._import, name, imported[-1:]))
+        trained = {model: in_thread(self._train, model, imported) for model in models}
         scored = {}
         fitted = [self.fitted[model] for model in models]
+        before = imported[-1:]
         for name in streams:
             ingested = in_thread(self._ingest, name, before, fitted)
             before = [ingested]
@@ -160,7 +159,7 @@ class _Job:
             needed = [*(trained[model] for model in self.config.stream(name).models), ingested]
             scored[name] = in_thread(self._score, name, [*fitted, *needed])
         # What goes wrong before anything is trained is said at once.
-        first: list[Future[Any]] = [self.api, *imported.values()]
+        first: list[Future[Any]] = [self.api, *imported]
         for future in wait(first, return_when=FIRST_EXCEPTION).done:
             future.result()
         wait(scored.values())
