@@ -53,13 +53,13 @@ format: $(INSTALLED)  ## rewrite the code in the project's style
 
 bench: $(INSTALLED)  ## measure scoring against other ways and stage by stage (ARGS="--workload photos")
 	@$(BIN)/python -c 'import ray' 2>/dev/null || $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/bench.txt
-	@$(BIN)/python -m benchmarks.score $(ARGS)
+	@$(BIN)/python -m benchmarks.scoring.score $(ARGS)
 
 growth: $(INSTALLED)  ## measure nights of 10 thousand to 1 million images (ten minutes)
-	@$(BIN)/python -m benchmarks.growth $(ARGS)
+	@$(BIN)/python -m benchmarks.scoring.growth $(ARGS)
 
 models: $(INSTALLED)  ## compare models on labelled images (ARGS="--task anomaly --data spill.tar")
-	@$(BIN)/python -m benchmarks.models $(ARGS)
+	@$(BIN)/python -m benchmarks.models.compare $(ARGS)
 
 gpu-check: $(INSTALLED)  ## prepare a check for a machine with an NVIDIA GPU and no network (DATA=DIR: real images)
 	@$(BIN)/python -m tools.gpu_check prepare $(if $(DATA),--data "$(DATA)") $(ARGS)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.export.passes import move_to_device_pass
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.contender import Job, Run, main
+from benchmarks.scoring.contender import Job, Run, main
 
 THREADS = 16
 

@@ -13,7 +13,7 @@ from PIL import Image
 from psycopg2.extras import execute_values
 from torch.export.passes import move_to_device_pass
 
-from benchmarks.contender import Job, Run, main
+from benchmarks.scoring.contender import Job, Run, main
 
 ROWS_AN_INSERT = 100
 

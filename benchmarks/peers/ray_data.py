@@ -22,7 +22,7 @@ import torch
 from pyarrow.fs import S3FileSystem
 from torch.export.passes import move_to_device_pass
 
-from benchmarks.contender import Job, Run, main
+from benchmarks.scoring.contender import Job, Run, main
 
 
 class Predictor:

@@ -1,9 +1,9 @@
 """The classifier of the usual notebook: torchvision's ResNet-18 in its ImageNet layout, the images
 enlarged to 224 x 224 pixels, Adam, batches of 64, float32.
 
-On a CPU an epoch takes half an hour and more, so `benchmarks.models` times some steps of one and
-extrapolates. This file, run by itself, trains whole epochs and prints the accuracy on the test
-images after each; where the processor multiplies bfloat16 faster, in that, which is about as
+On a CPU an epoch takes half an hour and more, so `benchmarks.models.compare` times some steps of
+one and extrapolates. This file, run by itself, trains whole epochs and prints the accuracy on the
+test images after each; where the processor multiplies bfloat16 faster, in that, which is about as
 accurate and takes a fraction of the time.
 """
 
@@ -21,9 +21,9 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks import division
-from benchmarks.figures import epoch_seconds, images_per_second
-from benchmarks.runner import REPOSITORY
+from benchmarks.models import division
+from benchmarks.models.figures import epoch_seconds, images_per_second
+from benchmarks.paths import REPOSITORY
 from ml.config import load
 from ml.device import has_fast_bfloat16
 from ml.errors import NightscoreError

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import division, figures, models
-from benchmarks.models import OURS, SHORT, Contender
-from benchmarks.runner import ContenderError
+from benchmarks.errors import ContenderError
+from benchmarks.models import compare, division, figures
+from benchmarks.models.compare import OURS, SHORT, Contender
 from ml.config import Threshold, load
 from ml.errors import DataError
 from ml.program_info import ANOMALY
 from ml.training.thresholds import choose
 from tests.support import drawing
 
-MODEL = load(models.REPOSITORY / "nightscore.yaml").model(models.NAMES[ANOMALY])
+MODEL = load(compare.REPOSITORY / "nightscore.yaml").model(compare.NAMES[ANOMALY])
 
 
 def test_an_oracle_of_a_small_example():
@@ -100,11 +100,11 @@ def test_the_notebooks_time_is_told_by_its_epochs():
         }
         return [{"name": n, "figures": figures.over_seeds([run])} for n, run in runs.items()]
 
-    ours, short = models.remarks(rows(100.0))
+    ours, short = compare.remarks(rows(100.0))
     assert "nightscore" in ours and "0.82: 9 for each epoch" in ours
     assert "short" in short and "0.82: 30 for each epoch" in short
-    assert "did not reach 0.82" in models.remarks(rows(None))[0]
-    assert models.remarks(rows(100.0)[:2]) == []
+    assert "did not reach 0.82" in compare.remarks(rows(None))[0]
+    assert compare.remarks(rows(100.0)[:2]) == []
 
 
 def test_a_contender_that_fails_or_cannot_run_does_not_stop_the_others():
@@ -117,7 +117,7 @@ def test_a_contender_that_fails_or_cannot_run_does_not_stop_the_others():
         OURS: Contender("", lambda seed: {"auroc": 0.5 + seed}),
     }
     said = []
-    failed, missing, ours = models.measure(contenders, [0, 1], said.append)
+    failed, missing, ours = compare.measure(contenders, [0, 1], said.append)
     assert (failed["figures"], failed["note"]) == (None, "failed")
     assert (missing["figures"], missing["note"]) == (None, "needs weights")
     assert ours["figures"]["auroc"] == {"mean": 1.0, "min": 0.5, "max": 1.5}
@@ -170,20 +170,20 @@ def test_few_images_are_read_for_a_quick_run_and_none_to_test_on_is_an_error(mou
 
 def test_a_kind_is_left_out_of_training_only(moulds):
     parts = division.load(moulds, MODEL)
-    model, same = models._left_out("empty", MODEL, parts)
+    model, same = compare._left_out("empty", MODEL, parts)
     assert model.options["synthetic"] == ["spill", "torn"]
     assert model.options["width"] == MODEL.options["width"]
     assert same is parts
-    model, fewer = models._left_out(models.KNOWN, MODEL, parts)
+    model, fewer = compare._left_out(compare.KNOWN, MODEL, parts)
     assert model == MODEL
     assert fewer.fit.labels.sum() == 0 and len(fewer.fit) == len(fewer.fit.pixels)
     assert len(fewer.fit) == (parts.fit.labels == 0).sum()
     assert fewer.holdout is parts.holdout
-    model, fewer = models._left_out("spill+known", MODEL, parts)
+    model, fewer = compare._left_out("spill+known", MODEL, parts)
     assert "spill" not in model.options["synthetic"]
     assert fewer.fit.labels.sum() == 0
     with pytest.raises(SystemExit, match="dust: known are known, empty, spill"):
-        models._left_out("dust", MODEL, parts)
+        compare._left_out("dust", MODEL, parts)
 
 
 @pytest.mark.slow
@@ -191,7 +191,7 @@ def test_a_quick_run_prints_a_table_and_draws_the_errors(moulds, tmp_path, capsy
     written = {"--json": tmp_path / "found.json", "--errors": tmp_path / "errors.png"}
     options = [text for pair in written.items() for text in map(str, pair)]
     quick = ["--task", "anomaly", "--data", str(moulds), "--quick", *options]
-    models.main([*quick, "--only", OURS, "efficientad"])
+    compare.main([*quick, "--only", OURS, "efficientad"])
     printed = capsys.readouterr().out
     assert "QUICK" in printed and "oracle's" in printed
     document = json.loads((tmp_path / "found.json").read_text())

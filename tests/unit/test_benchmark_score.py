@@ -8,18 +8,21 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import report, runner, score, workloads
-from benchmarks.contender import Job
-from benchmarks.processes import GpuUse
-from benchmarks.profiles import MODELS, names, source
-from benchmarks.runner import ContenderError, Pass, run_passes
-from benchmarks.score import Bench
+from benchmarks.errors import ContenderError
+from benchmarks.models.profiles import MODELS, names, source
+from benchmarks.scoring import report, runner, score, workloads
+from benchmarks.scoring.contender import Job
+from benchmarks.scoring.processes import GpuUse
+from benchmarks.scoring.runner import Pass, run_passes
+from benchmarks.scoring.score import Bench
 
 
 def _contender(tmp_path, monkeypatch, body: str) -> list[str]:
     """A module that takes part with `body`, which defines `setups`."""
     (tmp_path / "taking_part.py").write_text(
-        "from benchmarks.contender import main\n" + textwrap.dedent(body) + "\nmain(*setups)\n"
+        "from benchmarks.scoring.contender import main\n"
+        + textwrap.dedent(body)
+        + "\nmain(*setups)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return ["taking_part"]

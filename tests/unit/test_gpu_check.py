@@ -377,7 +377,7 @@ def _document(workload: str, **more) -> dict:
 
 
 class _Bench:
-    """Plays `benchmarks.score`: each call writes the workloads that `finishes` lets it."""
+    """Plays `benchmarks.scoring.score`: each call writes the workloads that `finishes` lets it."""
 
     def __init__(self, monkeypatch, finishes, failed=()):
         self.asked: list[list[str]] = []

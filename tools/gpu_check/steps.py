@@ -152,7 +152,7 @@ def train(run: Run) -> bool:
         run.results.record(found.pop("part"), DONE, found.pop("seconds"), result=found)
         _say(f"trained {list(run.results.parts)[-1]}")
 
-    arguments = ["benchmarks.profiles", "--seeds", str(seeds), "--data", str(layout.DATA)]
+    arguments = ["benchmarks.models.profiles", "--seeds", str(seeds), "--data", str(layout.DATA)]
     arguments += ["--quick"] if run.rehearsal else []
     status = run.child([*arguments, "--skip", *done], on_line)
     _check(status, run)
@@ -225,7 +225,7 @@ def _command(run: Run, parts: dict[str, str], contenders: Sequence[str], folder:
     script = "per_image_script" in contenders
     many, few = (_SCRIPT_IMAGES, _FEW_SCRIPT_IMAGES) if script else (_IMAGES, _FEW_IMAGES)
     images = few if run.rehearsal else many
-    command = ["benchmarks.score", "--turns", "1", "--json", str(folder / "found.json")]
+    command = ["benchmarks.scoring.score", "--turns", "1", "--json", str(folder / "found.json")]
     command += ["--keep-going", "--longest", str(_LONGEST_PASS_S)]
     for workload in parts:
         command += ["--workload", workload]

@@ -17,10 +17,13 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import division, machine, models_report, peer_models
-from benchmarks.figures import over_seeds
-from benchmarks.runner import REPOSITORY, ContenderError
-from benchmarks.training import WANTED, Trained, train
+from benchmarks import machine
+from benchmarks.errors import ContenderError
+from benchmarks.models import division, report
+from benchmarks.models.figures import over_seeds
+from benchmarks.models.training import WANTED, Trained, train
+from benchmarks.paths import REPOSITORY
+from benchmarks.peers import detectors
 from ml import anomalies
 from ml.config import Model, Training, load
 from ml.errors import NightscoreError
@@ -110,11 +113,11 @@ class Bench:
         return Contender("", lambda seed: train(name, model, parts, seed, self.folder).figures)
 
     def _peer(self, name: str, note: str) -> Contender:
-        if not peer_models.PYTHON.exists():
+        if not detectors.PYTHON.exists():
             return Contender("needs the environment that `make peers` installs", None)
         return Contender(
             note,
-            lambda seed: dict(peer_models.detect(name, self.model, self.parts, seed, self.folder)),
+            lambda seed: dict(detectors.detect(name, self.model, self.parts, seed, self.folder)),
         )
 
     def _notebook(self) -> Contender:
@@ -247,7 +250,7 @@ def _chosen(bench: Bench, arguments: argparse.Namespace) -> dict[str, Contender]
 
 
 def _write_errors(bench: Bench, path: Path) -> None:
-    from benchmarks.mistakes import picture
+    from benchmarks.models.mistakes import picture
 
     if bench.first is None or bench.model.task != ANOMALY:
         _say(f"{path} is not written: it shows the errors of {OURS} for the task anomaly.")
@@ -263,7 +266,7 @@ def _say(text: str) -> None:
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.models",
+        prog="python -m benchmarks.models.compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -324,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _compare(arguments: argparse.Namespace, folder: Path) -> None:
     bench = Bench(arguments.task, arguments.data, folder, arguments.quick)
     document = _document(bench, arguments)
-    print("\n".join(models_report.lines(document)), flush=True)
+    print("\n".join(report.lines(document)), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if arguments.errors:

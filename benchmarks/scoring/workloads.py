@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from benchmarks.paths import DATASETS, REPOSITORY
 from ml import samples
 from ml.archive import entries
 from ml.config import Configuration, load
@@ -23,8 +24,6 @@ from ml.program_info import ANOMALY, CLASSIFICATION
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-DATASETS = REPOSITORY.parent / "shared" / "datasets"
 STORAGE = "s3://nightscore"
 NIGHT = "2026-01-01"
 # Flagged images cost a heat map each; about so many of them are flagged.

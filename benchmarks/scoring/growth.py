@@ -1,8 +1,8 @@
 """What a night costs as it grows: time and memory of discovery and of scoring.
 
 For each number of images it starts a new Postgres and a bucket that holds so many keys and takes
-no room (`benchmarks.synthetic_bucket`; on the same cores), and runs the steps of a night, each in a
-process of its own: discover, score all shards, and discover again with nothing new.
+no room (`benchmarks.scoring.synthetic_bucket`; on the same cores), and runs the steps of a night,
+each in a process of its own: discover, score all shards, and discover again with nothing new.
 """
 
 import argparse
@@ -21,13 +21,15 @@ from typing import Any
 
 import psutil
 
-from benchmarks import machine, workloads
-from benchmarks.contender import Job
-from benchmarks.growth_steps import STEPS
-from benchmarks.nightscore import load_program
-from benchmarks.runner import REPOSITORY, Pass, run_pass
-from benchmarks.synthetic_bucket import DISTINCT, HOST
-from benchmarks.workloads import NIGHT, WORKLOADS
+from benchmarks import machine
+from benchmarks.paths import REPOSITORY
+from benchmarks.scoring import workloads
+from benchmarks.scoring.contender import Job
+from benchmarks.scoring.growth_steps import STEPS
+from benchmarks.scoring.nightscore import load_program
+from benchmarks.scoring.runner import Pass, run_pass
+from benchmarks.scoring.synthetic_bucket import DISTINCT, HOST
+from benchmarks.scoring.workloads import NIGHT, WORKLOADS
 from ml.program import export
 from ml.settings import settings
 from ml.stack.local import LocalStack
@@ -43,7 +45,7 @@ def _bucket(count: int) -> Iterator[str]:
     with socket.socket() as free:
         free.bind((HOST, 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "benchmarks.synthetic_bucket", str(port), str(count)]
+    command = [sys.executable, "-m", "benchmarks.scoring.synthetic_bucket", str(port), str(count)]
     server = subprocess.Popen(command, cwd=REPOSITORY)
     try:
         _wait_for(port, server)
@@ -125,7 +127,7 @@ def measure(count: int) -> dict[str, Any]:
 def _step(step: str, job: Job, servers: Sequence[psutil.Process], folder: Path) -> Pass:
     path = folder / f"{step}.json"
     job.write(path)
-    done = run_pass(["benchmarks.growth_steps", step], path, servers, "cpu")
+    done = run_pass(["benchmarks.scoring.growth_steps", step], path, servers, "cpu")
     print(f"  {step}: {done.seconds:.1f} s", file=sys.stderr, flush=True)
     return done
 
@@ -158,7 +160,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.growth",
+        prog="python -m benchmarks.scoring.growth",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

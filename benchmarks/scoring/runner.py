@@ -12,23 +12,20 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.processes import GpuUse, PeakMemory, cpu_seconds, end, marked, tree
+from benchmarks.errors import ContenderError
+from benchmarks.paths import REPOSITORY
+from benchmarks.scoring.processes import GpuUse, PeakMemory, cpu_seconds, end, marked, tree
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 MARKER = "NIGHTSCORE_BENCHMARK"
 LONGEST_S = 3600
 _LINES_OF_LOG = 30
-
-
-class ContenderError(Exception):
-    """A contender did not do its work; the message ends with what it said."""
 
 
 @dataclass(frozen=True)
 class Pass:
     """What a pass took: CPU seconds of its own processes and of the servers that it used, peak
     memory of its own processes in MB; on a GPU how busy it was, in percent, and the most of its
-    memory that was taken, in MB (`benchmarks.processes.GpuUse`)."""
+    memory that was taken, in MB (`benchmarks.scoring.processes.GpuUse`)."""
 
     images: int
     seconds: float

@@ -1,4 +1,6 @@
-"""A bucket of any size that takes no room: `python -m benchmarks.synthetic_bucket PORT IMAGES`.
+"""A bucket of any size that takes no room.
+
+    python -m benchmarks.scoring.synthetic_bucket PORT IMAGES
 
 Speaks as much of S3 as a scoring run asks for: pages of a listing, objects, and writes, which it
 forgets. Every key of the night is there, with the content of one of a thousand drawn JPEGs. It
@@ -11,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from urllib.parse import parse_qs, urlsplit
 
-from benchmarks.workloads import WORKLOADS, drawn
+from benchmarks.scoring.workloads import WORKLOADS, drawn
 from ml.store import split
 
 HOST = "127.0.0.1"

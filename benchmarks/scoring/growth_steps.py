@@ -1,11 +1,11 @@
-"""The steps of a night alone: `python -m benchmarks.growth_steps STEP JOB.json`, a contender."""
+"""The steps of a night alone, a contender; `python -m` takes STEP and JOB.json."""
 
 import sys
 from collections.abc import Callable
 from datetime import date
 
-from benchmarks.contender import Job, Run, main
-from benchmarks.nightscore import load_program, open_run
+from benchmarks.scoring.contender import Job, Run, main
+from benchmarks.scoring.nightscore import load_program, open_run
 from ml.scoring import run as runs
 from ml.scoring.discovery import discover, plan_shards
 from ml.scoring.shard import score_shard

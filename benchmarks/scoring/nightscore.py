@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 import numpy as np
 
-from benchmarks.contender import Job, Run, main
+from benchmarks.scoring.contender import Job, Run, main
 from ml.config import configuration
 from ml.database import session
 from ml.program import Program

@@ -15,9 +15,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import division, machine
-from benchmarks.runner import REPOSITORY
-from benchmarks.training import train
+from benchmarks import machine
+from benchmarks.models import division
+from benchmarks.models.training import train
+from benchmarks.paths import REPOSITORY
 from ml import samples
 from ml.config import Model, load
 from ml.device import Device, choose
@@ -89,7 +90,7 @@ def _quick(model: Model, place: Device) -> Model:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.profiles",
+        prog="python -m benchmarks.models.profiles",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

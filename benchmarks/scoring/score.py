@@ -24,12 +24,14 @@ from typing import Any
 import psutil
 import psycopg2
 
-from benchmarks import machine, report, workloads
-from benchmarks.contender import Job
-from benchmarks.nightscore import load_program
-from benchmarks.report import OURS
-from benchmarks.runner import LONGEST_S, ContenderError, Pass, run_passes
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks import machine
+from benchmarks.errors import ContenderError
+from benchmarks.scoring import report, workloads
+from benchmarks.scoring.contender import Job
+from benchmarks.scoring.nightscore import load_program
+from benchmarks.scoring.report import OURS
+from benchmarks.scoring.runner import LONGEST_S, Pass, run_passes
+from benchmarks.scoring.workloads import WORKLOADS, Workload
 from ml.device import choose
 from ml.program import export
 from ml.settings import settings
@@ -38,7 +40,7 @@ from ml.store import split
 from ml.upload import upload
 
 CONTENDERS = {
-    OURS: "benchmarks.nightscore",
+    OURS: "benchmarks.scoring.nightscore",
     "per_image_script": "benchmarks.peers.per_image_script",
     "dataloader_orm": "benchmarks.peers.dataloader_orm",
     "dataloader_copy": "benchmarks.peers.dataloader_copy",
@@ -112,7 +114,7 @@ class Bench:
         """Every stage, one after the other in one process, which imports and loads but once."""
         names = [name for name in STAGES if name != "host_to_device" or job.device == "cuda"]
         path = self._written(f"stages-{job.workload}-{job.turn}", job)
-        arguments = ["benchmarks.stages", *names]
+        arguments = ["benchmarks.scoring.stages", *names]
         passes = self._passes(arguments, path, len(names))
         for name, found in zip(names, passes, strict=True):
             _say(f"turn {job.turn}: {name} alone {found.rate:,.0f} images/s")
@@ -310,7 +312,7 @@ def _count(text: str) -> tuple[str, int]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.score",
+        prog="python -m benchmarks.scoring.score",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.runner import Pass
+from benchmarks.scoring.runner import Pass
 
 OURS = "nightscore"
 # What the shard task does to each image; the listing is the work of another task.

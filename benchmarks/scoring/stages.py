@@ -1,5 +1,7 @@
-"""Each stage of scoring alone, on the same images, with all cores: `python -m benchmarks.stages
-STAGE ... JOB.json`, a contender like the others, which runs one stage after the other.
+"""Each stage of scoring alone, on the same images, with all cores.
+
+`python -m benchmarks.scoring.stages STAGE ... JOB.json` is a contender like the others. It runs one
+stage after the other.
 
 Each function prepares what the stage needs and returns the stage itself. Short stages go over the
 images again until they have taken a while.
@@ -14,9 +16,9 @@ from itertools import chain
 
 import numpy as np
 
-from benchmarks.contender import Job, Run, main
-from benchmarks.nightscore import load_program, open_run
-from benchmarks.workloads import WORKLOADS
+from benchmarks.scoring.contender import Job, Run, main
+from benchmarks.scoring.nightscore import load_program, open_run
+from benchmarks.scoring.workloads import WORKLOADS
 from ml.config import configuration
 from ml.database import rows, session
 from ml.download import Wanted, download

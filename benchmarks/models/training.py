@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks import machine
-from benchmarks.figures import images_per_second, judged, seconds_to
+from benchmarks.models.figures import images_per_second, judged, seconds_to
 from ml.config import Model
 from ml.device import Device
 from ml.evaluation import BATCH, evaluate
@@ -43,9 +43,9 @@ def train(
     """Train with a seed on a device and measure there; `folder` receives the program.
 
     Figures of classification: accuracy, macro_f1, calibration_error (expected, in 15 bins),
-    seconds_to_wanted, epoch_seconds; of anomaly those of `benchmarks.figures.judged`; of both:
-    train_seconds (evaluation left out), images_per_second and size_mb (of the program's file, 1 MB
-    = 10^6 bytes).
+    seconds_to_wanted, epoch_seconds; of anomaly those of `benchmarks.models.figures.judged`; of
+    both: train_seconds (evaluation left out), images_per_second and size_mb (of the program's file,
+    1 MB = 10^6 bytes).
     """
     network, epochs, other_seconds = _fitted(model, parts, seed, place)
     path = folder / f"{name}-{seed}.pt2"

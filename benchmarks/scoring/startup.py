@@ -1,4 +1,4 @@
-"""What a night costs before its first image is scored: `python -m benchmarks.startup`.
+"""What a night costs before its first image is scored.
 
 Each line is a command of its own, run in turns beside the others on a local stack in a temporary
 folder (Postgres, S3 and MLflow, on the same cores), with a version of `spill-anomaly` that was
@@ -230,7 +230,9 @@ def _print(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scoring.startup", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("--turns", type=int, default=5, help="how often each line is measured")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     arguments = parser.parse_args()

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.figures import judged, unit_scores
-from benchmarks.runner import REPOSITORY, ContenderError
+from benchmarks.errors import ContenderError
+from benchmarks.models.figures import judged, unit_scores
+from benchmarks.paths import REPOSITORY
 from ml.config import Model
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _MEASURED = ("train_seconds", "images_per_second", "size_mb")
 
 
 def detect(name: str, model: Model, parts: "Parts", seed: int, folder: Path) -> dict[str, float]:
-    """The figures of a peer: those of `benchmarks.figures.judged`, and train_seconds,
+    """The figures of a peer: those of `benchmarks.models.figures.judged`, and train_seconds,
     images_per_second and size_mb as the peer measured them itself.
 
     It is given the normal images that `model` trains from, at the same size, which it enlarges to
