@@ -14,6 +14,10 @@ TOOLS = REPOSITORY / ".venv-audit" / "bin"
 SCHEMAS = {
     "github-workflows": [*GITHUB.glob("workflows/*.yml")],
     "dependabot": [GITHUB / "dependabot.yml"],
+    "github-issue-config": [GITHUB / "ISSUE_TEMPLATE" / "config.yml"],
+    "github-issue-forms": [
+        path for path in GITHUB.glob("ISSUE_TEMPLATE/*.yml") if path.stem != "config"
+    ],
 }
 needs_tools = pytest.mark.skipif(
     not (TOOLS / "zizmor").exists(),
