@@ -1,4 +1,4 @@
-# `make` alone prints what there is.
+# `make` alone lists the targets.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -39,7 +39,7 @@ test: $(INSTALLED) $(AUDIT_INSTALLED) lint  ## lint, type-check and run all test
 test-unit: $(INSTALLED) $(AUDIT_INSTALLED)  ## run the quick tests that need no service, in under a minute
 	@$(BIN)/pytest tests/unit -m "not slow" --numprocesses 2 $(ARGS)
 
-faults: $(INSTALLED)  ## break everything that can break, often, and print what came of it (half an hour)
+faults: $(INSTALLED)  ## break everything that can break, often, and count what was lost (half an hour)
 	@FAULTS=full $(BIN)/pytest --numprocesses 0 tests/faults $(ARGS)
 
 lint: $(INSTALLED)  ## check style and types
@@ -67,7 +67,7 @@ gpu-check: $(INSTALLED)  ## prepare a check for a machine with an NVIDIA GPU and
 gpu-rehearsal: $(INSTALLED)  ## run that check on the CPU, without a network (20 minutes)
 	@$(BIN)/python -m tools.gpu_check rehearse $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-hostile: $(INSTALLED)  ## score 20,000 broken and hostile images and print what became of them
+hostile: $(INSTALLED)  ## score 20,000 broken and hostile images and count the outcomes
 	@$(BIN)/python -m tests.hostile.run $(ARGS)
 
 peers: $(INSTALLED)  ## install the other libraries of `make models` into .venv-peers (5 GB)
