@@ -120,7 +120,7 @@ def _fitted(
 
 
 def _rate(program: Program, pixels: np.ndarray) -> float:
-    """Images a second on all cores, as a shard is scored: a batch a thread."""
+    """Images per second on all cores, as a shard is scored: one batch per thread."""
     pixels = pixels[:_RATED_ON]
     batches = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
     threads = machine.cores()

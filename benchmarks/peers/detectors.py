@@ -20,7 +20,7 @@ PYTHON = REPOSITORY / ".venv-peers" / "bin" / "python"
 _SCRIPT = REPOSITORY / "benchmarks" / "peers" / "anomalib_models.py"
 _LONGEST_S = 3600
 _LINES_OF_LOG = 30
-# What the script says of itself in MB, seconds and images a second.
+# What the script says of itself in MB, seconds and images per second.
 _MEASURED = ("train_seconds", "images_per_second", "size_mb")
 
 

@@ -55,10 +55,10 @@ def _servers(passes: Sequence[Pass]) -> float:
 
 
 def bound(stages: Mapping[str, Mapping[str, float]], device: str, cores: int) -> float:
-    """Images a second that the stages allow.
+    """Images per second that the stages allow.
 
     On a GPU machine the slowest stage alone, as the others can run beside it. On the CPU all
-    stages share the cores: cores / the sum of their CPU seconds for an image.
+    stages share the cores: cores / the sum of their CPU seconds per image.
     """
     used = [stages[name] for name in _STAGES_OF_AN_IMAGE if name in stages]
     if device == "cuda":

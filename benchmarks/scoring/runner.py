@@ -37,7 +37,7 @@ class Pass:
 
     @property
     def rate(self) -> float:
-        """Images a second; 0 for a stage that has nothing to do."""
+        """Images per second; 0 for a stage that has nothing to do."""
         return self.images / self.seconds if self.images else 0.0
 
     @property

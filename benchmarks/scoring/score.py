@@ -1,7 +1,7 @@
 """How fast images are scored: Nightscore's engine, other ways to do the same, and each stage.
 
-All fetch the same images from the same local S3 server, run the same exported program and store a
-row an image in the same local Postgres; both servers are started for the purpose and stopped
+All fetch the same images from the same local S3 server, run the same exported program and store one
+row per image in the same local Postgres; both servers are started for the purpose and stopped
 afterwards. Each pass is a process of its own. Getting ready (imports, loading the model, the
 discovery, Ray's start, a warm-up) is not timed. Every turn takes every contender once, in a
 rotated order, and then the stages; medians count. Every pass must leave a row for each image.
