@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ml import scenes, snapshot
-from ml.archive import Labelled, labelled
-from ml.config import Model
+from ml.config.schema import Model
+from ml.data import scenes, snapshot
+from ml.data.archive import Labelled, labelled
+from ml.data.snapshot import Row, Snapshot
 from ml.errors import DataError
-from ml.images import decode, resize
+from ml.images.decoding import decode
+from ml.images.rejection import Rejected
+from ml.images.resizing import resize
 from ml.parallel import map_ahead
-from ml.rejection import Rejected
-from ml.snapshot import Row, Snapshot
-from ml.store import ObjectInfo
+from ml.storage.object_store import ObjectInfo
 
 if TYPE_CHECKING:
     from ml.training.data import Parts

@@ -21,10 +21,11 @@ from benchmarks import division, machine, models_report, peer_models
 from benchmarks.figures import over_seeds
 from benchmarks.runner import REPOSITORY, ContenderError
 from benchmarks.training import WANTED, Trained, train
-from ml import anomalies
-from ml.config import Model, Training, load
+from ml.config.loading import load
+from ml.config.schema import Model, Training
 from ml.errors import NightscoreError
-from ml.program_info import ANOMALY, CLASSIFICATION
+from ml.models import anomalies
+from ml.program.info import ANOMALY, CLASSIFICATION
 
 if TYPE_CHECKING:
     from ml.training.data import Parts

@@ -7,14 +7,14 @@ from uuid import UUID, uuid4
 import numpy as np
 
 from benchmarks.contender import Job, Run, main
-from ml.config import configuration
-from ml.database import session
-from ml.program import Program
-from ml.program_info import ProgramInfo, sha256
+from ml.config.loading import configuration
+from ml.database.connection import transaction
+from ml.database.tables import OPEN, ScoringRun, ScoringRunModel
+from ml.program.info import ProgramInfo, sha256
+from ml.program.program import Program
 from ml.scoring.discovery import discover, plan_shards
 from ml.scoring.engine import BATCH
 from ml.scoring.shard import score_shard
-from ml.tables import OPEN, ScoringRun, ScoringRunModel
 
 
 def load_program(job: Job, version: int) -> Program:
@@ -31,7 +31,7 @@ def open_run(job: Job, version: int) -> UUID:
     into shards. Without a registry, so its rows are written here."""
     run_id, night = uuid4(), date.fromisoformat(job.night)
     stream = configuration().stream(job.workload)
-    with session() as current:
+    with transaction() as current:
         current.add(
             ScoringRun(
                 run_id=run_id,

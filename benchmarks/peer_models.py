@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.figures import judged, unit_scores
 from benchmarks.runner import REPOSITORY, ContenderError
-from ml.config import Model
+from ml.config.schema import Model
 
 if TYPE_CHECKING:
     from ml.training.data import Parts

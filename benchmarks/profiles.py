@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import division, machine
 from benchmarks.runner import REPOSITORY
 from benchmarks.training import train
-from ml import samples
-from ml.config import Model, load
-from ml.device import Device, choose
+from ml.config.loading import load
+from ml.config.schema import Model
+from ml.data import samples
+from ml.program.device import Device, choose
 
 if TYPE_CHECKING:
     from ml.training.data import Parts
@@ -52,7 +53,7 @@ def measured(
     wanted: Sequence[str], data: Path | None, place: Device, scratch: Path, quick: bool
 ) -> Iterator[dict[str, Any]]:
     """Train and measure what is wanted, MODEL/SEED each."""
-    from ml.training.job import parameters
+    from ml.training.train import parameters
 
     known = load(REPOSITORY / "nightscore.yaml")
     loaded: dict[str, tuple[Parts, str]] = {}
@@ -81,7 +82,7 @@ def measured(
 
 
 def _quick(model: Model, place: Device) -> Model:
-    from ml.training.job import parameters
+    from ml.training.train import parameters
 
     used = parameters(model, place).model_copy(update={"epochs": 1})
     return model.model_copy(update={"training": {"cpu": used, "gpu": used}})

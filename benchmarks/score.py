@@ -30,12 +30,12 @@ from benchmarks.nightscore import load_program
 from benchmarks.report import OURS
 from benchmarks.runner import LONGEST_S, ContenderError, Pass, run_passes
 from benchmarks.workloads import WORKLOADS, Workload
-from ml.device import choose
-from ml.program import export
+from ml.program.device import choose
+from ml.program.program import export
 from ml.settings import settings
 from ml.stack.local import LocalStack
-from ml.store import split
-from ml.upload import upload
+from ml.storage.object_store import split
+from ml.storage.upload import upload
 
 CONTENDERS = {
     OURS: "benchmarks.nightscore",

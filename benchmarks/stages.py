@@ -17,16 +17,17 @@ import numpy as np
 from benchmarks.contender import Job, Run, main
 from benchmarks.nightscore import load_program, open_run
 from benchmarks.workloads import WORKLOADS
-from ml.config import configuration
-from ml.database import rows, session
-from ml.download import Wanted, download
-from ml.images import decode, resize, room
+from ml.config.loading import configuration
+from ml.database.connection import rows, transaction
+from ml.images.decoding import decode
+from ml.images.rejection import TRANSIENT
+from ml.images.resizing import resize, room
 from ml.parallel import in_batches
-from ml.rejection import TRANSIENT
 from ml.scoring.discovery import plan_shards
 from ml.scoring.engine import BATCH, Item, Limits, Result, score, threads_for
 from ml.scoring.results import Results
-from ml.store import object_store
+from ml.storage.download import Wanted, download
+from ml.storage.object_store import object_store
 
 LEAST_SECONDS = 2.0
 _LIMITS = Limits(64_000_000, 64 * 1024 * 1024)
@@ -88,9 +89,11 @@ def write(job: Job) -> Run:
     heatmaps = f"{configuration().storage}/heatmaps/{job.workload}"
     ready: dict[int, list[list[Result]]] = {}
     for shard in plan_shards(run_id):
-        with session() as current:
+        with transaction() as current:
             transient = list(TRANSIENT)
-            found = rows(current, "shard_images", run_id=run_id, shard=shard, transient=transient)
+            found = rows(
+                current, "scoring/sql/shard_images", run_id=run_id, shard=shard, transient=transient
+            )
         items = [Item(**row) for row in found]
         ready[shard] = list(score(items, [program], partial(download, object_store()), _LIMITS))
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.figures import images_per_second, judged, seconds_to
-from ml.config import Model
-from ml.device import Device
-from ml.evaluation import BATCH, evaluate
-from ml.metrics import calibration
+from ml.config.schema import Model
+from ml.evaluation.evaluate import BATCH, evaluate
+from ml.evaluation.metrics import calibration
 from ml.parallel import map_ahead
-from ml.program import Program, export
-from ml.program_info import CLASSIFICATION, ProgramInfo, sha256
+from ml.program.device import Device
+from ml.program.info import CLASSIFICATION, ProgramInfo, sha256
+from ml.program.program import Program, export
 
 if TYPE_CHECKING:
     from ml.models import Network
@@ -86,7 +86,8 @@ def _fitted(
     import torch
 
     from ml.models import build
-    from ml.training import environment, job, loop
+    from ml.training import environment, loop
+    from ml.training import train as job
 
     torch.manual_seed(seed)
     network = build(model.architecture, model.input_size, parts.classes, model.options)

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ml import samples
-from ml.archive import entries
-from ml.config import Configuration, load
+from ml.config.loading import load
+from ml.config.schema import Configuration
+from ml.data import samples
+from ml.data.archive import entries
 from ml.parallel import map_ahead
-from ml.program_info import ANOMALY, CLASSIFICATION
+from ml.program.info import ANOMALY, CLASSIFICATION
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -14,17 +14,18 @@ from airflow.sdk import AssetAny, Param, TriggerRule, dag, task
 from nightscore_links import ReportLink
 from nightscore_wiring import RETRIES, champion, connect, gpu, nightly
 
-from ml.config import Stream, configuration
+from ml.config.loading import configuration
+from ml.config.schema import Stream
 from ml.errors import RunFailed
-from ml.scoring.flow import ATTEMPTS
+from ml.scoring import ATTEMPTS
 
 
 def _steps() -> Any:
-    """`ml.scoring.flow`, loaded when a task runs and not when this file is parsed."""
+    """`ml.scoring.steps`, loaded when a task runs and not when this file is parsed."""
     connect()
-    from ml.scoring import flow
+    from ml.scoring import steps as scoring
 
-    return flow
+    return scoring
 
 
 def score_dag(name: str, stream: Stream) -> Any:

@@ -5,7 +5,8 @@ A file offers one function::
     def build(size: tuple[int, int], classes: tuple[str, ...], options: dict) -> Network
 
 and its network does two things: `loss` for training and `forward` for scoring. The training loop
-(`ml.training.loop`), the export (`ml.program`) and everything behind them are the same for all.
+(`ml.training.loop`), the export (`ml.program.program`) and everything behind them are the same for
+all.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ml.config import architectures
+from ml.config.schema import architectures
 from ml.errors import ConfigurationError
 
 NORMAL, ANOMALOUS = "normal", "anomalous"

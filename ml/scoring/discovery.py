@@ -9,14 +9,16 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from ml import night as nights
-from ml.config import Stream, configuration
-from ml.database import copy, session, statement
-from ml.formats import SUFFIXES
-from ml.rejection import TRANSIENT
+from ml.config.loading import configuration
+from ml.config.schema import Stream
+from ml.database.connection import statement, transaction
+from ml.database.copying import copy
+from ml.database.tables import Manifest
+from ml.images.formats import SUFFIXES
+from ml.images.rejection import TRANSIENT
 from ml.scoring import run as runs
-from ml.store import ObjectInfo, object_store
-from ml.tables import Manifest
+from ml.storage import nights
+from ml.storage.object_store import ObjectInfo, object_store
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ def discover(run_id: UUID) -> int:
     -------
     The number of images in the manifest.
     """
-    with session() as current:
+    with transaction() as current:
         run = runs.get(current, run_id)
         stream = configuration().stream(run.stream)
         current.execute(sa.text(_LISTING))
@@ -49,9 +51,9 @@ def discover(run_id: UUID) -> int:
         # Without statistics the planner takes a million rows for a few.
         current.execute(sa.text("ANALYZE listing"))
         _ensure_nights(current)
-        current.execute(statement("discover_images"), {"stream": run.stream})
+        current.execute(statement("scoring/sql/discover_images"), {"stream": run.stream})
         current.execute(
-            statement("discover_manifest"),
+            statement("scoring/sql/discover_manifest"),
             {
                 "run_id": run_id,
                 "stream": run.stream,
@@ -70,9 +72,9 @@ def discover(run_id: UUID) -> int:
 
 def plan_shards(run_id: UUID) -> list[int]:
     """The numbers of the shards that are still to score, in order."""
-    with session() as current:
-        current.execute(statement("plan_shards"), {"run_id": run_id})
-        return list(current.scalars(statement("unfinished_shards"), {"run_id": run_id}))
+    with transaction() as current:
+        current.execute(statement("scoring/sql/plan_shards"), {"run_id": run_id})
+        return list(current.scalars(statement("scoring/sql/unfinished_shards"), {"run_id": run_id}))
 
 
 def _listed(stream: Stream, night: date) -> Iterator[tuple[Any, ...]]:

@@ -5,7 +5,7 @@ decode it and run it through the programs; this thread hands their results on. B
 lie queues of bounded length, so memory does not grow with the number of images. An image is
 fetched and decoded once, however many models score it.
 
-Needs numpy, Pillow, simplejpeg, OpenCV, what runs the programs (`ml.runtime`) and a `fetch`
+Needs numpy, Pillow, simplejpeg, OpenCV, what runs the programs (`ml.program.runtime`) and a `fetch`
 function; neither mlflow nor Postgres nor Airflow.
 """
 
@@ -17,13 +17,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ml.device import Device
-from ml.download import Download, Wanted
-from ml.images import decode, resize, room
+from ml.images.decoding import decode
+from ml.images.rejection import Reason, Rejected
+from ml.images.resizing import resize, room
 from ml.parallel import in_background, map_ahead
-from ml.program import Outputs, Program
-from ml.program_info import CLASSIFICATION
-from ml.rejection import Reason, Rejected
+from ml.program.device import Device
+from ml.program.info import CLASSIFICATION
+from ml.program.program import Outputs, Program
+from ml.storage.download import Download, Wanted
 
 # Images a forward pass: on a GPU enough to fill it, on a CPU no more than its caches hold.
 BATCH = {"cpu": 128, "cuda": 256}
@@ -93,7 +94,8 @@ def score(
     ----------
     items: the images; read as the work proceeds, not ahead of it.
     programs: the versions that score each image.
-    fetch: as `ml.download.download`. An error it raises stops the scoring and is the caller's to
+    fetch: as `ml.storage.download.download`. An error it raises stops the scoring and is the
+    caller's to
         retry: an outage must not turn into rejections.
     limits: what is rejected instead of decoded.
     batch_size: images a forward pass; None: what suits the device.

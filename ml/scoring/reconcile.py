@@ -7,11 +7,11 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from ml.database import rows, session
+from ml.database.connection import rows, transaction
+from ml.database.tables import FAILED, FINISHED, ModelVersion, ScoringRun
 from ml.errors import RunFailed
-from ml.rejection import TRANSIENT
+from ml.images.rejection import TRANSIENT
 from ml.scoring import run as runs
-from ml.tables import FAILED, FINISHED, ModelVersion, ScoringRun
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +35,12 @@ def reconcile(run_id: UUID) -> dict[str, Any]:
     ------
     RunFailed: the run failed; the message says why.
     """
-    with session() as current:
+    with transaction() as current:
         run = runs.get(current, run_id)
         listed = run.discovered is not None
-        counts = dict(rows(current, "reconcile", run_id=run_id, transient=list(TRANSIENT))[0])
+        counts = dict(
+            rows(current, "scoring/sql/reconcile", run_id=run_id, transient=list(TRANSIENT))[0]
+        )
         error = _fault(run, counts) if listed else "the images of the night were not listed"
         run.discovered = counts["discovered"] if listed else None
         run.scored, run.rejected = counts["scored"], counts["rejected"]
@@ -47,7 +49,7 @@ def reconcile(run_id: UUID) -> dict[str, Any]:
         run.status, run.error = (FAILED, error) if error else (FINISHED, None)
         run.finished_at = current.scalar(sa.select(sa.func.clock_timestamp()))
         current.flush()  # the views are of what is in the tables
-        summary = rows(current, "report_summary", run_id=run_id)[0]
+        summary = rows(current, "report/sql/summary", run_id=run_id)[0]
         if counts["missing"]:
             run.error = error = f"{error}{_missing(current, run_id)}"
         name = f"run {run_id} of {run.stream} for {run.night}"
@@ -61,7 +63,7 @@ def reconcile(run_id: UUID) -> dict[str, Any]:
 
 def require_finished(run_id: UUID) -> None:
     """Raise RunFailed, with the run's error, unless its status is `finished`."""
-    with session() as current:
+    with transaction() as current:
         run = runs.get(current, run_id)
         if run.status != FINISHED:
             raise RunFailed(
@@ -87,7 +89,7 @@ def _fault(run: ScoringRun, counts: dict[str, Any]) -> str | None:
 
 def _missing(current: Session, run_id: UUID) -> str:
     """Which images are missing and how their shards failed, for the run's row."""
-    missing = rows(current, "missing_images", run_id=run_id, most=_MOST_NAMED)
+    missing = rows(current, "report/sql/missing_images", run_id=run_id, most=_MOST_NAMED)
     failures = {
         row["shard"]: f"; shard {row['shard']} failed {row['attempts']} times, {row['error']}"
         for row in missing
@@ -100,7 +102,7 @@ def _missing(current: Session, run_id: UUID) -> str:
 
 
 def _models_are_synthetic(run_id: UUID) -> bool:
-    with session() as current:
+    with transaction() as current:
         pinned = runs.pinned(current, run_id)
         return any(
             version.synthetic

@@ -13,11 +13,12 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from ml import heatmap
-from ml.database import copy, engine, statement
+from ml.database.connection import engine, statement
+from ml.database.copying import copy
+from ml.images import heatmap
 from ml.parallel import map_ahead
 from ml.scoring.engine import Result
-from ml.store import object_store
+from ml.storage.object_store import object_store
 
 _STAGING = """
 CREATE TEMPORARY TABLE staging (
@@ -103,11 +104,11 @@ class Results:
                 sa.text("SELECT pg_advisory_xact_lock(hashtext('merge'), hashtext(:stream))"),
                 {"stream": self.stream},
             )
-            self._connection.execute(statement("merge_scored"), parameters)
-            self._connection.execute(statement("merge_unreject"))
-            self._connection.execute(statement("merge_rejected"), parameters)
+            self._connection.execute(statement("scoring/sql/merge_scored"), parameters)
+            self._connection.execute(statement("scoring/sql/merge_unreject"))
+            self._connection.execute(statement("scoring/sql/merge_rejected"), parameters)
             finished = {"shard": self.shard, "images": images, "seconds": seconds}
-            self._connection.execute(statement("finish_shard"), parameters | finished)
+            self._connection.execute(statement("scoring/sql/finish_shard"), parameters | finished)
 
     def _write(self) -> None:
         try:

@@ -10,11 +10,11 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from ml import promotion
-from ml.config import configuration
-from ml.database import engine, session
+from ml.config.loading import configuration
+from ml.database.connection import engine, transaction
+from ml.database.tables import FAILED, OPEN, ScoringRun, ScoringRunModel
 from ml.errors import DataError
-from ml.tables import FAILED, OPEN, ScoringRun, ScoringRunModel
+from ml.registry import promotion
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +39,14 @@ def open_run(stream_name: str, night: date, trigger: str | None = None) -> UUID:
     """
     stream = configuration().stream(stream_name)
     trigger = trigger or f"{_MANUAL}{uuid4()}"
-    with session() as current:
+    with transaction() as current:
         run = current.scalar(sa.select(ScoringRun).where(ScoringRun.trigger == trigger))
         if run is not None:
             log.info("Run %s was opened before; its versions stay pinned", run.run_id)
             run.status, run.error, run.finished_at = OPEN, None, None
             return run.run_id
     versions = {model: _champion(model) for model in stream.models}
-    with session() as current:
+    with transaction() as current:
         run_id: UUID | None = current.execute(
             insert(ScoringRun)
             .values(
@@ -102,7 +102,7 @@ def close_abandoned(stream: str, night: date) -> None:
     Raises ConfigurationError when there is no such stream.
     """
     configuration().stream(stream)
-    with session() as current:
+    with transaction() as current:
         left = current.scalars(
             sa.select(ScoringRun).where(
                 ScoringRun.stream == stream,
@@ -134,7 +134,7 @@ def pinned(current: Session, run_id: UUID) -> dict[str, int]:
 
 def newest(stream: str, night: date) -> UUID:
     """The id of the newest run of a night; raises DataError when the night was never scored."""
-    with session() as current:
+    with transaction() as current:
         run_id = current.scalar(
             sa.select(ScoringRun.run_id)
             .where(ScoringRun.stream == stream, ScoringRun.night == night)

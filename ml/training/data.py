@@ -6,10 +6,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ml.config import Model
+from ml.config.schema import Model
+from ml.data.snapshot import (
+    CALIBRATION,
+    FIT,
+    HOLDOUT,
+    REPORT,
+    TEST,
+    THRESHOLD,
+    TRAIN,
+    Row,
+    Snapshot,
+)
 from ml.errors import DataError
-from ml.evaluation import NORMAL
-from ml.snapshot import CALIBRATION, FIT, HOLDOUT, REPORT, TEST, THRESHOLD, TRAIN, Row, Snapshot
+from ml.evaluation.evaluate import NORMAL
 from ml.training import pixels
 
 if TYPE_CHECKING:

@@ -25,10 +25,10 @@ import numpy as np
 import torch
 
 import ml
-from ml.config import Model
-from ml.device import Device
+from ml.config.schema import Model
 from ml.errors import ConfigurationError, DataError, NightscoreError
 from ml.models import Network
+from ml.program.device import Device
 from ml.settings import state_folder
 from ml.training import data
 from ml.training.loop import Epoch

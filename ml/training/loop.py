@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ml.config import Training
-from ml.device import has_fast_bfloat16
+from ml.config.schema import Training
 from ml.errors import DataError
 from ml.models import Network
+from ml.program.device import has_fast_bfloat16
 from ml.training import memory
 from ml.training.group import Group, Loss
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ml import dataset
-from ml.images import resize
+from ml.data import dataset
+from ml.data.snapshot import Row
+from ml.images.resizing import resize
 from ml.settings import state_folder
-from ml.snapshot import Row
 
 KEPT = 6
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ml.config import Threshold
+from ml.config.schema import Threshold
 from ml.errors import DataError
 
 MIN_NORMAL = 20

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from ml.download import Download
-from ml.metrics import anomaly_metrics
-from ml.program import Outputs, Program
-from ml.program_info import CLASSIFICATION, ProgramInfo
-from ml.runtime import TOLERANCE, TorchRuntime
+from ml.evaluation.metrics import anomaly_metrics
+from ml.program.info import CLASSIFICATION, ProgramInfo
+from ml.program.program import Outputs, Program
+from ml.program.runtime import TOLERANCE, TorchRuntime
 from ml.scoring.engine import Item, Limits, Result, score
+from ml.storage.download import Download
 from tests.gpu.conftest import IS_REHEARSAL
 from tests.gpu.trained import ARCHITECTURES, Trained
 

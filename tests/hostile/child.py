@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
-from ml.download import Download, Wanted
-from ml.program import Program, export
-from ml.program_info import ProgramInfo, sha256
-from ml.rejection import Reason
+from ml.images.rejection import Reason
+from ml.program.info import ProgramInfo, sha256
+from ml.program.program import Program, export
 from ml.scoring.engine import Item, Limits, Result, score
+from ml.storage.download import Download, Wanted
 
-# Those of a stream that sets none (ml.config.Limits).
+# Those of a stream that sets none (ml.config.schema.Limits).
 LIMITS = Limits(max_pixels=64_000_000, max_bytes=64 * 2**20)
 MOST_LETTERS = 300
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from itertools import count
 
-from ml.config import configuration
+from ml.config.loading import configuration
 from ml.parallel import map_ahead
-from ml.store import object_store
+from ml.storage.object_store import object_store
 from tests.support import drawing
 
 STREAM = "faults"

@@ -9,16 +9,17 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from ml import promotion, registry, retrain, tracking
-from ml.database import session
+from ml.database.connection import transaction
+from ml.database.tables import ModelVersion
+from ml.registry import client, promotion, tracking, versions
+from ml.retrain import steps as retrain
 from ml.settings import settings, state_folder
-from ml.store import object_store
-from ml.tables import ModelVersion
+from ml.storage.object_store import object_store
 
 
 def query(sql: str, **values) -> list[dict]:
     """The rows of a statement, as mappings."""
-    with session() as current:
+    with transaction() as current:
         return [dict(row) for row in current.execute(sa.text(sql), values).mappings()]
 
 
@@ -30,7 +31,7 @@ def folder(model: str, version: int) -> Path:
 def other_than_champion(model: str) -> int:
     """A registered version of a model that is not the champion; one is trained if there is none."""
     champion = promotion.champion(model)
-    for version in registry.versions(model):
+    for version in versions.versions(model):
         if version != champion:
             return version
     trained = retrain.retrain(model)["version"]
@@ -57,13 +58,13 @@ def uncached(model: str, version: int) -> Iterator[None]:
 
 def run_of(model: str, version: int) -> str:
     """The training run that a version came from."""
-    return tracking.mlflow_client().get_model_version(model, str(version)).run_id
+    return client.mlflow_client().get_model_version(model, str(version)).run_id
 
 
 def artifact(model: str, version: int, name: str) -> str:
     """The URI of a file of a version's logged model, in the bucket."""
     stored = tracking.read_json(run_of(model, version), "program.json")
-    location = tracking.mlflow_client().get_logged_model(stored["model_id"]).artifact_location
+    location = client.mlflow_client().get_logged_model(stored["model_id"]).artifact_location
     return "s3://mlflow/artifacts" + location.removeprefix("mlflow-artifacts:") + "/" + name
 
 
