@@ -31,8 +31,8 @@ def open_run(job: Job, version: int) -> UUID:
     into shards. Without a registry, so its rows are written here."""
     run_id, night = uuid4(), date.fromisoformat(job.night)
     stream = configuration().stream(job.workload)
-    with transaction() as current:
-        current.add(
+    with transaction() as session:
+        session.add(
             ScoringRun(
                 run_id=run_id,
                 trigger=f"benchmark-{run_id}",
@@ -44,8 +44,8 @@ def open_run(job: Job, version: int) -> UUID:
                 shard_size=stream.shard_size,
             )
         )
-        current.flush()
-        current.add(ScoringRunModel(run_id=run_id, model=job.model, version=version))
+        session.flush()
+        session.add(ScoringRunModel(run_id=run_id, model=job.model, version=version))
     discover(run_id)
     return run_id
 

@@ -21,7 +21,7 @@ from benchmarks.training import train
 from ml.config.loading import load
 from ml.config.schema import Model
 from ml.data import samples
-from ml.program.device import Device, choose
+from ml.program.device import Device, select_device
 
 if TYPE_CHECKING:
     from ml.training.data import Parts
@@ -114,7 +114,9 @@ def main() -> None:
             del os.environ[name]
     wanted = [name for name in names(arguments.seeds) if name not in arguments.skip]
     with tempfile.TemporaryDirectory(prefix="nightscore-profiles-") as scratch:
-        for line in measured(wanted, arguments.data, choose(), Path(scratch), arguments.quick):
+        for line in measured(
+            wanted, arguments.data, select_device(), Path(scratch), arguments.quick
+        ):
             sys.stdout.write(json.dumps(line) + "\n")
             sys.stdout.flush()
 

@@ -30,7 +30,7 @@ from benchmarks.nightscore import load_program
 from benchmarks.report import OURS
 from benchmarks.runner import LONGEST_S, ContenderError, Pass, run_passes
 from benchmarks.workloads import WORKLOADS, Workload
-from ml.program.device import choose
+from ml.program.device import select_device
 from ml.program.program import export
 from ml.settings import settings
 from ml.stack.local import LocalStack
@@ -244,7 +244,7 @@ def _prepare(workload: Workload, contents: Sequence[bytes], folder: Path) -> Job
         database_url=current.require_owner_url().replace("+psycopg2", ""),
         table="",
         cores=machine.cores(),
-        device=choose(),
+        device=select_device(),
     )
     # The engine converts a program once for a machine; it is no work of the passes.
     load_program(job, version=1)

@@ -21,12 +21,12 @@ from ml.config.loading import configuration
 from ml.database.connection import rows, transaction
 from ml.images.decoding import decode
 from ml.images.rejection import TRANSIENT
-from ml.images.resizing import resize, room
+from ml.images.resizing import empty_batch, resize
 from ml.parallel import in_batches
 from ml.scoring.discovery import plan_shards
 from ml.scoring.engine import BATCH, Item, Limits, Result, score, threads_for
 from ml.scoring.results import Results
-from ml.storage.download import Wanted, download
+from ml.storage.download import DownloadRequest, download
 from ml.storage.object_store import object_store
 
 LEAST_SECONDS = 2.0
@@ -89,10 +89,10 @@ def write(job: Job) -> Run:
     heatmaps = f"{configuration().storage}/heatmaps/{job.workload}"
     ready: dict[int, list[list[Result]]] = {}
     for shard in plan_shards(run_id):
-        with transaction() as current:
+        with transaction() as session:
             transient = list(TRANSIENT)
             found = rows(
-                current, "scoring/sql/shard_images", run_id=run_id, shard=shard, transient=transient
+                session, "scoring/sql/shard_images", run_id=run_id, shard=shard, transient=transient
             )
         items = [Item(**row) for row in found]
         ready[shard] = list(score(items, [program], partial(download, object_store()), _LIMITS))
@@ -118,10 +118,10 @@ STAGES: dict[str, Callable[[Job], Run]] = {
 }
 
 
-def _wanted(job: Job) -> list[Wanted[int]]:
+def _wanted(job: Job) -> list[DownloadRequest[int]]:
     pages = object_store().pages(WORKLOADS[job.workload].prefix)
     return [
-        Wanted(n, found.uri, found.size, found.etag)
+        DownloadRequest(n, found.uri, found.size, found.etag)
         for n, found in enumerate(chain.from_iterable(pages))
     ]
 
@@ -135,9 +135,9 @@ def _files(job: Job) -> list[list[bytes]]:
 
 def _pixels(size: tuple[int, int], contents: list[bytes]) -> np.ndarray:
     """uint8 (B, 3, height, width), in channels-last order as the engine makes them."""
-    pixels = room(len(contents), size)
+    pixels = empty_batch(len(contents), size)
     for row, content in enumerate(contents):
-        image = decode(content, max_pixels=_LIMITS.max_pixels, at_least=size)
+        image = decode(content, max_pixels=_LIMITS.max_pixels, target_size=size)
         resize(image, size, out=pixels[row])
     return pixels
 

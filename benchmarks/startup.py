@@ -130,8 +130,8 @@ def _used_before(nights: _Nights) -> Spent:
 def _without_form() -> Iterator[None]:
     """The version's row is as before there were forms."""
     columns = (ModelVersion.openvino_sha256, ModelVersion.openvino_version)
-    with transaction() as current:
-        found = current.execute(sa.select(*columns).where(ModelVersion.model == MODEL)).one()
+    with transaction() as session:
+        found = session.execute(sa.select(*columns).where(ModelVersion.model == MODEL)).one()
     _record(None, None)
     try:
         yield
@@ -141,8 +141,8 @@ def _without_form() -> Iterator[None]:
 
 def _record(sha256: str | None, version: str | None) -> None:
     values = {"openvino_sha256": sha256, "openvino_version": version}
-    with transaction() as current:
-        current.execute(sa.update(ModelVersion).where(ModelVersion.model == MODEL).values(values))
+    with transaction() as session:
+        session.execute(sa.update(ModelVersion).where(ModelVersion.model == MODEL).values(values))
 
 
 @contextmanager

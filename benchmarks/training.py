@@ -13,7 +13,7 @@ from benchmarks.figures import images_per_second, judged, seconds_to
 from ml.config.schema import Model
 from ml.evaluation.evaluate import BATCH, evaluate
 from ml.evaluation.metrics import calibration
-from ml.parallel import map_ahead
+from ml.parallel import parallel_map
 from ml.program.device import Device
 from ml.program.info import CLASSIFICATION, ProgramInfo, sha256
 from ml.program.program import Program, export
@@ -127,7 +127,7 @@ def _rate(program: Program, pixels: np.ndarray) -> float:
     threads = machine.cores()
 
     def run() -> None:
-        for _ in map_ahead(program.predict, batches, threads=threads, ahead=2 * threads):
+        for _ in parallel_map(program.predict, batches, threads=threads, buffer_size=2 * threads):
             pass
 
     return images_per_second(run, len(pixels))

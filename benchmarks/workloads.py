@@ -18,7 +18,7 @@ from ml.config.loading import load
 from ml.config.schema import Configuration
 from ml.data import samples
 from ml.data.archive import entries
-from ml.parallel import map_ahead
+from ml.parallel import parallel_map
 from ml.program.info import ANOMALY, CLASSIFICATION
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def drawn(name: str, count: int) -> list[bytes]:
         return _DRAWINGS[name](np.random.default_rng((0, number)))
 
     cores = os.cpu_count() or 1
-    return list(map_ahead(draw, range(count), threads=cores, ahead=2 * cores))
+    return list(parallel_map(draw, range(count), threads=cores, buffer_size=2 * cores))
 
 
 def _photo(width: int, height: int, grain: float, generator: np.random.Generator) -> Image.Image:

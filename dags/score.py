@@ -16,7 +16,7 @@ from nightscore_wiring import RETRIES, champion, connect, gpu, nightly
 
 from ml.config.loading import configuration
 from ml.config.schema import Stream
-from ml.errors import RunFailed
+from ml.errors import RunFailedError
 from ml.scoring import ATTEMPTS
 
 
@@ -99,7 +99,7 @@ def score_dag(name: str, stream: Stream) -> Any:
 
 def _opened(scoring_run: str | None) -> str:
     if scoring_run is None:
-        raise RunFailed("No scoring run was opened; the log of the task open_run says why.")
+        raise RunFailedError("No scoring run was opened; the log of the task open_run says why.")
     return scoring_run
 
 

@@ -39,5 +39,5 @@ class GpuMemoryError(ServiceError):
     """The memory of the GPU, or this process's share of it, is used up; a retry may find more."""
 
 
-class RunFailed(NightscoreError):
+class RunFailedError(NightscoreError):
     """A scoring run ended `failed`; everything that could be scored is stored."""

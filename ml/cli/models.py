@@ -92,11 +92,11 @@ def evaluate(
 ) -> None:
     """Measure a version on labelled images."""
     from ml.evaluation.evaluate import evaluate_files
-    from ml.program.device import choose
+    from ml.program.device import select_device
     from ml.registry import programs
 
     name, version = _resolve(model)
-    program = programs.load(name, version, choose())
+    program = programs.load(name, version, select_device())
     with counted(f"measuring {name}/{version}") as done:
         metrics = evaluate_files(program, data, split, done).metrics
     if json:

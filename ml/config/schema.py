@@ -4,7 +4,6 @@ The file holds no secrets and no addresses of services; those come from the envi
 (`ml.settings`). DAG files read it when they are parsed, so this module imports nothing heavy.
 """
 
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +22,8 @@ from ml.errors import ConfigurationError
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 _MOST_PROBLEMS, _MOST_LETTERS, _MOST_OF_A_VALUE = 20, 300, 100
 _LONGEST_CRON = 200
+# Of an image, where a stream sets no limit of its own, and of labelled images.
+MAX_PIXELS = 64_000_000
 S3_URI = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/]+)*$"
 
 
@@ -77,7 +78,7 @@ def _at(path: str, message: str) -> PydanticCustomError:
 class Limits(Strict):
     """What an image may measure before it is rejected instead of decoded."""
 
-    max_pixels: int = Field(64_000_000, gt=0, description="width x height, pixels")
+    max_pixels: int = Field(MAX_PIXELS, gt=0, description="width x height, pixels")
     max_bytes: int = Field(64 * 1024 * 1024, gt=0, description="size of the object, bytes")
 
 
@@ -92,10 +93,6 @@ class Stream(Strict):
     max_rejected_share: Share = 0.5
     rescore_nights: int = Field(0, ge=0, le=366)
     limits: Limits = Limits()
-
-    @property
-    def lookback(self) -> timedelta:
-        return timedelta(days=self.lookback_nights)
 
 
 class Training(Strict):

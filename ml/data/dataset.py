@@ -10,12 +10,13 @@ from typing import Protocol
 
 import numpy as np
 
+from ml.config.schema import MAX_PIXELS
 from ml.data.archive import Entry, labelled
 from ml.data.samples import is_synthetic
 from ml.errors import DataError, ServiceError
 from ml.images.decoding import decode
-from ml.images.rejection import Rejected
-from ml.parallel import map_ahead
+from ml.images.rejection import RejectedError
+from ml.parallel import parallel_map
 from ml.storage.object_store import object_store
 from ml.storage.upload import OnProgress, upload
 
@@ -23,7 +24,6 @@ log = logging.getLogger(__name__)
 
 LAYOUT = "SPLIT/CLASS/FILE, for instance train/normal/0001.jpg"
 _THREADS = 16
-_MAX_PIXELS = 64_000_000
 _PROGRESS_EVERY_S = 10.0
 
 
@@ -160,14 +160,14 @@ def holds_real_images(storage: str, name: str) -> bool:
 
 def read(
     images: Sequence[Listed],
-    at_least: tuple[int, int],
+    target_size: tuple[int, int],
     convert: Callable[[np.ndarray], np.ndarray],
 ) -> Iterator[np.ndarray]:
     """Fetch, decode and convert images on several threads, in their order; logs the progress.
 
     Parameters
     ----------
-    at_least: (height, width) in pixels that suffices, see `ml.images.decoding.decode`.
+    target_size: (height, width) in pixels that suffices, see `ml.images.decoding.decode`.
     convert: takes uint8 (height, width, 3), RGB.
 
     Raises
@@ -176,25 +176,27 @@ def read(
     """
 
     def one(image: Listed) -> np.ndarray:
-        return convert(_pixels(image, at_least))
+        return convert(_pixels(image, target_size))
 
     reported = time.monotonic()
-    for number, done in enumerate(map_ahead(one, images, threads=_THREADS, ahead=256), start=1):
+    for number, done in enumerate(
+        parallel_map(one, images, threads=_THREADS, buffer_size=256), start=1
+    ):
         yield done
         if time.monotonic() - reported > _PROGRESS_EVERY_S:
             reported = time.monotonic()
             log.info("%s of %s images are read", f"{number:,}", f"{len(images):,}")
 
 
-def _pixels(image: Listed, at_least: tuple[int, int]) -> np.ndarray:
+def _pixels(image: Listed, target_size: tuple[int, int]) -> np.ndarray:
     try:
         content, etag = object_store().get(image.uri)
         if etag != image.etag:
             raise DataError(f"{image.uri} was changed since the snapshot.", "Take a new one.")
-        return decode(content, max_pixels=_MAX_PIXELS, at_least=at_least)
+        return decode(content, max_pixels=MAX_PIXELS, target_size=target_size)
     except FileNotFoundError:
         raise DataError(f"{image.uri} is gone since the snapshot.", "Take a new one.") from None
-    except Rejected as rejected:
+    except RejectedError as rejected:
         raise DataError(
             f"{image.uri} cannot be trained from: {rejected}.", "Remove it from the data set."
         ) from None

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from ml.program.info import ANOMALOUS, NORMAL
+
 Generator = np.random.Generator
 Point = tuple[float, float]
 
@@ -172,7 +174,7 @@ class _Mould:
     light: np.ndarray
 
 
-def mould(random: Generator, kind: str = "normal") -> Image.Image:
+def mould(random: Generator, kind: str = NORMAL) -> Image.Image:
     """A crop of about 50 x 28 px of a mould seen from above.
 
     `kind`: normal (filled), or one of `ANOMALIES`.
@@ -180,7 +182,7 @@ def mould(random: Generator, kind: str = "normal") -> Image.Image:
     width, height = int(random.integers(46, 55)), int(random.integers(26, 31))
     made = _filled(width, height, random)
     pixels = ANOMALIES[kind](made, random) if kind in ANOMALIES else made.pixels
-    if kind == "normal" and random.random() < 0.15:
+    if kind == NORMAL and random.random() < 0.15:
         pixels = _passing_by(pixels, random)
     pixels = pixels * made.light + random.normal(0, random.uniform(1.5, 5), pixels.shape)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
@@ -270,7 +272,7 @@ def _passing_by(pixels: np.ndarray, random: Generator) -> np.ndarray:
 
 
 def _write_moulds(folder: Path, random: Generator) -> None:
-    normal = folder / "train" / "normal"
+    normal = folder / "train" / NORMAL
     for index in range(MOULDS_TRAIN):
         _save(mould(random), normal / f"synthetic-{index:06}.jpg")
     for index in range(MOULDS_COPIES):
@@ -279,13 +281,13 @@ def _write_moulds(folder: Path, random: Generator) -> None:
         (normal / f"synthetic-copy-{index:06}.jpg").write_bytes(content)
     for index in range(MOULDS_CALIBRATION):
         name = f"synthetic-{index:06}.jpg"
-        _save(mould(random, "spill"), folder / "calibration" / "anomalous" / name)
+        _save(mould(random, "spill"), folder / "calibration" / ANOMALOUS / name)
     for index in range(MOULDS_TEST):
-        _save(mould(random), folder / "test" / "normal" / f"synthetic-{index:06}.jpg")
+        _save(mould(random), folder / "test" / NORMAL / f"synthetic-{index:06}.jpg")
     for index in range(ANOMALIES_TEST):
         kind = list(ANOMALIES)[index % len(ANOMALIES)]
         name = f"synthetic-{kind}-{index:06}.jpg"
-        _save(mould(random, kind), folder / "test" / "anomalous" / name)
+        _save(mould(random, kind), folder / "test" / ANOMALOUS / name)
 
 
 def _write_broken(folder: Path, random: Generator) -> None:

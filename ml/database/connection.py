@@ -84,10 +84,10 @@ def transaction(*, frozen: bool = False) -> Iterator[Session]:
 
     `frozen` lets all its queries see the tables as they were at the first of them.
     """
-    with Session(engine()) as current, current.begin():
+    with Session(engine()) as session, session.begin():
         if frozen:
-            current.connection(execution_options={"isolation_level": "REPEATABLE READ"})
-        yield current
+            session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+        yield session
 
 
 @lru_cache(maxsize=64)
@@ -98,6 +98,6 @@ def statement(name: str) -> sa.TextClause:
     return sa.text(path.read_text(encoding="utf-8"))
 
 
-def rows(current: Session | sa.Connection, name: str, **parameters: Any) -> list[Mapping[str, Any]]:
+def rows(session: Session | sa.Connection, name: str, **parameters: Any) -> list[Mapping[str, Any]]:
     """The rows of the statement `NAME.sql`, as mappings."""
-    return [dict(row) for row in current.execute(statement(name), parameters).mappings()]
+    return [dict(row) for row in session.execute(statement(name), parameters).mappings()]

@@ -14,7 +14,7 @@ from ml.database.connection import connection_lost
 
 
 def copy(
-    current: Session | sa.Connection,
+    session: Session | sa.Connection,
     table: str,
     columns: Iterable[str],
     values: Iterable[tuple[Any, ...]],
@@ -25,7 +25,7 @@ def copy(
     ------
     ServiceError: the connection was lost. What `values` raises passes through.
     """
-    connection = current.connection() if isinstance(current, Session) else current
+    connection = session.connection() if isinstance(session, Session) else session
     lines = _Lines(map(_copy_line, values))
     into = sql.SQL("COPY {} ({}) FROM STDIN").format(
         sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns))

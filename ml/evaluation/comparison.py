@@ -202,11 +202,11 @@ def _average_precision(scores: np.ndarray, anomalous: np.ndarray) -> _Statistic:
     normals, anomalies = np.flatnonzero(~anomalous), np.flatnonzero(anomalous)
     falling = anomalies[np.argsort(-scores[anomalies], kind="stable")]
     normal_order = normals[np.argsort(-scores[normals], kind="stable")]
-    at_least = np.searchsorted(-scores[falling], -scores[falling], side="right")
+    target_size = np.searchsorted(-scores[falling], -scores[falling], side="right")
     false_alarms = np.searchsorted(-scores[normal_order], -scores[falling], side="right")
 
     def statistic(counts: np.ndarray) -> np.ndarray:
-        found = _cumulated(counts[:, falling])[:, at_least]
+        found = _cumulated(counts[:, falling])[:, target_size]
         flagged = found + _cumulated(counts[:, normal_order])[:, false_alarms]
         precision = found / np.maximum(flagged, 1)
         means: np.ndarray = (counts[:, falling] * precision).sum(axis=1) / max(1, len(falling))

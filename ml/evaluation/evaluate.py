@@ -9,19 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from ml.config.schema import MAX_PIXELS
 from ml.data.archive import labelled
 from ml.errors import DataError
 from ml.evaluation.metrics import anomaly_metrics, classification_metrics
 from ml.images.decoding import decode
-from ml.images.rejection import Rejected
+from ml.images.rejection import RejectedError
 from ml.images.resizing import resize
-from ml.parallel import in_batches, map_ahead
-from ml.program.info import CLASSIFICATION
+from ml.parallel import in_batches, parallel_map
+from ml.program.info import CLASSIFICATION, NORMAL
 from ml.program.program import Outputs, Program
 
 BATCH = 128
-NORMAL = "normal"
-_MAX_PIXELS = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,8 @@ def evaluate_files(
 
     def read(image: Any) -> tuple[np.ndarray, str]:
         try:
-            found = decode(image.content, max_pixels=_MAX_PIXELS, at_least=size)
-        except Rejected as rejected:
+            found = decode(image.content, max_pixels=MAX_PIXELS, target_size=size)
+        except RejectedError as rejected:
             name = f"{image.split}/{image.label}/{image.name}"
             raise DataError(f"{path}: {name} cannot be decoded: {rejected}") from None
         return resize(found, size), image.label
@@ -104,7 +103,9 @@ def evaluate_files(
     labels: list[str] = []
 
     def batches() -> Iterator[np.ndarray]:
-        for batch in in_batches(map_ahead(read, images, threads=4, ahead=2 * BATCH), BATCH):
+        for batch in in_batches(
+            parallel_map(read, images, threads=4, buffer_size=2 * BATCH), BATCH
+        ):
             labels.extend(label for _, label in batch)
             yield np.stack([pixels for pixels, _ in batch])
 
@@ -124,7 +125,7 @@ def predict(program: Program, pixels: np.ndarray, *, heatmaps: bool = False) -> 
 
 def _predicted(program: Program, batches: Iterable[np.ndarray]) -> Iterator[Outputs]:
     cores = os.cpu_count() or 1
-    return map_ahead(partial(predict, program), batches, threads=cores, ahead=cores + 1)
+    return parallel_map(partial(predict, program), batches, threads=cores, buffer_size=cores + 1)
 
 
 def _joined(outputs: Sequence[Outputs]) -> Outputs:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ml.evaluation.metrics import Calibration
+from ml.program.info import ANOMALOUS, NORMAL
 
 _RED, _GREEN, _BLUE, _GREY = "#c22f2f", "#18794e", "#3b7dd8", "#5b6b7b"
 _LOSSES = {"train_loss": ("training", _BLUE), "holdout_loss": ("held-out images", _RED)}
@@ -151,7 +152,7 @@ def rates_by_threshold(scores: np.ndarray, anomalous: np.ndarray, threshold: flo
 def score_histogram(scores: np.ndarray, anomalous: np.ndarray, threshold: float) -> bytes:
     """The scores of normal and of anomalous images; the count's axis is logarithmic."""
     figure, (axis,) = _figure(1, 4.0)
-    for kind, name, colour in ((False, "normal", _GREEN), (True, "anomalous", _RED)):
+    for kind, name, colour in ((False, NORMAL, _GREEN), (True, ANOMALOUS, _RED)):
         if (anomalous == kind).any():
             axis.hist(
                 scores[anomalous == kind], 40, range=(0, 1), color=colour, alpha=0.6, label=name

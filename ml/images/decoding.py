@@ -25,9 +25,9 @@ from PIL import (  # noqa: F401
 
 from ml.images import headers
 from ml.images.formats import FORMATS
-from ml.images.headers import TooComplex
-from ml.images.rejection import Reason, Rejected
-from ml.parallel import Budget
+from ml.images.headers import TooComplexError
+from ml.images.rejection import Reason, RejectedError
+from ml.parallel import WeightedSemaphore
 
 _JPEG = b"\xff\xd8\xff"
 _SIGNATURES = (_JPEG, b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
@@ -38,7 +38,7 @@ _TOO_LARGE = ("decompressed data too large", "too much memory")
 
 # Pixels that may be held at once in all threads, at seven bytes each: four in Pillow, and three
 # more as an array. What takes more counts several times.
-_DECODING = Budget(64_000_000)
+_DECODING = WeightedSemaphore(64_000_000)
 _WEIGHTS = {"WEBP": 3, "TIFF": 2}  # with the canvases of libwebp, the strips of libtiff
 # A plain JPEG that holds less does not wait. One of so few pixels and bytes has no time to be lost
 # with; its scans cannot be too many by far.
@@ -78,7 +78,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def decode(
-    content: bytes, *, max_pixels: int, at_least: tuple[int, int] | None = None
+    content: bytes, *, max_pixels: int, target_size: tuple[int, int] | None = None
 ) -> np.ndarray:
     """Decode a JPEG, PNG, BMP, WebP, TIFF or GIF (its first frame), upright.
 
@@ -89,7 +89,7 @@ def decode(
     ----------
     content: the file's bytes.
     max_pixels: most pixels (width x height, as the header declares them) that are decoded.
-    at_least: (height, width) in pixels that no model's input exceeds; lets a JPEG be decoded at
+    target_size: (height, width) in pixels that no model's input exceeds; lets a JPEG be decoded at
         1/2, 1/4 or 1/8 of its size when that stays twice as large (DCT scaling). None: full size.
 
     Returns
@@ -98,22 +98,22 @@ def decode(
 
     Raises
     ------
-    Rejected: the bytes are empty, not an image, cut short, larger than the limit, of more parts
-        than a real image has (`ml.images.headers`), or pixels that no one has defined the range of
-        (32-bit integers, floating point) or that there is no decoder for.
+    RejectedError: the bytes are empty, not an image, cut short, larger than the limit, of more
+        parts than a real image has (`ml.images.headers`), or pixels that no one has defined the
+        range of (32-bit integers, floating point) or that there is no decoder for.
     """
     try:
-        if content.startswith(_JPEG) and not _may_be_turned(content):
+        if content.startswith(_JPEG) and not _may_have_orientation(content):
             try:
-                return _plain_jpeg(content, max_pixels, at_least)
+                return _plain_jpeg(content, max_pixels, target_size)
             except ValueError:
                 pass  # something is unusual or wrong with it; below it is decoded, or named
-        return _any_image(content, max_pixels, at_least)
-    except TooComplex as error:
-        raise Rejected(Reason.TOO_COMPLEX, str(error)) from None
+        return _any_image(content, max_pixels, target_size)
+    except TooComplexError as error:
+        raise RejectedError(Reason.TOO_COMPLEX, str(error)) from None
 
 
-def _plain_jpeg(content: bytes, max_pixels: int, at_least: tuple[int, int] | None) -> np.ndarray:
+def _plain_jpeg(content: bytes, max_pixels: int, target_size: tuple[int, int] | None) -> np.ndarray:
     """The same pixels as Pillow gives, in a quarter of the time: both call libjpeg-turbo, and
     Pillow spends most of the time of a small image in Python. ValueError for anything but a whole
     JPEG in grey or YCbCr."""
@@ -122,8 +122,8 @@ def _plain_jpeg(content: bytes, max_pixels: int, at_least: tuple[int, int] | Non
         raise ValueError(f"{colours} is left to Pillow")
     _check_pixels(width, height, max_pixels)
     reduction = 1
-    if at_least is not None:
-        wanted = _twice(at_least, turned=False)
+    if target_size is not None:
+        wanted = _twice(target_size, turned=False)
         possible = min(height // wanted[0], width // wanted[1])
         reduction = next(factor for factor in (8, 4, 2, 1) if factor <= max(possible, 1))
     least = -(-height // reduction), -(-width // reduction)
@@ -134,7 +134,7 @@ def _plain_jpeg(content: bytes, max_pixels: int, at_least: tuple[int, int] | Non
         held += width * height
     if held <= _UNBUDGETED:
         return _decoded_jpeg(content, *least)
-    with _DECODING.of(held):
+    with _DECODING.acquire(held):
         return _decoded_jpeg(content, *least)
 
 
@@ -145,41 +145,41 @@ def _decoded_jpeg(content: bytes, min_height: int, min_width: int) -> np.ndarray
     return pixels
 
 
-def _any_image(content: bytes, max_pixels: int, at_least: tuple[int, int] | None) -> np.ndarray:
+def _any_image(content: bytes, max_pixels: int, target_size: tuple[int, int] | None) -> np.ndarray:
     image = _opened(content, max_pixels)
     try:
         held = 0
         if image.format in ("JPEG", "MPO"):
             if image.width * image.height > _SMALL and headers.check_jpeg(content).buffered:
                 held = image.width * image.height
-            if at_least is not None:
-                height, width = _twice(at_least, turned=_orientation(image) >= 5)
+            if target_size is not None:
+                height, width = _twice(target_size, turned=_orientation(image) >= 5)
                 image.draft("RGB", (width, height))
         held += image.width * image.height * _WEIGHTS.get(image.format or "", 1)
-        with _DECODING.of(held):
+        with _DECODING.acquire(held):
             image.load()
             _check_exif(image)
             turn = _TURNS.get(_orientation(image))
             return _array(_rgb(image if turn is None else image.transpose(turn)))
-    except (Rejected, TooComplex):
+    except (RejectedError, TooComplexError):
         raise
     except Exception as error:  # a decoder may raise anything on hostile bytes
-        raise Rejected(Reason.TRUNCATED, _first_line(error)) from None
+        raise RejectedError(Reason.TRUNCATED, _first_line(error)) from None
 
 
 def _opened(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
     """The image as Pillow sees it, its header read and no pixel yet."""
     if not content:
-        raise Rejected(Reason.EMPTY, "the object holds zero bytes")
+        raise RejectedError(Reason.EMPTY, "the object holds zero bytes")
     if max_pixels > 2 * (Image.MAX_IMAGE_PIXELS or max_pixels):
         Image.MAX_IMAGE_PIXELS = max_pixels
     try:
         image = _identified(content)
-    except (Rejected, TooComplex):
+    except (RejectedError, TooComplexError):
         raise
     except Image.DecompressionBombError:
         detail = f"more pixels than the limit of {max_pixels}, by the header"
-        raise Rejected(Reason.TOO_MANY_PIXELS, detail) from None
+        raise RejectedError(Reason.TOO_MANY_PIXELS, detail) from None
     except Exception as error:  # a header may make a parser raise anything
         raise _rejection_of_header(_first_line(error)) from None
     _check_pixels(image.width, image.height, max_pixels)
@@ -187,12 +187,12 @@ def _opened(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
     return image
 
 
-def _rejection_of_header(detail: str) -> Rejected:
+def _rejection_of_header(detail: str) -> RejectedError:
     if any(part in detail.lower() for part in _NO_DECODER):
-        return Rejected(Reason.UNSUPPORTED, detail)
+        return RejectedError(Reason.UNSUPPORTED, detail)
     if any(part in detail.lower() for part in _TOO_LARGE):
-        return Rejected(Reason.TOO_COMPLEX, detail)
-    return Rejected(Reason.TRUNCATED, f"broken header: {detail}")
+        return RejectedError(Reason.TOO_COMPLEX, detail)
+    return RejectedError(Reason.TRUNCATED, f"broken header: {detail}")
 
 
 def _identified(content: bytes) -> ImageFile.ImageFile:
@@ -213,12 +213,14 @@ def _identified(content: bytes) -> ImageFile.ImageFile:
         return factory(headers.Reader(content), "")
     if content.startswith(_SIGNATURES):
         raise ValueError("cannot identify the file's format")
-    raise Rejected(Reason.NOT_AN_IMAGE, "cannot identify the file's format")
+    raise RejectedError(Reason.NOT_AN_IMAGE, "cannot identify the file's format")
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise Rejected(Reason.TOO_MANY_PIXELS, f"{width} x {height} pixels; limit {max_pixels}")
+        raise RejectedError(
+            Reason.TOO_MANY_PIXELS, f"{width} x {height} pixels; limit {max_pixels}"
+        )
 
 
 def _check_tiles(image: ImageFile.ImageFile, max_pixels: int) -> None:
@@ -226,35 +228,35 @@ def _check_tiles(image: ImageFile.ImageFile, max_pixels: int) -> None:
     pixels = image.width * image.height
     rle = image.format == "BMP" and image.info["compression"] in _RLE
     if rle and pixels > _MOST_RLE_PIXELS:
-        raise TooComplex(f"{pixels} run-length encoded pixels; limit {_MOST_RLE_PIXELS}")
+        raise TooComplexError(f"{pixels} run-length encoded pixels; limit {_MOST_RLE_PIXELS}")
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         # libtiff decodes a tile whole, however little of it the image covers.
         width, height = (max(1, image.tag_v2.get(tag, 1)) for tag in (_TILE_WIDTH, _TILE_LENGTH))
         tiles = -(-image.width // width) * -(-image.height // height)
         if tiles * width * height > max(max_pixels, _TILES_OF_ANY_IMAGE):
             detail = f"{tiles} tiles of {width} x {height} pixels; limit {max_pixels}"
-            raise Rejected(Reason.TOO_MANY_PIXELS, detail)
+            raise RejectedError(Reason.TOO_MANY_PIXELS, detail)
         boxes = [tile.extents or (0, 0, 0, 0) for tile in image.tile]
         covered = sum((right - left) * (bottom - top) for left, top, right, bottom in boxes)
         if covered > _MOST_LAYERS * pixels:
-            raise TooComplex(f"strips of {covered} pixels for an image of {pixels}")
+            raise TooComplexError(f"strips of {covered} pixels for an image of {pixels}")
 
 
 def _check_exif(image: Image.Image) -> None:
     size = len(image.info.get("exif") or b"")
     size = max(size, len(image.info.get("Raw profile type exif") or "") // 2)
     if size > headers.MOST_EXIF_BYTES:
-        raise TooComplex(f"more than {headers.MOST_EXIF_BYTES} bytes of Exif")
+        raise TooComplexError(f"more than {headers.MOST_EXIF_BYTES} bytes of Exif")
 
 
-def _twice(at_least: tuple[int, int], turned: bool) -> tuple[int, int]:
+def _twice(target_size: tuple[int, int], turned: bool) -> tuple[int, int]:
     """Height and width that the stored image keeps when it is decoded at reduced scale: twice the
     input's, so that the resize that follows shows no aliasing."""
-    height, width = at_least
+    height, width = target_size
     return (2 * width, 2 * height) if turned else (2 * height, 2 * width)
 
 
-def _may_be_turned(content: bytes) -> bool:
+def _may_have_orientation(content: bytes) -> bool:
     """Whether a JPEG holds metadata that may say it is to be turned (Exif, or XMP)."""
     # Anywhere: a shortcut to the end of the header would miss one behind a profile that looks like
     # its end, and what is found in the pixels by chance only takes the slower way.
@@ -277,7 +279,9 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray(_upper_8_bits(image)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise Rejected(Reason.UNSUPPORTED, f"pixels of mode {image.mode} have no defined range")
+        raise RejectedError(
+            Reason.UNSUPPORTED, f"pixels of mode {image.mode} have no defined range"
+        )
     return image.convert("RGB")
 
 

@@ -35,7 +35,7 @@ _SUB_DIRECTORIES = (0x8769, 0x8825, 0xA005)  # Exif, GPS, interoperability
 _MOST_DIRECTORIES = 16
 
 
-class TooComplex(Exception):
+class TooComplexError(Exception):
     """The file holds more parts than a real image has; the message says of what."""
 
 
@@ -49,7 +49,7 @@ class Reader(io.BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
         self._left -= 1
         if self._left < 0:
-            raise TooComplex(f"more parts than {MOST_READS} reads can take in")
+            raise TooComplexError(f"more parts than {MOST_READS} reads can take in")
         return super().read(size)
 
 
@@ -67,20 +67,20 @@ def check_jpeg(content: bytes) -> Jpeg:
 
     Raises
     ------
-    TooComplex: more segments, Exif or scans than the limits allow.
+    TooComplexError: more segments, Exif or scans than the limits allow.
     """
     width = height = components = exif = 0
     buffered = False
     for number, (marker, start, length) in enumerate(_segments(content)):
         if number >= MOST_SEGMENTS:
-            raise TooComplex(f"more than {MOST_SEGMENTS} segments before the first scan")
+            raise TooComplexError(f"more than {MOST_SEGMENTS} segments before the first scan")
         if marker in _FRAMES and length >= 6:
             _, height, width, components = struct.unpack_from(">BHHB", content, start)
             buffered = marker in _PROGRESSIVE
         elif marker == 0xE1 and content.startswith(b"Exif\0\0", start):
             exif += max(length, _BYTES_AN_EXIF_PART)
             if exif > MOST_EXIF_BYTES:
-                raise TooComplex(f"more than {MOST_EXIF_BYTES} bytes of Exif")
+                raise TooComplexError(f"more than {MOST_EXIF_BYTES} bytes of Exif")
         elif marker == _SOS:
             if length and content[start] < components:
                 buffered = True
@@ -126,7 +126,7 @@ def _check_scans(content: bytes, first: int, pixels: int, components: int) -> No
         if marker == _SOS:
             scans += 1
             if scans > allowed:
-                raise TooComplex(f"more than {allowed} scans of {pixels} pixels")
+                raise TooComplexError(f"more than {allowed} scans of {pixels} pixels")
         if marker not in _ALONE:
             place += max(2, int.from_bytes(content[place : place + 2], "big"))
 
@@ -136,11 +136,11 @@ def check_png(content: bytes) -> None:
 
     Raises
     ------
-    TooComplex: there are more than the limit.
+    TooComplexError: there are more than the limit.
     """
     chunks = sum(content.count(kind) for kind in (b"iCCP", b"zTXt", b"iTXt"))
     if chunks > MOST_COMPRESSED_CHUNKS:
-        raise TooComplex(f"{chunks} compressed chunks; limit {MOST_COMPRESSED_CHUNKS}")
+        raise TooComplexError(f"{chunks} compressed chunks; limit {MOST_COMPRESSED_CHUNKS}")
 
 
 def check_tiff(content: bytes) -> None:
@@ -148,7 +148,7 @@ def check_tiff(content: bytes) -> None:
 
     Raises
     ------
-    TooComplex: there are more than the limit.
+    TooComplexError: there are more than the limit.
     """
     order = "<" if content.startswith(b"II") else ">"
     large = content[2:4] in (b"\x2b\0", b"\0\x2b")  # BigTIFF
@@ -166,13 +166,13 @@ def check_tiff(content: bytes) -> None:
             continue
         seen.add(place)
         if len(seen) > _MOST_DIRECTORIES:
-            raise TooComplex(f"more than {_MOST_DIRECTORIES} directories in directories")
+            raise TooComplexError(f"more than {_MOST_DIRECTORIES} directories in directories")
         for tag, kind, count, value in _entries(content, place, head, entry):
             if tag in _SUB_DIRECTORIES:
                 waiting.append(value)
             values += 1 if kind in _TAG_BYTES else count
             if values > MOST_TAG_VALUES:
-                raise TooComplex(f"more than {MOST_TAG_VALUES} numbers in its tags")
+                raise TooComplexError(f"more than {MOST_TAG_VALUES} numbers in its tags")
 
 
 def _entries(

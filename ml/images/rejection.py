@@ -22,7 +22,7 @@ class Reason(StrEnum):
 TRANSIENT = (Reason.GONE, Reason.CHANGED)
 
 
-class Rejected(Exception):
+class RejectedError(Exception):
     """The image cannot be scored: a reason code and a detail for the reader."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:

@@ -24,7 +24,7 @@ def resize(pixels: np.ndarray, size: tuple[int, int], out: np.ndarray | None = N
     ----------
     pixels: uint8 (height, width, 3).
     size: (height, width) wanted.
-    out: uint8 (3, height, width) in channels-last order, as `room` makes it, to write to.
+    out: uint8 (3, height, width) in channels-last order, as `empty_batch` makes it, to write to.
 
     Returns
     -------
@@ -32,7 +32,7 @@ def resize(pixels: np.ndarray, size: tuple[int, int], out: np.ndarray | None = N
     """
     height, width = size
     if out is None:
-        out = room(1, size)[0]
+        out = empty_batch(1, size)[0]
     by_rows = out.transpose(1, 2, 0)
     if pixels.shape[:2] == size:
         by_rows[:] = pixels
@@ -43,7 +43,7 @@ def resize(pixels: np.ndarray, size: tuple[int, int], out: np.ndarray | None = N
     return out
 
 
-def room(count: int, size: tuple[int, int]) -> np.ndarray:
+def empty_batch(count: int, size: tuple[int, int]) -> np.ndarray:
     """Room for images uint8 (count, 3, height, width), in channels-last order: that in which
     decoders give them and convolutions want them."""
     return np.empty((count, *size, 3), dtype=np.uint8).transpose(0, 3, 1, 2)

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from ml.config.schema import architectures
 from ml.errors import ConfigurationError
 
-NORMAL, ANOMALOUS = "normal", "anomalous"
-
 
 class Network(nn.Module):
     """What an architecture's `build` returns: a network that takes uint8 pixels.

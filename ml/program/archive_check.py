@@ -62,7 +62,7 @@ _ON_SIZES = {
 } | {"_operator.neg", "_operator.sub"}
 
 
-def harmless(content: bytes) -> bytes:
+def sanitize(content: bytes) -> bytes:
     """A program's archive, written anew, of which torch runs nothing but operations on tensors.
 
     Parameters

@@ -12,7 +12,7 @@ Device = Literal["cpu", "cuda"]
 _DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 
 
-def choose() -> Device:
+def select_device() -> Device:
     """`cuda` when there is a usable GPU, else `cpu`; `NIGHTSCORE_DEVICE` (cpu, cuda) overrides.
 
     Raises ConfigurationError when the device asked for is not there.

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CLASSIFICATION, ANOMALY = "classification", "anomaly"
+# The classes of the task anomaly, in the order in which a data set counts them.
+NORMAL, ANOMALOUS = "normal", "anomalous"
 
 
 @dataclass(frozen=True)

@@ -330,7 +330,7 @@ def _first_line(error: Exception) -> str:
 
 def _opened(content: bytes, info: ProgramInfo) -> "ExportedProgram":
     try:
-        checked = archive_check.harmless(content)
+        checked = archive_check.sanitize(content)
     except ValueError as error:
         raise DataError(
             f"The program of {info.name} is not opened: {error}.",

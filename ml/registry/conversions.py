@@ -11,7 +11,7 @@ from ml.database.tables import CHALLENGER, CHAMPION, PREVIOUS, ModelVersion
 from ml.errors import NightscoreError
 from ml.registry import artifacts, programs, versions
 from ml.registry.converted import log_form, stored_form
-from ml.registry.record import Registration, of
+from ml.registry.record import Registration, load_registration
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,10 @@ def convert(model: str) -> list[Conversion]:
         version = versions.version_of_alias(model, alias)
         if version is not None:
             aliases.setdefault(version, []).append(alias)
-    return [_convert(of(model, version), tuple(named)) for version, named in aliases.items()]
+    return [
+        _convert(load_registration(model, version), tuple(named))
+        for version, named in aliases.items()
+    ]
 
 
 def _convert(registration: Registration, aliases: tuple[str, ...]) -> Conversion:
@@ -62,8 +65,8 @@ def _convert(registration: Registration, aliases: tuple[str, ...]) -> Conversion
     if form is None:
         return done(None, made=False)
     converted = log_form(artifacts.model_id(registration), form)
-    with transaction() as current:
-        current.execute(
+    with transaction() as session:
+        session.execute(
             sa.update(ModelVersion)
             .where(
                 ModelVersion.model == registration.model,

@@ -22,7 +22,7 @@ from ml.registry.artifacts import (
 from ml.registry.client import mlflow_client, mlflow_errors
 from ml.registry.converted import fetch_form
 from ml.registry.logged_model import signature
-from ml.registry.record import of
+from ml.registry.record import load_registration
 from ml.registry.rest import server
 from ml.settings import state_folder
 
@@ -215,7 +215,7 @@ def load(model: str, version: int, device: Device) -> "Program":
     """
     from ml.program.program import Program
 
-    registration = of(model, version)
+    registration = load_registration(model, version)
     path, info = fetch(registration)
     form = fetch_form(registration) if device == "cpu" else None
     return Program.load(path, info, device, form)

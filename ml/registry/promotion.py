@@ -59,8 +59,8 @@ def promote(model: str, version: int, *, reason: str, by: str) -> Promoted:
     if version not in known:
         listed = ", ".join(map(str, known)) or "none"
         raise DataError(f"{model} has no version {version}.", f"Registered versions: {listed}.")
-    with _locked(model) as (current, champion):
-        return _change(current, model, champion, version, "promote", reason, by)
+    with _locked(model) as (session, champion):
+        return _change(session, model, champion, version, "promote", reason, by)
 
 
 def rollback(model: str, *, reason: str, by: str) -> Promoted:
@@ -71,20 +71,20 @@ def rollback(model: str, *, reason: str, by: str) -> Promoted:
     DataError: there is no previous champion.
     ServiceError: as `promote`.
     """
-    with _locked(model) as (current, champion):
+    with _locked(model) as (session, champion):
         previous = versions.version_of_alias(model, PREVIOUS)
         if previous is None:
             raise DataError(
                 f"{model} has no previous champion to return to.",
                 f"Choose a version with `nightscore promote {model} VERSION`.",
             )
-        return _change(current, model, champion, previous, "rollback", reason, by)
+        return _change(session, model, champion, previous, "rollback", reason, by)
 
 
 def set_challenger(model: str, version: int) -> None:
     """Let the alias `challenger` name the version trained last."""
-    with _locked(model) as (current, _):
-        _set(current, model, CHALLENGER, version)
+    with _locked(model) as (session, _):
+        _set(session, model, CHALLENGER, version)
 
 
 def champion(model: str) -> int | None:
@@ -101,25 +101,25 @@ def champion(model: str) -> int | None:
 def _locked(model: str) -> Iterator[tuple[Session, int | None]]:
     """The model's lock, which outlasts the transactions that are committed under it; gives the
     champion too, with which the tables agree now."""
-    with engine().connect() as connection, Session(connection) as current:
+    with engine().connect() as connection, Session(connection) as session:
         key = {"model": model}
-        current.execute(_LOCK, key)
+        session.execute(_LOCK, key)
         try:
-            yield current, _settle(current, model)
-            current.commit()
+            yield session, _settle(session, model)
+            session.commit()
         finally:
             # A connection that goes back to the pool keeps its locks; a broken one has none.
             with suppress(ServiceError, sa.exc.SQLAlchemyError):
-                current.rollback()
-                current.execute(_UNLOCK, key)
-                current.commit()
+                session.rollback()
+                session.execute(_UNLOCK, key)
+                session.commit()
 
 
-def _settle(current: Session, model: str) -> int | None:
+def _settle(session: Session, model: str) -> int | None:
     """Bring the tables in line with MLflow: whatever stopped a promotion half-way, MLflow's alias
     names one version, and says whether the promotion came about. Returns that version."""
     champion = versions.version_of_alias(model, CHAMPION)
-    pending = current.scalars(
+    pending = session.scalars(
         sa.select(Promotion)
         .where(Promotion.model == model, Promotion.state == PENDING)
         .order_by(Promotion.promotion_id)
@@ -133,22 +133,22 @@ def _settle(current: Session, model: str) -> int | None:
             left.state,
         )
         if left.state == DONE and left.replaced is not None:
-            _set(current, model, PREVIOUS, left.replaced)
-    mirrored = current.scalar(
+            _set(session, model, PREVIOUS, left.replaced)
+    mirrored = session.scalar(
         sa.select(ModelAlias.version).where(ModelAlias.model == model, ModelAlias.alias == CHAMPION)
     )
     if champion is None or champion == mirrored:
         return champion
     if not any(left.state == DONE for left in pending):
-        _audit_outside(current, model, champion, mirrored)
-    _mirror(current, model, CHAMPION, champion)
+        _audit_outside(session, model, champion, mirrored)
+    _mirror(session, model, CHAMPION, champion)
     return champion
 
 
-def _audit_outside(current: Session, model: str, version: int, replaced: int | None) -> None:
+def _audit_outside(session: Session, model: str, version: int, replaced: int | None) -> None:
     reason = "the alias was moved in MLflow, not by Nightscore"
     log.warning("%s: version %s is champion instead of %s: %s", model, version, replaced, reason)
-    current.add(
+    session.add(
         Promotion(
             model=model,
             version=version,
@@ -161,7 +161,7 @@ def _audit_outside(current: Session, model: str, version: int, replaced: int | N
 
 
 def _change(
-    current: Session,
+    session: Session,
     model: str,
     champion: int | None,
     version: int,
@@ -169,7 +169,7 @@ def _change(
     reason: str,
     by: str,
 ) -> Promoted:
-    if current.get(ModelVersion, (model, version)) is None:
+    if session.get(ModelVersion, (model, version)) is None:
         raise DataError(
             f"{model}/{version} is not registered in nightscore.model_version, so it cannot score.",
             f"Register a version with `nightscore train {model}`.",
@@ -185,25 +185,25 @@ def _change(
         promoted_by=by,
         state=PENDING,
     )
-    current.add(promotion)
-    current.commit()
+    session.add(promotion)
+    session.commit()
     # One write: whatever stops us before or after it, `champion` names one version.
-    _set(current, model, CHAMPION, version)
+    _set(session, model, CHAMPION, version)
     if champion is not None:
-        _set(current, model, PREVIOUS, champion)
+        _set(session, model, PREVIOUS, champion)
     promotion.state = DONE
     log.info("%s: version %s is champion, it replaces %s (%s)", model, version, champion, reason)
     return Promoted(model, version, champion, True)
 
 
-def _set(current: Session, model: str, alias: str, version: int) -> None:
+def _set(session: Session, model: str, alias: str, version: int) -> None:
     versions.set_alias(model, alias, version)
-    _mirror(current, model, alias, version)
+    _mirror(session, model, alias, version)
 
 
-def _mirror(current: Session, model: str, alias: str, version: int) -> None:
+def _mirror(session: Session, model: str, alias: str, version: int) -> None:
     statement = insert(ModelAlias).values(model=model, alias=alias, version=version)
-    current.execute(
+    session.execute(
         statement.on_conflict_do_update(
             index_elements=["model", "alias"],
             set_={"version": version, "set_at": sa.func.now()},

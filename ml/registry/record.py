@@ -50,10 +50,10 @@ def described(info: ProgramInfo) -> dict[str, Any]:
     return found
 
 
-def of(model: str, version: int) -> Registration:
+def load_registration(model: str, version: int) -> Registration:
     """What was recorded of a version; raises DataError when nothing was."""
-    with transaction() as current:
-        row = current.get(ModelVersion, (model, version))
+    with transaction() as session:
+        row = session.get(ModelVersion, (model, version))
         if row is None:
             raise DataError(
                 f"{model}/{version} is not registered in nightscore.model_version.",

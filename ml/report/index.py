@@ -8,6 +8,6 @@ MOST_RUNS = 200
 
 def render(link_base: str) -> str:
     """The list as HTML; a report's address is `LINK_BASE/RUN_ID`."""
-    with transaction() as current:
-        runs = rows(current, "report/sql/newest", most=MOST_RUNS)
+    with transaction() as session:
+        runs = rows(session, "report/sql/newest", most=MOST_RUNS)
     return render_template("index.html", runs=runs, link_base=link_base)

@@ -13,11 +13,12 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from ml.config.loading import configuration
+from ml.config.schema import MAX_PIXELS
 from ml.database.connection import rows, transaction
 from ml.database.tables import ScoringRun
 from ml.errors import DataError, NightscoreError
-from ml.images.rejection import Rejected
-from ml.parallel import map_ahead
+from ml.images.rejection import RejectedError
+from ml.parallel import parallel_map
 from ml.report.rendering import render as render_template
 from ml.storage.object_store import object_store
 
@@ -27,17 +28,16 @@ MOST_REVIEWED = 24
 MOST_REJECTIONS = 100
 MOST_MISSING = 100
 _THUMBNAIL_PX = 160
-_MAX_PIXELS = 64_000_000
 
 
 def write(run_id: UUID) -> str:
     """Render the page of a run as the tables have it now and put it into S3; returns its URI."""
     content = render(run_id)
-    with transaction() as current:
-        run = _summary(current, run_id)
+    with transaction() as session:
+        run = _summary(session, run_id)
         uri = _uri(run["stream"], run["night"], run_id)
         object_store().put(uri, content.encode(), "text/html; charset=utf-8")
-        current.execute(
+        session.execute(
             sa.update(ScoringRun).where(ScoringRun.run_id == run_id).values(report_uri=uri)
         )
     return uri
@@ -45,8 +45,8 @@ def write(run_id: UUID) -> str:
 
 def read(run_id: UUID) -> str:
     """The stored page of a run; raises FileNotFoundError when it has none."""
-    with transaction() as current:
-        uri = current.scalar(sa.select(ScoringRun.report_uri).where(ScoringRun.run_id == run_id))
+    with transaction() as session:
+        uri = session.scalar(sa.select(ScoringRun.report_uri).where(ScoringRun.run_id == run_id))
     if uri is None:
         raise FileNotFoundError(f"The scoring run {run_id} has no report.")
     return object_store().get(uri)[0].decode()
@@ -54,21 +54,21 @@ def read(run_id: UUID) -> str:
 
 def render(run_id: UUID) -> str:
     """The page of a run as HTML; all its figures are of one moment."""
-    with transaction(frozen=True) as current:
-        summary = _summary(current, run_id)
+    with transaction(frozen=True) as session:
+        summary = _summary(session, run_id)
         found = {
-            "versions": rows(current, "report/sql/versions", run_id=run_id),
-            "anomalies": rows(current, "report/sql/anomalies", run_id=run_id, most=MOST_ANOMALIES),
-            "review": rows(current, "report/sql/review", run_id=run_id, most=MOST_REVIEWED),
-            "uncertain": rows(current, "report/sql/uncertain", run_id=run_id, most=MOST_UNCERTAIN),
-            "classes": rows(current, "report/sql/classes", run_id=run_id),
-            "reasons": rows(current, "report/sql/reasons", run_id=run_id),
+            "versions": rows(session, "report/sql/versions", run_id=run_id),
+            "anomalies": rows(session, "report/sql/anomalies", run_id=run_id, most=MOST_ANOMALIES),
+            "review": rows(session, "report/sql/review", run_id=run_id, most=MOST_REVIEWED),
+            "uncertain": rows(session, "report/sql/uncertain", run_id=run_id, most=MOST_UNCERTAIN),
+            "classes": rows(session, "report/sql/classes", run_id=run_id),
+            "reasons": rows(session, "report/sql/reasons", run_id=run_id),
             "rejections": rows(
-                current, "report/sql/rejections", run_id=run_id, most=MOST_REJECTIONS
+                session, "report/sql/rejections", run_id=run_id, most=MOST_REJECTIONS
             ),
-            "missing": rows(current, "report/sql/missing_images", run_id=run_id, most=MOST_MISSING),
+            "missing": rows(session, "report/sql/missing_images", run_id=run_id, most=MOST_MISSING),
             "drift": rows(
-                current,
+                session,
                 "report/sql/drift",
                 run_id=run_id,
                 stream=summary["stream"],
@@ -76,12 +76,14 @@ def render(run_id: UUID) -> str:
             ),
         }
     for gallery in ("anomalies", "review", "uncertain"):
-        found[gallery] = list(map_ahead(_with_pictures, found[gallery], threads=8, ahead=16))
+        found[gallery] = list(
+            parallel_map(_with_pictures, found[gallery], threads=8, buffer_size=16)
+        )
     return render_template("run.html", run=summary, **found)
 
 
-def _summary(current: Session, run_id: UUID) -> dict[str, Any]:
-    found = rows(current, "report/sql/summary", run_id=run_id)
+def _summary(session: Session, run_id: UUID) -> dict[str, Any]:
+    found = rows(session, "report/sql/summary", run_id=run_id)
     if not found:
         raise DataError(f"There is no scoring run {run_id}.")
     return dict(found[0])
@@ -108,8 +110,8 @@ def _thumbnail(uri: str) -> str | None:
 
     try:
         content, _ = object_store().get(uri)
-        pixels = decoding.decode(content, max_pixels=_MAX_PIXELS, at_least=(_THUMBNAIL_PX,) * 2)
-    except (FileNotFoundError, NightscoreError, Rejected):
+        pixels = decoding.decode(content, max_pixels=MAX_PIXELS, target_size=(_THUMBNAIL_PX,) * 2)
+    except (FileNotFoundError, NightscoreError, RejectedError):
         return None
     image = Image.fromarray(pixels)
     scale = _THUMBNAIL_PX / max(image.size)

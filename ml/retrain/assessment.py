@@ -40,7 +40,7 @@ def run(
     reference: the distribution of the held-out scores (`ml.evaluation.metrics.score_reference`).
     """
     parts = data.load(snapshot, model)
-    program = Program.load(*programs.program_of_run(run_id), device.choose())
+    program = Program.load(*programs.program_of_run(run_id), device.select_device())
     held = evaluate(program, parts.holdout.pixels, parts.holdout.labels)
     test = evaluate(program, parts.test.pixels, parts.test.labels) if len(parts.test) else None
     found, other = None, None

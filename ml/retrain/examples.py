@@ -9,7 +9,7 @@ from PIL import Image
 from ml.evaluation import plots
 from ml.evaluation.evaluate import Evaluation, predict
 from ml.images import heatmap
-from ml.program.info import CLASSIFICATION
+from ml.program.info import ANOMALOUS, CLASSIFICATION, NORMAL
 from ml.program.program import Program
 from ml.training.data import Part
 
@@ -68,7 +68,7 @@ def _classifies(program: Program) -> bool:
 
 
 def _names(program: Program) -> Sequence[str]:
-    return program.info.classes if _classifies(program) else ("normal", "anomalous")
+    return program.info.classes if _classifies(program) else (NORMAL, ANOMALOUS)
 
 
 def _merit(program: Program, held: Evaluation) -> np.ndarray:

@@ -157,9 +157,9 @@ def register(value: Value) -> Value:
         "openvino_sha256": converted.sha256 if converted else None,
         "openvino_version": converted.openvino if converted else None,
     }
-    with transaction() as current:
+    with transaction() as session:
         statement = insert(ModelVersion).values(model=model, version=version, **row)
-        current.execute(
+        session.execute(
             statement.on_conflict_do_update(index_elements=["model", "version"], set_=row)
         )
     promotion.set_challenger(model, version)
@@ -177,8 +177,8 @@ def _converted(run_id: str, path: Path, info: ProgramInfo) -> ConvertedInfo | No
 
 def promote(value: Value) -> Value:
     """Make the registered version champion: {model, version, replaced, changed}."""
-    with transaction() as current:
-        reason = current.scalar(
+    with transaction() as session:
+        reason = session.scalar(
             sa.select(ModelVersion.gate_reason).where(
                 ModelVersion.model == value["model"], ModelVersion.version == value["version"]
             )

@@ -43,16 +43,16 @@ def discover(run_id: UUID) -> int:
     -------
     The number of images in the manifest.
     """
-    with transaction() as current:
-        run = runs.get(current, run_id)
+    with transaction() as session:
+        run = runs.get(session, run_id)
         stream = configuration().stream(run.stream)
-        current.execute(sa.text(_LISTING))
-        copy(current, "listing", _COLUMNS, _listed(stream, run.night))
+        session.execute(sa.text(_LISTING))
+        copy(session, "listing", _COLUMNS, _listed(stream, run.night))
         # Without statistics the planner takes a million rows for a few.
-        current.execute(sa.text("ANALYZE listing"))
-        _ensure_nights(current)
-        current.execute(statement("scoring/sql/discover_images"), {"stream": run.stream})
-        current.execute(
+        session.execute(sa.text("ANALYZE listing"))
+        _ensure_nights(session)
+        session.execute(statement("scoring/sql/discover_images"), {"stream": run.stream})
+        session.execute(
             statement("scoring/sql/discover_manifest"),
             {
                 "run_id": run_id,
@@ -63,7 +63,7 @@ def discover(run_id: UUID) -> int:
                 "max_shards": MAX_SHARDS,
             },
         )
-        run.discovered = current.scalar(
+        run.discovered = session.scalar(
             sa.select(sa.func.count()).select_from(Manifest).where(Manifest.run_id == run_id)
         )
         log.info("%s new images in the night %s of %s", run.discovered, run.night, run.stream)
@@ -72,9 +72,9 @@ def discover(run_id: UUID) -> int:
 
 def plan_shards(run_id: UUID) -> list[int]:
     """The numbers of the shards that are still to score, in order."""
-    with transaction() as current:
-        current.execute(statement("scoring/sql/plan_shards"), {"run_id": run_id})
-        return list(current.scalars(statement("scoring/sql/unfinished_shards"), {"run_id": run_id}))
+    with transaction() as session:
+        session.execute(statement("scoring/sql/plan_shards"), {"run_id": run_id})
+        return list(session.scalars(statement("scoring/sql/unfinished_shards"), {"run_id": run_id}))
 
 
 def _listed(stream: Stream, night: date) -> Iterator[tuple[Any, ...]]:
@@ -89,6 +89,6 @@ def _image_rows(night: date, page: Iterable[ObjectInfo]) -> Iterator[tuple[Any, 
             yield night, found.uri, found.etag, found.size, found.modified
 
 
-def _ensure_nights(current: Session) -> None:
-    for night in current.scalars(sa.text("SELECT DISTINCT night FROM listing ORDER BY night")):
-        current.execute(sa.select(sa.func.nightscore.ensure_night(night)))
+def _ensure_nights(session: Session) -> None:
+    for night in session.scalars(sa.text("SELECT DISTINCT night FROM listing ORDER BY night")):
+        session.execute(sa.select(sa.func.nightscore.ensure_night(night)))

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from ml.database.connection import rows, transaction
 from ml.database.tables import FAILED, FINISHED, ModelVersion, ScoringRun
-from ml.errors import RunFailed
+from ml.errors import RunFailedError
 from ml.images.rejection import TRANSIENT
 from ml.scoring import run as runs
 
@@ -33,13 +33,13 @@ def reconcile(run_id: UUID) -> dict[str, Any]:
 
     Raises
     ------
-    RunFailed: the run failed; the message says why.
+    RunFailedError: the run failed; the message says why.
     """
-    with transaction() as current:
-        run = runs.get(current, run_id)
+    with transaction() as session:
+        run = runs.get(session, run_id)
         listed = run.discovered is not None
         counts = dict(
-            rows(current, "scoring/sql/reconcile", run_id=run_id, transient=list(TRANSIENT))[0]
+            rows(session, "scoring/sql/reconcile", run_id=run_id, transient=list(TRANSIENT))[0]
         )
         error = _fault(run, counts) if listed else "the images of the night were not listed"
         run.discovered = counts["discovered"] if listed else None
@@ -47,14 +47,16 @@ def reconcile(run_id: UUID) -> dict[str, Any]:
         run.anomalies, run.to_review = counts["anomalies"], counts["to_review"]
         run.synthetic = synthetic = counts["synthetic"] or _models_are_synthetic(run_id)
         run.status, run.error = (FAILED, error) if error else (FINISHED, None)
-        run.finished_at = current.scalar(sa.select(sa.func.clock_timestamp()))
-        current.flush()  # the views are of what is in the tables
-        summary = rows(current, "report/sql/summary", run_id=run_id)[0]
+        run.finished_at = session.scalar(sa.select(sa.func.clock_timestamp()))
+        session.flush()  # the views are of what is in the tables
+        summary = rows(session, "report/sql/summary", run_id=run_id)[0]
         if counts["missing"]:
-            run.error = error = f"{error}{_missing(current, run_id)}"
+            run.error = error = f"{error}{_missing(session, run_id)}"
         name = f"run {run_id} of {run.stream} for {run.night}"
     if error:
-        raise RunFailed(f"The scoring {name} failed: {error}.", "What was stored stays stored.")
+        raise RunFailedError(
+            f"The scoring {name} failed: {error}.", "What was stored stays stored."
+        )
     log.info("The scoring %s is finished: %s", name, counts)
     names = ("discovered", "scored", "rejected", "anomalies", "to_review")
     rates = {name: summary[name] for name in ("seconds", "engine_images_per_second")}
@@ -62,11 +64,11 @@ def reconcile(run_id: UUID) -> dict[str, Any]:
 
 
 def require_finished(run_id: UUID) -> None:
-    """Raise RunFailed, with the run's error, unless its status is `finished`."""
-    with transaction() as current:
-        run = runs.get(current, run_id)
+    """Raise RunFailedError, with the run's error, unless its status is `finished`."""
+    with transaction() as session:
+        run = runs.get(session, run_id)
         if run.status != FINISHED:
-            raise RunFailed(
+            raise RunFailedError(
                 f"The scoring run {run_id} is {run.status}: {run.error or 'see its log'}."
             )
 
@@ -87,9 +89,9 @@ def _fault(run: ScoringRun, counts: dict[str, Any]) -> str | None:
     return None
 
 
-def _missing(current: Session, run_id: UUID) -> str:
+def _missing(session: Session, run_id: UUID) -> str:
     """Which images are missing and how their shards failed, for the run's row."""
-    missing = rows(current, "report/sql/missing_images", run_id=run_id, most=_MOST_NAMED)
+    missing = rows(session, "report/sql/missing_images", run_id=run_id, most=_MOST_NAMED)
     failures = {
         row["shard"]: f"; shard {row['shard']} failed {row['attempts']} times, {row['error']}"
         for row in missing
@@ -102,10 +104,10 @@ def _missing(current: Session, run_id: UUID) -> str:
 
 
 def _models_are_synthetic(run_id: UUID) -> bool:
-    with transaction() as current:
-        pinned = runs.pinned(current, run_id)
+    with transaction() as session:
+        pinned = runs.pinned(session, run_id)
         return any(
             version.synthetic
             for model, number in pinned.items()
-            if (version := current.get(ModelVersion, (model, number))) is not None
+            if (version := session.get(ModelVersion, (model, number))) is not None
         )

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from ml.database.connection import engine, statement
 from ml.database.copying import copy
 from ml.images import heatmap
-from ml.parallel import map_ahead
+from ml.parallel import parallel_map
 from ml.scoring.engine import Result
 from ml.storage.object_store import object_store
 
@@ -127,7 +127,7 @@ class Results:
 
     def _rows(self, results: Sequence[Result]) -> Iterator[tuple[Any, ...]]:
         flagged = [result for result in results if result.heat is not None]
-        uris = dict(map_ahead(self._upload, flagged, threads=8, ahead=16))
+        uris = dict(parallel_map(self._upload, flagged, threads=8, buffer_size=16))
         for result in results:
             item = result.item
             yield (

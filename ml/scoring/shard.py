@@ -16,8 +16,8 @@ from ml.config.schema import Stream
 from ml.database.connection import statement, transaction
 from ml.errors import ServiceError
 from ml.images.rejection import TRANSIENT
-from ml.parallel import in_background
-from ml.program.device import choose
+from ml.parallel import prefetch
+from ml.program.device import select_device
 from ml.program.program import Program
 from ml.registry import programs
 from ml.scoring import run as runs
@@ -40,7 +40,7 @@ Load = Callable[[dict[str, int]], list[Program]]
 
 def load_programs(versions: dict[str, int]) -> list[Program]:
     """The exported programs of the pinned versions, checked and on the best device."""
-    device = choose()
+    device = select_device()
     return [programs.load(model, version, device) for model, version in versions.items()]
 
 
@@ -79,19 +79,19 @@ def score_shard(
 def _note_failure(run_id: UUID, number: int, error: Exception) -> None:
     """Keep with the shard how it failed, for whoever reads the run's row; if Postgres is there."""
     text = " ".join(str(error).split())[:_LONGEST_ERROR].rstrip(".") or type(error).__name__
-    with suppress(ServiceError, SQLAlchemyError), transaction() as current:
+    with suppress(ServiceError, SQLAlchemyError), transaction() as session:
         wanted = {"run_id": run_id, "shard": number, "error": text}
-        current.execute(statement("scoring/sql/fail_shard"), wanted)
+        session.execute(statement("scoring/sql/fail_shard"), wanted)
 
 
 def _score_shard(run_id: UUID, number: int, on_images: OnImages, load: Load) -> dict[str, int]:
-    with transaction() as current:
-        run = runs.get(current, run_id)
+    with transaction() as session:
+        run = runs.get(session, run_id)
         stream_name = run.stream
-        versions = runs.pinned(current, run_id)
-        current.execute(statement("scoring/sql/start_shard"), {"run_id": run_id, "shard": number})
+        versions = runs.pinned(session, run_id)
+        session.execute(statement("scoring/sql/start_shard"), {"run_id": run_id, "shard": number})
     # The first images are fetched while the rest are still being listed.
-    with closing(in_background(_owed(run_id, number), ahead=_WHOLE_SHARD)) as pages:
+    with closing(prefetch(_owed(run_id, number), buffer_size=_WHOLE_SHARD)) as pages:
         first = next(pages, [])
         programs = load(versions) if first else []
         items = chain(first, chain.from_iterable(pages))
@@ -102,10 +102,10 @@ def _score_shard(run_id: UUID, number: int, on_images: OnImages, load: Load) -> 
 
 def _owed(run_id: UUID, number: int) -> Iterator[list[Item]]:
     wanted = {"run_id": run_id, "shard": number, "transient": list(TRANSIENT)}
-    with transaction() as current:
+    with transaction() as session:
         as_read = {"stream_results": True}
         images = statement("scoring/sql/shard_images")
-        found = current.execute(images, wanted, execution_options=as_read)
+        found = session.execute(images, wanted, execution_options=as_read)
         for page in found.partitions(_PAGE):
             yield [Item(*row) for row in page]
 

@@ -9,7 +9,7 @@ from datetime import date
 from typing import Any
 from uuid import UUID
 
-from ml.errors import NightscoreError, RunFailed, ServiceError
+from ml.errors import NightscoreError, RunFailedError, ServiceError
 from ml.scoring import ATTEMPTS
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def score_shard(run_id: str, shard: int) -> dict[str, int]:
 
 
 def reconcile(run_id: str) -> dict[str, Any]:
-    """Count and set the status; raises RunFailed. See `ml.scoring.reconcile.reconcile`."""
+    """Count and set the status; raises RunFailedError. See `ml.scoring.reconcile.reconcile`."""
     from ml.scoring import reconcile as reconciliation
 
     return reconciliation.reconcile(UUID(run_id))
@@ -58,7 +58,7 @@ def report(run_id: str) -> str:
 
 
 def require_finished(run_id: str) -> None:
-    """Raise RunFailed unless the run ended well."""
+    """Raise RunFailedError unless the run ended well."""
     from ml.scoring import reconcile as reconciliation
 
     reconciliation.require_finished(UUID(run_id))
@@ -80,7 +80,7 @@ def score_night(
 
     Raises
     ------
-    RunFailed: a shard failed, or the run did (see `reconcile`); after the report was written.
+    RunFailedError: a shard failed, or the run did (see `reconcile`); after the report was written.
     """
     from ml.scoring import run as runs
 
@@ -90,9 +90,9 @@ def score_night(
         failure = _score_images(run_id, on_images)
         try:
             counts = reconcile(run_id)
-        except RunFailed as failed:
+        except RunFailedError as failed:
             report(run_id)
-            raise RunFailed(failed.message, str(failure or failed.hint)) from failure
+            raise RunFailedError(failed.message, str(failure or failed.hint)) from failure
         return {"run_id": run_id, **counts, "report_uri": report(run_id)}
 
 

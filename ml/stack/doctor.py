@@ -238,9 +238,9 @@ def _airflow(current: Settings) -> str:
 
 
 def _device(_: Settings) -> str:
-    from ml.program.device import choose
+    from ml.program.device import select_device
 
-    if choose() == "cpu":
+    if select_device() == "cpu":
         return "cpu (no GPU)"
     import torch
 

@@ -23,7 +23,7 @@ from ml.config.schema import Configuration
 from ml.data import dataset, ingest, samples, snapshot
 from ml.database.connection import rows, transaction
 from ml.database.tables import CHAMPION, ModelAlias, ModelVersion
-from ml.errors import DataError, RunFailed, ServiceError
+from ml.errors import DataError, RunFailedError, ServiceError
 from ml.parallel import in_thread
 from ml.stack.airflow_client import AirflowApi, DagRun, TaskState, run_page
 from ml.stack.local import ALREADY_UP, SERVICES, LocalStack
@@ -352,8 +352,8 @@ def _streams_of(models: Iterable[str], config: Configuration) -> list[str]:
 
 def _needs_training(name: str, config: Configuration, say: Say) -> bool:
     """Whether the champion is missing or was trained from other images than there are now."""
-    with transaction() as current:
-        champion = current.scalar(
+    with transaction() as session:
+        champion = session.scalar(
             sa.select(ModelVersion)
             .join(
                 ModelAlias,
@@ -379,18 +379,18 @@ def _needs_training(name: str, config: Configuration, say: Say) -> bool:
 
 
 def _require_champion(model: str) -> None:
-    """Raise RunFailed, with what the gate said, when a model has no champion to score with."""
-    with transaction() as current:
-        if current.get(ModelAlias, (model, CHAMPION)) is not None:
+    """Raise RunFailedError, with what the gate said, when a model has no champion to score with."""
+    with transaction() as session:
+        if session.get(ModelAlias, (model, CHAMPION)) is not None:
             return
-        newest = current.scalar(
+        newest = session.scalar(
             sa.select(ModelVersion)
             .where(ModelVersion.model == model)
             .order_by(ModelVersion.version.desc())
             .limit(1)
         )
         reason = newest.gate_reason if newest else "it has no version"
-    raise RunFailed(
+    raise RunFailedError(
         f"Model {model} has no champion: {reason}.",
         "Its page in MLflow shows how it trained; `gate` in nightscore.yaml decides.",
     )
@@ -398,8 +398,8 @@ def _require_champion(model: str) -> None:
 
 def _champions(models: list[str]) -> list[dict[str, Any]]:
     """The models' champions, as `reporting.model_versions` has them."""
-    with transaction() as current:
-        found = [dict(row) for row in rows(current, "registry/sql/list_versions")]
+    with transaction() as session:
+        found = [dict(row) for row in rows(session, "registry/sql/list_versions")]
     return [
         row
         for row in found
@@ -408,7 +408,7 @@ def _champions(models: list[str]) -> list[dict[str, Any]]:
 
 
 def _summary(run: DagRun) -> dict[str, Any]:
-    with transaction() as current:
+    with transaction() as session:
         return dict(
-            rows(current, "stack/sql/summary_of_trigger", trigger=f"{run.dag_id}/{run.run_id}")[0]
+            rows(session, "stack/sql/summary_of_trigger", trigger=f"{run.dag_id}/{run.run_id}")[0]
         )

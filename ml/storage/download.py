@@ -33,28 +33,30 @@ _SIGNED_AT_ONCE = 64
 _SIGNED_FOR = timedelta(hours=1)
 _OK = 200
 
-Token = TypeVar("Token")
+Key = TypeVar("Key")
 
 
-class Wanted(NamedTuple, Generic[Token]):
-    """An object to download; `token` is the caller's own name for it, `bytes` and `etag` (without
+class DownloadRequest(NamedTuple, Generic[Key]):
+    """An object to download; `key` is the caller's own name for it, `bytes` and `etag` (without
     quotes) are as it was listed."""
 
-    token: Token
+    key: Key
     uri: str
     bytes: int
     etag: str
 
 
-class Download(NamedTuple, Generic[Token]):
+class DownloadResult(NamedTuple, Generic[Key]):
     """An object's content and its ETag without quotes; `content` is None when it is gone."""
 
-    token: Token
+    key: Key
     content: bytes | None
     etag: str
 
 
-def download(store: ObjectStore, wanted: Iterable[Wanted[Token]]) -> Iterator[Download[Token]]:
+def download(
+    store: ObjectStore, wanted: Iterable[DownloadRequest[Key]]
+) -> Iterator[DownloadResult[Key]]:
     """Download objects, in the order in which they arrive.
 
     Parameters
@@ -66,7 +68,7 @@ def download(store: ObjectStore, wanted: Iterable[Wanted[Token]]) -> Iterator[Do
     ServiceError: the store failed, or gave fewer bytes than it had listed, and went on doing so
         when it was asked again.
     """
-    transfers: _Transfers[Token] = _Transfers()
+    transfers: _Transfers[Key] = _Transfers()
     waiting = _signed(store, wanted)
     upcoming = next(waiting, None)
     try:
@@ -85,8 +87,8 @@ def download(store: ObjectStore, wanted: Iterable[Wanted[Token]]) -> Iterator[Do
 
 
 def _signed(
-    store: ObjectStore, wanted: Iterable[Wanted[Token]]
-) -> Iterator[tuple[Wanted[Token], str | None]]:
+    store: ObjectStore, wanted: Iterable[DownloadRequest[Key]]
+) -> Iterator[tuple[DownloadRequest[Key], str | None]]:
     """Each object with the URL that it can be read from for an hour; None for a key that obstore
     cannot sign."""
     for batch in in_batches(wanted, _SIGNED_AT_ONCE):
@@ -101,49 +103,49 @@ def _signed(
             yield from zip(requests, urls, strict=True)
 
 
-def _bucket(request: Wanted[Any]) -> tuple[str, bool]:
+def _bucket(request: DownloadRequest[Any]) -> tuple[str, bool]:
     bucket, key = split(request.uri)
     return bucket, is_odd(key)
 
 
-def _by_itself(store: ObjectStore, request: Wanted[Token]) -> Download[Token]:
+def _by_itself(store: ObjectStore, request: DownloadRequest[Key]) -> DownloadResult[Key]:
     # A store that gives less than it listed, under the same ETag, is at fault, not the object.
     again = retrying(lambda error: isinstance(error, _Short), for_s=network().retry_for_s)
     try:
         return again(_whole, store, request)
     except FileNotFoundError:
-        return Download(request.token, None, "")
+        return DownloadResult(request.key, None, "")
 
 
 class _Short(ServiceError):
     """Not as many bytes as were listed, under the same ETag."""
 
 
-def _whole(store: ObjectStore, request: Wanted[Token]) -> Download[Token]:
+def _whole(store: ObjectStore, request: DownloadRequest[Key]) -> DownloadResult[Key]:
     content, etag = store.get(request.uri)
     if etag == request.etag and len(content) != request.bytes:
         raise _Short(
             f"The object store gave {len(content)} of the {request.bytes} bytes of {request.uri}"
         )
-    return Download(request.token, content, etag)
+    return DownloadResult(request.key, content, etag)
 
 
-class _Transfers(Generic[Token]):
+class _Transfers(Generic[Key]):
     """Transfers of libcurl's multi interface (https://curl.se/libcurl/c/libcurl-multi.html)."""
 
     def __init__(self) -> None:
-        self.under_way: dict[Any, tuple[Wanted[Token], BytesIO, BytesIO]] = {}
+        self.under_way: dict[Any, tuple[DownloadRequest[Key], BytesIO, BytesIO]] = {}
         self._bytes = 0
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_MAXCONNECTS, CONNECTIONS)
         self._free = deque(_handle() for _ in range(CONNECTIONS))
 
-    def has_room(self, request: Wanted[Token]) -> bool:
+    def has_room(self, request: DownloadRequest[Key]) -> bool:
         if not self.under_way:
             return True
         return bool(self._free) and self._bytes + request.bytes <= _BYTES_IN_FLIGHT
 
-    def start(self, request: Wanted[Token], url: str) -> None:
+    def start(self, request: DownloadRequest[Key], url: str) -> None:
         handle, content, header = self._free.popleft(), BytesIO(), BytesIO()
         handle.setopt(pycurl.URL, url)
         handle.setopt(pycurl.WRITEDATA, content)
@@ -152,7 +154,7 @@ class _Transfers(Generic[Token]):
         self.under_way[handle] = request, content, header
         self._bytes += request.bytes
 
-    def finished(self) -> Iterator[tuple[Wanted[Token], Download[Token] | None]]:
+    def finished(self) -> Iterator[tuple[DownloadRequest[Key], DownloadResult[Key] | None]]:
         """What has arrived by now, None instead of what failed; waits a moment for the first."""
         self._multi.perform()
         _, ended, failed = self._multi.info_read()
@@ -164,7 +166,7 @@ class _Transfers(Generic[Token]):
             # An answer without ETag is not S3's; one of another length may be cut short.
             as_listed = etag and content.tell() == request.bytes
             if as_listed and handle.getinfo(pycurl.RESPONSE_CODE) == _OK:
-                yield request, Download(request.token, content.getvalue(), etag)
+                yield request, DownloadResult(request.key, content.getvalue(), etag)
             else:
                 yield request, None
         for handle, _, _ in failed:
@@ -176,7 +178,7 @@ class _Transfers(Generic[Token]):
         if limit_s and self._multi.select(limit_s) < 0:
             time.sleep(min(limit_s, 0.01))  # no connection yet: an address is being looked up
 
-    def _take(self, handle: Any) -> tuple[Wanted[Token], BytesIO, BytesIO]:
+    def _take(self, handle: Any) -> tuple[DownloadRequest[Key], BytesIO, BytesIO]:
         self._multi.remove_handle(handle)
         self._free.append(handle)
         request, content, header = self.under_way.pop(handle)

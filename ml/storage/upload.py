@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from ml.parallel import map_ahead
+from ml.parallel import parallel_map
 from ml.storage.object_store import object_store
 
 THREADS = 16
@@ -49,7 +49,7 @@ def upload(
         return uri, True
 
     uris, written = set(), 0
-    for uri, was_written in map_ahead(put, objects, threads=THREADS, ahead=4 * THREADS):
+    for uri, was_written in parallel_map(put, objects, threads=THREADS, buffer_size=4 * THREADS):
         uris.add(uri)
         written += was_written
         on_progress(len(uris))

@@ -19,13 +19,13 @@ from ml.data.snapshot import (
     Snapshot,
 )
 from ml.errors import DataError
-from ml.evaluation.evaluate import NORMAL
+from ml.program.info import ANOMALOUS, NORMAL
 from ml.training import pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ANOMALY_CLASSES = (NORMAL, "anomalous")
+ANOMALY_CLASSES = (NORMAL, ANOMALOUS)
 # Images of rows at a size, for a key that names them: `ml.training.pixels.load`.
 Read = Callable[[Sequence[Row], tuple[int, int], str], np.ndarray]
 

@@ -45,7 +45,7 @@ def run(
     ------
     DataError: see `ml.training.data.load` and `ml.training.loop.fit`.
     """
-    place = device.choose()
+    place = device.select_device()
     with environment.fixed(place, threads):
         _run(name, model, snapshot, run_id, place)
 

@@ -16,7 +16,7 @@ from ml.errors import NightscoreError
 from ml.registry import client, tracking, versions
 from ml.settings import settings
 from ml.stack.airflow_client import AirflowApi
-from ml.storage.download import Wanted, download
+from ml.storage.download import DownloadRequest, download
 from ml.storage.object_store import ObjectStore, object_store
 from ml.timeouts import network
 
@@ -36,8 +36,8 @@ def _free_port() -> int:
 
 
 def _postgres() -> None:
-    with connection.transaction() as current:
-        current.execute(sa.text("SELECT 1"))
+    with connection.transaction() as session:
+        session.execute(sa.text("SELECT 1"))
 
 
 def _analyst() -> None:
@@ -62,7 +62,7 @@ def _put() -> None:
 
 
 def _many() -> None:
-    wanted = [Wanted(n, f"s3://nightscore/{n}.png", 10, "e") for n in range(3)]
+    wanted = [DownloadRequest(n, f"s3://nightscore/{n}.png", 10, "e") for n in range(3)]
     list(download(object_store(), wanted))
 
 
@@ -97,8 +97,8 @@ def pretend(monkeypatch, services):
     """Gives every service a wrong password, and with `unreachable` an address where none is."""
 
     def change(unreachable: bool) -> None:
-        current = settings()
-        port = sa.make_url(current.require_database_url()).port
+        session = settings()
+        port = sa.make_url(session.require_database_url()).port
         nowhere = _free_port()
         for name, form in LOGINS.items():
             monkeypatch.setenv(name, form.format(WRONG, nowhere if unreachable else port))
@@ -107,9 +107,9 @@ def pretend(monkeypatch, services):
         monkeypatch.setenv("NIGHTSCORE_AIRFLOW_PASSWORD", WRONG)
         # Airflow does not run here; MLflow refuses its addresses as well.
         for name, address in {
-            "AWS_ENDPOINT_URL": current.s3_endpoint,
-            "MLFLOW_TRACKING_URI": current.mlflow_uri,
-            "NIGHTSCORE_AIRFLOW_URL": current.mlflow_uri,
+            "AWS_ENDPOINT_URL": session.s3_endpoint,
+            "MLFLOW_TRACKING_URI": session.mlflow_uri,
+            "NIGHTSCORE_AIRFLOW_URL": session.mlflow_uri,
         }.items():
             monkeypatch.setenv(name, f"http://127.0.0.1:{nowhere}" if unreachable else address)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")

@@ -14,7 +14,7 @@ from ml.errors import ConfigurationError, NightscoreError
 from ml.registry import client, versions
 from ml.settings import Settings, settings
 from ml.stack.airflow_client import AirflowApi
-from ml.storage.download import Wanted, download
+from ml.storage.download import DownloadRequest, download
 from ml.storage.object_store import ObjectStore
 from ml.timeouts import ClientLimits, network, retrying
 
@@ -86,7 +86,7 @@ def _writes(port: int) -> object:
 
 
 def _downloads(port: int) -> object:
-    return list(download(_store(port), [Wanted(0, "s3://nightscore/a.png", 1, "e")]))
+    return list(download(_store(port), [DownloadRequest(0, "s3://nightscore/a.png", 1, "e")]))
 
 
 def _connects(port: int) -> object:
@@ -121,10 +121,10 @@ def test_a_statement_that_never_ends_is_ended(store_and_database, monkeypatch):
     database.engine_of.cache_clear()
     try:
         with (
-            database.transaction() as current,
+            database.transaction() as session,
             pytest.raises((NightscoreError, sa.exc.DBAPIError), match="statement timeout"),
         ):
-            current.execute(sa.text("SELECT pg_sleep(60)"))
+            session.execute(sa.text("SELECT pg_sleep(60)"))
     finally:
         monkeypatch.undo()
         _forget()

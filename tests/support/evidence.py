@@ -33,8 +33,8 @@ class Evidence:
 
 def query(sql: str, **values: Any) -> list[dict[str, Any]]:
     """Rows of a query, as mappings."""
-    with transaction() as current:
-        return [dict(row) for row in current.execute(sa.text(sql), values).mappings()]
+    with transaction() as session:
+        return [dict(row) for row in session.execute(sa.text(sql), values).mappings()]
 
 
 def of_complete_night(night: Night, models: tuple[str, ...] = ("shades", "moulds")) -> Evidence:

@@ -19,8 +19,8 @@ from ml.storage.object_store import object_store
 
 def query(sql: str, **values) -> list[dict]:
     """The rows of a statement, as mappings."""
-    with transaction() as current:
-        return [dict(row) for row in current.execute(sa.text(sql), values).mappings()]
+    with transaction() as session:
+        return [dict(row) for row in session.execute(sa.text(sql), values).mappings()]
 
 
 def folder(model: str, version: int) -> Path:
@@ -87,24 +87,24 @@ def changed_object(uri: str, change: Callable[[bytes], bytes | None]) -> Iterato
 @contextmanager
 def as_owner() -> Iterator[Session]:
     """A transaction of the tables' owner: the writer may not remove a version."""
-    with Session(sa.create_engine(settings().require_owner_url())) as current, current.begin():
-        yield current
+    with Session(sa.create_engine(settings().require_owner_url())) as session, session.begin():
+        yield session
 
 
 @contextmanager
 def changed_row(model: str, version: int, **other) -> Iterator[None]:
     """A version's row has other values, or is not there when none are given."""
-    with as_owner() as current:
-        row = current.get(ModelVersion, (model, version))
+    with as_owner() as session:
+        row = session.get(ModelVersion, (model, version))
         names = [column.key for column in ModelVersion.__table__.columns]
         before = {name: getattr(row, name) for name in names}
         if other:
             for name, value in other.items():
                 setattr(row, name, value)
         else:
-            current.delete(row)
+            session.delete(row)
     try:
         yield
     finally:
-        with as_owner() as current:
-            current.merge(ModelVersion(**before))
+        with as_owner() as session:
+            session.merge(ModelVersion(**before))

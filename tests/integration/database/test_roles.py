@@ -284,9 +284,9 @@ def test_a_table_and_its_columns_are_quoted_when_rows_are_copied(store_and_datab
     from ml.database.copying import copy
 
     hostile = "x (y) FROM PROGRAM 'touch /tmp/mine'; --\"\\"
-    with transaction() as current:
+    with transaction() as session:
         quoted = sa.sql.quoted_name(hostile, quote=True)
         table = sa.Table(quoted, sa.MetaData(), sa.Column(quoted, sa.Text), prefixes=["TEMPORARY"])
-        table.create(current.connection())
-        copy(current, hostile, [hostile], [("kept",)])
-        assert current.scalars(sa.select(table)).all() == ["kept"]
+        table.create(session.connection())
+        copy(session, hostile, [hostile], [("kept",)])
+        assert session.scalars(sa.select(table)).all() == ["kept"]

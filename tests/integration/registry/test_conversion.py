@@ -19,7 +19,7 @@ import sqlalchemy as sa
 import torch
 
 from ml.config.loading import configuration
-from ml.errors import DataError, RunFailed, ServiceError
+from ml.errors import DataError, RunFailedError, ServiceError
 from ml.program import conversion
 from ml.program.info import CLASSIFICATION, ProgramInfo
 from ml.program.runtime import OpenVinoRuntime
@@ -57,7 +57,7 @@ def shades(trained) -> Iterator[record.Registration]:
     """The classifier's champion, of which this machine has no copy."""
     version = registry.version_of_alias("shades", "champion")
     with versions.uncached("shades", version):
-        yield record.of("shades", version)
+        yield record.load_registration("shades", version)
 
 
 def _form_uri(recorded: record.Registration) -> str:
@@ -94,7 +94,7 @@ print(json.dumps({"failed": main_failed, "modules": sorted(sys.modules)}))
 
 def test_registration_stores_the_form_and_records_it(trained):
     for model in ("shades", "moulds"):
-        recorded = record.of(model, 1)
+        recorded = record.load_registration(model, 1)
         content, _ = object_store().get(_form_uri(recorded))
         assert hashlib.sha256(content).hexdigest() == recorded.converted.sha256
         form = conversion.unpack(content)
@@ -162,7 +162,7 @@ def test_a_form_that_is_not_the_recorded_one_fails_the_night_by_name(shades, nig
     if where == "MLflow":
         with (
             versions.changed_object(_form_uri(shades), changed),
-            pytest.raises(RunFailed) as caught,
+            pytest.raises(RunFailedError) as caught,
         ):
             scoring.score_night("line", night)
         # Nothing of it was kept.
@@ -173,7 +173,7 @@ def test_a_form_that_is_not_the_recorded_one_fails_the_night_by_name(shades, nig
         form = fetch_form(shades)
         (kept,) = versions.folder("shades", shades.version).glob("openvino-*.zip")
         kept.write_bytes(changed(form))
-        with pytest.raises(RunFailed) as caught:
+        with pytest.raises(RunFailedError) as caught:
             scoring.score_night("line", night)
         kept.write_bytes(form)
     for part in (shades.name, recorded, where if where == "MLflow" else str(kept)):
@@ -183,8 +183,8 @@ def test_a_form_that_is_not_the_recorded_one_fails_the_night_by_name(shades, nig
 
 
 def test_a_form_of_another_version_is_refused_though_its_hash_is_recorded(shades):
-    other = record.of("moulds", 1).converted
-    form, _ = object_store().get(_form_uri(record.of("moulds", 1)))
+    other = record.load_registration("moulds", 1).converted
+    form, _ = object_store().get(_form_uri(record.load_registration("moulds", 1)))
     uri = _form_uri(shades).replace(shades.converted.sha256, other.sha256)
     object_store().put(uri, form)
     with (
@@ -215,7 +215,7 @@ def test_a_version_without_a_form_is_converted_here_and_then_for_all(shades, nig
         first = {one.version: one for one in conversions.convert(name)}
         assert first[version].made
         assert "champion" in first[version].aliases
-        recorded = record.of(name, version).converted
+        recorded = record.load_registration(name, version).converted
         assert recorded.openvino == first[version].openvino == conversion.version()
         assert not any(one.made for one in conversions.convert(name))
         with versions.uncached(name, version):
@@ -243,7 +243,7 @@ def test_convert_makes_anew_what_is_older_damaged_or_lost(shades, fault):
             with no_retries(), versions.changed_object(uri, broken):
                 assert _converted(name, version).made
                 programs.load(name, version, "cpu")
-        assert record.of(name, version).converted.openvino == conversion.version()
+        assert record.load_registration(name, version).converted.openvino == conversion.version()
         assert not _converted(name, version).made
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ml.config.loading import configuration
-from ml.errors import DataError, RunFailed, ServiceError
+from ml.errors import DataError, RunFailedError, ServiceError
 from ml.program.info import ProgramInfo
 from ml.registry import programs, promotion, record, tracking
 from ml.registry import versions as registry
@@ -77,7 +77,7 @@ def _described(model: str, version: int, **other) -> Iterator[None]:
 
 
 def _fetch(model: str, version: int) -> tuple[Path, ProgramInfo]:
-    return programs.fetch(record.of(model, version))
+    return programs.fetch(record.load_registration(model, version))
 
 
 # What a detector's description could be changed to, each of which would change a plant's alarms.
@@ -110,7 +110,7 @@ def test_what_mlflow_says_of_a_program_must_be_what_was_recorded(trained, name, 
             pytest.raises(DataError) as caught,
         ):
             _fetch("moulds", 1)
-        recorded = record.of("moulds", 1).fields[name]
+        recorded = record.load_registration("moulds", 1).fields[name]
         for part in ("moulds/1", f"{name} {value!r}", repr(recorded), "MLflow's run"):
             assert part in caught.value.message
         # Nothing of it was kept, so that it is found once it is right again.
@@ -239,7 +239,7 @@ def test_a_champion_that_cannot_be_loaded_fails_the_night_and_no_other_version_s
                 versions.artifact("shades", champion, "data/model.pt2"), change
             ),
             no_retries(),
-            pytest.raises(RunFailed) as caught,
+            pytest.raises(RunFailedError) as caught,
         ):
             scoring.score_night("line", night)
         assert f"shades/{champion}" in str(caught.value)
@@ -264,7 +264,7 @@ def test_a_champion_that_cannot_be_loaded_fails_the_night_and_no_other_version_s
 
 def test_a_version_without_a_row_scores_nothing_and_cannot_be_promoted(champion, night, fetched):
     with versions.changed_row("shades", champion):
-        with pytest.raises(RunFailed) as caught:
+        with pytest.raises(RunFailedError) as caught:
             scoring.score_night("line", night)
         assert f"shades/{champion} is not registered in nightscore.model_version" in str(
             caught.value

@@ -15,8 +15,8 @@ from tests.support.versions import other_than_champion
 
 
 def _audited() -> list[tuple[str, int, str]]:
-    with transaction() as current:
-        found = current.execute(
+    with transaction() as session:
+        found = session.execute(
             sa.text(
                 "SELECT action, version, state FROM nightscore.promotion"
                 " WHERE model = 'shades' ORDER BY promotion_id DESC LIMIT 2"
@@ -26,8 +26,8 @@ def _audited() -> list[tuple[str, int, str]]:
 
 
 def _mirrored(alias: str) -> int | None:
-    with transaction() as current:
-        return current.scalar(
+    with transaction() as session:
+        return session.scalar(
             sa.text(
                 "SELECT version FROM nightscore.model_alias WHERE model = 'shades' AND alias = :a"
             ),
@@ -86,8 +86,8 @@ def test_a_champion_that_was_made_in_mlflow_itself_is_audited_when_a_run_opens(v
     _, second = versions
     registry.set_alias("shades", "champion", second)
     run_id = runs.open_run("line", date(2042, 1, 1))
-    with transaction() as current:
-        assert runs.pinned(current, run_id) == {"shades": second}
+    with transaction() as session:
+        assert runs.pinned(session, run_id) == {"shades": second}
     assert _audited()[0] == ("outside", second, "done")
     assert _mirrored("champion") == second
     before = _audited()

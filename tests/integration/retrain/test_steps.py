@@ -30,9 +30,9 @@ def _client():
 
 
 def _row(model: str, version: int) -> ModelVersion:
-    with transaction() as current:
-        row = current.get(ModelVersion, (model, version))
-        current.expunge(row)
+    with transaction() as session:
+        row = session.get(ModelVersion, (model, version))
+        session.expunge(row)
         return row
 
 
@@ -135,8 +135,8 @@ def test_a_version_says_how_its_threshold_was_chosen_and_how_sure_it_is(trained)
         assert 0 <= rate["low"] <= rate["value"] <= rate["high"] <= 1
     assert stored["tpr"]["value"] == row.metrics["tpr"]
     assert 1 - stored["fpr"]["value"] == pytest.approx(row.metrics["tnr"])
-    with transaction() as current:
-        found = current.execute(
+    with transaction() as session:
+        found = session.execute(
             sa.text(
                 "SELECT * FROM reporting.model_versions"
                 " WHERE version = 1 AND model IN ('moulds', 'shades') ORDER BY model"
@@ -360,8 +360,8 @@ def test_an_image_that_changed_since_the_snapshot_stops_the_training(trained):
 
 def test_promotions_at_the_same_time_leave_one_champion_and_a_complete_audit(trained):
     versions = [promotion.champion("shades"), other_than_champion("shades")]
-    with transaction() as current:
-        before = current.scalar(sa.select(sa.func.count()).select_from(Promotion))
+    with transaction() as session:
+        before = session.scalar(sa.select(sa.func.count()).select_from(Promotion))
     changed: list[bool] = []
     threads = [
         threading.Thread(
@@ -377,11 +377,11 @@ def test_promotions_at_the_same_time_leave_one_champion_and_a_complete_audit(tra
         thread.join()
     champion = registry.version_of_alias("shades", "champion")
     assert champion in versions
-    with transaction() as current:
-        mirrored = current.execute(
+    with transaction() as session:
+        mirrored = session.execute(
             sa.text("SELECT alias, version FROM nightscore.model_alias WHERE model = 'shades'")
         ).all()
-        after = current.scalar(sa.select(sa.func.count()).select_from(Promotion))
+        after = session.scalar(sa.select(sa.func.count()).select_from(Promotion))
     assert dict(map(tuple, mirrored))["champion"] == champion
     assert after - before == sum(changed)
     # Whoever won: other tests score with what the fixture trained.

@@ -99,12 +99,12 @@ def _uris(bucket: str) -> set[str]:
 def test_every_image_is_listed_scored_or_rejected_under_its_own_name(night):
     bucket, counts = night
     assert (counts["discovered"], counts["scored"], counts["rejected"]) == (10, 7, 3)
-    with transaction() as current:
-        stored = current.execute(
+    with transaction() as session:
+        stored = session.execute(
             sa.text("SELECT uri FROM nightscore.image WHERE stream = 'hostile'")
         ).scalars()
         assert set(stored) == _uris(bucket)
-        classes = current.execute(
+        classes = session.execute(
             sa.text("SELECT DISTINCT predicted_class FROM reporting.predictions"
                     " WHERE stream = 'hostile'")
         ).scalars()  # fmt: skip
@@ -112,8 +112,8 @@ def test_every_image_is_listed_scored_or_rejected_under_its_own_name(night):
 
 
 def test_a_snapshot_holds_the_names_as_they_are(night):
-    with transaction() as current:
-        uri = current.scalar(
+    with transaction() as session:
+        uri = session.scalar(
             sa.text("SELECT snapshot_uri FROM reporting.model_versions WHERE model = 'hostile'")
         )
     taken = snapshot.load(uri)
@@ -190,7 +190,7 @@ def test_a_command_on_a_model_refuses_what_cannot_be_its_name(night, name):
 
 def test_nothing_was_dropped_and_nothing_lies_beside_its_place(night):
     bucket, _ = night
-    with transaction() as current:
-        assert current.scalar(sa.text("SELECT count(*) FROM nightscore.image")) >= len(FILES)
+    with transaction() as session:
+        assert session.scalar(sa.text("SELECT count(*) FROM nightscore.image")) >= len(FILES)
     kept = {found.uri for listed in object_store().pages(bucket) for found in listed}
     assert {uri for uri in kept if "/streams/" in uri} == _uris(bucket)

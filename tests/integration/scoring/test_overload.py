@@ -8,7 +8,7 @@ from datetime import date
 import psutil
 
 from ml.config.loading import configuration
-from ml.parallel import map_ahead
+from ml.parallel import parallel_map
 from ml.scoring.engine import BATCH, threads_for
 from ml.storage.download import CONNECTIONS
 from ml.storage.object_store import object_store
@@ -37,7 +37,7 @@ def _night(images: int) -> Night:
     def put(number: int) -> None:
         object_store().put(uris[number], content[number % 50])
 
-    for _ in map_ahead(put, range(images), threads=16, ahead=64):
+    for _ in parallel_map(put, range(images), threads=16, buffer_size=64):
         pass
     return Night(on, frozenset(uris), frozenset(), _STREAM)
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from ml.config.loading import configuration
 from ml.database.connection import transaction
-from ml.errors import DataError, RunFailed, ServiceError
+from ml.errors import DataError, RunFailedError, ServiceError
 from ml.registry import programs, promotion, record
 from ml.registry import versions as registry
 from ml.report import nightly as report
@@ -47,8 +47,8 @@ def _shades(count: int, start: int = 0) -> dict[str, bytes]:
 
 
 def _query(sql: str, **values):
-    with transaction() as current:
-        return [dict(row) for row in current.execute(sa.text(sql), values).mappings()]
+    with transaction() as session:
+        return [dict(row) for row in session.execute(sa.text(sql), values).mappings()]
 
 
 def _checksum(night: date) -> list[dict]:
@@ -150,7 +150,7 @@ def test_gone_and_changed_images_are_rejected_and_scored_when_they_are_back(trai
 def test_too_many_rejections_fail_the_run_after_everything_good_is_stored(trained, night):
     _put("line", night, _shades(4) | {f"bad{n}.png": b"x" for n in range(6)})
     with pytest.raises(
-        RunFailed, match=r"6 of 10 images were rejected \(60.0%; the stream allows 50.0%\)"
+        RunFailedError, match=r"6 of 10 images were rejected \(60.0%; the stream allows 50.0%\)"
     ):
         scoring.score_night("line", night.isoformat())
     (run,) = _query(
@@ -204,7 +204,7 @@ def test_a_crash_before_the_merge_leaves_nothing_and_the_retry_scores_everything
         score_shard(UUID(run_id), shard)
     assert _checksum(night)[0]["count"] == 0
     with pytest.raises(
-        RunFailed, match="8 of 8 images are neither scored nor rejected, in shard 0"
+        RunFailedError, match="8 of 8 images are neither scored nor rejected, in shard 0"
     ):
         scoring.reconcile(run_id)
     monkeypatch.setattr(Results, "merge", merge)
@@ -287,7 +287,7 @@ def test_a_shard_that_fails_three_times_fails_the_run_and_the_others_are_kept(
 
     monkeypatch.setattr(Results, "merge", merge_or_fail)
     with pytest.raises(
-        RunFailed, match="10 of 25 images are neither scored nor rejected, in shard 1"
+        RunFailedError, match="10 of 25 images are neither scored nor rejected, in shard 1"
     ) as caught:
         scoring.score_night("line", night.isoformat())
     assert tries == [0, 1, 1, 1, 2]
@@ -323,8 +323,8 @@ def test_an_image_that_one_version_has_rejected_and_another_owes_is_missing(trai
     run_id = scoring.open_run("both", night.isoformat())
     scoring.discover(run_id)
     scoring.plan_shards(run_id)
-    with transaction() as current:
-        current.execute(
+    with transaction() as session:
+        session.execute(
             sa.text(
                 "INSERT INTO nightscore.rejection (night, image_id, model, version, run_id, reason)"
                 " SELECT m.night, m.image_id, 'shades', v.version, m.run_id, 'not_finite'"
@@ -333,7 +333,7 @@ def test_an_image_that_one_version_has_rejected_and_another_owes_is_missing(trai
             ),
             {"r": run_id},
         )
-    with pytest.raises(RunFailed, match="4 of 4 images are neither scored nor rejected"):
+    with pytest.raises(RunFailedError, match="4 of 4 images are neither scored nor rejected"):
         scoring.reconcile(run_id)
 
 
@@ -351,7 +351,7 @@ def test_a_reason_that_may_pass_does_not_close_a_shard_that_was_not_stored(train
     second = scoring.open_run("line", night.isoformat())
     assert scoring.discover(second) == 1
     scoring.plan_shards(second)
-    with pytest.raises(RunFailed, match="1 of 1 images are neither scored nor rejected"):
+    with pytest.raises(RunFailedError, match="1 of 1 images are neither scored nor rejected"):
         scoring.reconcile(second)
     for number in scoring.plan_shards(second):
         scoring.score_shard(second, number)
@@ -472,12 +472,12 @@ def test_what_was_scored_before_there_was_novelty_is_not_marked(trained, night):
     """The rows as an older release wrote them."""
     _put("line", night, _shades(2))
     run_id = scoring.score_night("line", night.isoformat())["run_id"]
-    with transaction() as current:
-        current.execute(
+    with transaction() as session:
+        session.execute(
             sa.text("UPDATE nightscore.scoring_run SET to_review = NULL WHERE run_id = :r"),
             {"r": run_id},
         )
-        current.execute(
+        session.execute(
             sa.text(
                 "INSERT INTO nightscore.prediction (night, image_id, model, version, run_id, predicted_class, score, threshold)"
                 " SELECT night, image_id, 'moulds', 999, run_id, 'normal', 0.1, 0.5 FROM nightscore.prediction WHERE run_id = :r"
@@ -547,7 +547,7 @@ def test_a_program_that_was_tampered_with_is_not_run(trained, night, monkeypatch
     scoring.discover(run_id)
     (shard,) = scoring.plan_shards(run_id)
     version = registry.version_of_alias("shades", "champion")
-    path, _ = programs.fetch(record.of("shades", version))
+    path, _ = programs.fetch(record.load_registration("shades", version))
     content = path.read_bytes()
     try:
         path.write_bytes(content[:-10] + b"0123456789")

@@ -8,12 +8,12 @@ import pytest
 
 from ml.errors import ServiceError
 from ml.settings import Settings
-from ml.storage.download import CONNECTIONS, Wanted, download
+from ml.storage.download import CONNECTIONS, DownloadRequest, download
 from ml.storage.object_store import ObjectStore, object_store
 
 
-def _wanted(uris: dict[str, bytes]) -> list[Wanted[str]]:
-    return [Wanted(uri, uri, len(content), "") for uri, content in uris.items()]
+def _wanted(uris: dict[str, bytes]) -> list[DownloadRequest[str]]:
+    return [DownloadRequest(uri, uri, len(content), "") for uri, content in uris.items()]
 
 
 def _put(objects: dict[str, bytes]) -> dict[str, str]:
@@ -25,8 +25,8 @@ def test_every_object_arrives_once_with_its_etag(bucket):
     etags = _put(objects)
     found = list(download(object_store(), _wanted(objects)))
     assert len(found) == 500
-    assert {token: content for token, content, _ in found} == objects
-    assert {token: etag for token, _, etag in found} == etags
+    assert {key: content for key, content, _ in found} == objects
+    assert {key: etag for key, _, etag in found} == etags
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_names_that_a_url_would_change(bucket, name):
     objects = {f"{bucket}/{name}": name.encode()}
     etags = _put(objects)
     (found,) = download(object_store(), _wanted(objects))
-    assert (found.content, found.etag) == (name.encode(), etags[found.token])
+    assert (found.content, found.etag) == (name.encode(), etags[found.key])
 
 
 def test_what_is_gone_comes_without_content_and_the_others_arrive(bucket):
@@ -54,7 +54,7 @@ def test_what_is_gone_comes_without_content_and_the_others_arrive(bucket):
     _put(objects)
     missing = {f"{bucket}/none/{number}": b"" for number in range(3)}
     found = {
-        token: content for token, content, _ in download(object_store(), _wanted(objects | missing))
+        key: content for key, content, _ in download(object_store(), _wanted(objects | missing))
     }
     assert found == objects | dict.fromkeys(missing)
 
@@ -63,7 +63,7 @@ def test_an_empty_and_a_large_object(bucket):
     objects = {f"{bucket}/empty": b"", f"{bucket}/large": bytes(range(256)) * 2**19}
     _put(objects)
     assert {
-        token: content for token, content, _ in download(object_store(), _wanted(objects))
+        key: content for key, content, _ in download(object_store(), _wanted(objects))
     } == objects
 
 
@@ -75,7 +75,9 @@ def test_it_reads_only_a_bounded_way_ahead_and_can_be_closed(bucket):
     uri = f"{bucket}/one"
     object_store().put(uri, b"content")
     taken = itertools.count()
-    found = download(object_store(), (Wanted(next(taken), uri, 7, "") for _ in range(10_000)))
+    found = download(
+        object_store(), (DownloadRequest(next(taken), uri, 7, "") for _ in range(10_000))
+    )
     for _ in range(5):
         next(found)
     found.close()
@@ -88,7 +90,7 @@ def test_a_connection_cut_in_mid_body_is_tried_again_by_itself(bucket):
     _put(objects)
     with _Cutting(object_store().settings.s3_endpoint) as proxy:
         store = _store_at(f"http://127.0.0.1:{proxy.port}")
-        found = {token: content for token, content, _ in download(store, _wanted(objects))}
+        found = {key: content for key, content, _ in download(store, _wanted(objects))}
     assert found == objects
     assert proxy.cut > 0
 
@@ -102,7 +104,7 @@ def test_an_outage_is_an_error_that_names_the_store(bucket, monkeypatch):
         unused.bind(("127.0.0.1", 0))
         store = _store_at(f"http://127.0.0.1:{unused.getsockname()[1]}")
         with pytest.raises(ServiceError, match="object store failed at s3://nightscore/x"):
-            list(download(store, [Wanted(0, "s3://nightscore/x", 1, "")]))
+            list(download(store, [DownloadRequest(0, "s3://nightscore/x", 1, "")]))
 
 
 def test_wrong_credentials_are_an_error(bucket):
@@ -110,7 +112,7 @@ def test_wrong_credentials_are_an_error(bucket):
     object_store().put(uri, b"content")
     store = _store_at(object_store().settings.s3_endpoint, secret="wrong" * 8)
     with pytest.raises(ServiceError):
-        list(download(store, [Wanted(0, uri, 1, "")]))
+        list(download(store, [DownloadRequest(0, uri, 1, "")]))
 
 
 def _store_at(endpoint: str, secret: str = "") -> ObjectStore:

@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 
 from ml.images import headers
 from ml.images.decoding import decode
-from ml.images.rejection import Reason, Rejected
+from ml.images.rejection import Reason, RejectedError
 from ml.images.resizing import resize
 
 LIMIT = 1_000_000
@@ -57,7 +57,7 @@ def test_of_16_bits_a_pixel_the_upper_8_are_kept(kind, order):
 
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_pixels_without_a_defined_range_are_rejected(mode):
-    with pytest.raises(Rejected) as caught:
+    with pytest.raises(RejectedError) as caught:
         decode(encoded(gradient().convert("L").convert(mode), "TIFF"), max_pixels=LIMIT)
     assert caught.value.reason == Reason.UNSUPPORTED
 
@@ -81,7 +81,7 @@ def test_exif_orientation_is_applied():
     ],
 )
 def test_what_cannot_be_decoded_is_rejected_with_a_reason(content, reason):
-    with pytest.raises(Rejected) as caught:
+    with pytest.raises(RejectedError) as caught:
         decode(content, max_pixels=LIMIT)
     assert caught.value.reason == reason
     assert caught.value.detail
@@ -90,7 +90,7 @@ def test_what_cannot_be_decoded_is_rejected_with_a_reason(content, reason):
 def test_a_rejection_reads_the_same_on_a_retry():
     details = set()
     for _ in range(2):
-        with pytest.raises(Rejected) as caught:
+        with pytest.raises(RejectedError) as caught:
             decode(b"not an image", max_pixels=LIMIT)
         details.add(caught.value.detail)
     assert len(details) == 1
@@ -106,7 +106,7 @@ def test_resize_gives_channels_first_at_the_input_size():
 def test_a_large_jpeg_decoded_at_reduced_scale_stays_close_to_the_full_one():
     content = encoded(gradient(1600, 900), "JPEG", quality=90)
     full = resize(decode(content, max_pixels=10_000_000), (64, 64)).astype(int)
-    reduced = decode(content, max_pixels=10_000_000, at_least=(64, 64))
+    reduced = decode(content, max_pixels=10_000_000, target_size=(64, 64))
     assert reduced.shape[1] < 1600
     assert np.abs(resize(reduced, (64, 64)).astype(int) - full).max() <= 6
 
@@ -135,7 +135,7 @@ def test_a_jpeg_has_the_pixels_that_pillow_gives_it(width, height, mode, options
     content = encoded(noise(width, height).convert(mode), "JPEG", **options)
     assert np.array_equal(decode(content, max_pixels=LIMIT), pillow(content))
     for size in ((32, 56), (100, 30)):
-        found = decode(content, max_pixels=LIMIT, at_least=size)
+        found = decode(content, max_pixels=LIMIT, target_size=size)
         assert np.array_equal(found, pillow(content, size))
 
 
@@ -143,7 +143,7 @@ def test_a_turned_jpeg_decoded_at_reduced_scale_keeps_twice_the_input():
     exif = Image.Exif()
     exif[0x0112] = 6
     content = encoded(noise(1600, 400), "JPEG", exif=exif)
-    assert decode(content, max_pixels=LIMIT, at_least=(200, 50)).shape == (400, 100, 3)
+    assert decode(content, max_pixels=LIMIT, target_size=(200, 50)).shape == (400, 100, 3)
 
 
 def test_orientation_is_found_in_xmp_too():
@@ -169,7 +169,7 @@ def test_damage_is_judged_as_pillow_judges_it():
             expected = None
         try:
             found = decode(bytes(broken), max_pixels=LIMIT)
-        except Rejected:
+        except RejectedError:
             found = None
         assert (found is None) == (expected is None)
         if found is not None and found.shape == expected.shape:
@@ -192,13 +192,13 @@ import io
 from pathlib import Path
 from PIL import Image
 from ml.images.decoding import decode
-from ml.parallel import map_ahead
+from ml.parallel import parallel_map
 buffer = io.BytesIO()
 Image.new("RGB", (8000, 8000), (90, 80, 70)).save(buffer, "PNG")
 content = buffer.getvalue()
 def work(_):
     return decode(content, max_pixels=64_000_000)[0, 0].tolist()
-assert list(map_ahead(work, range(5), threads=5, ahead=6)) == [[90, 80, 70]] * 5
+assert list(parallel_map(work, range(5), threads=5, buffer_size=6)) == [[90, 80, 70]] * 5
 # Not `ru_maxrss`, which begins with the size of the process that started this one.
 print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """
@@ -248,12 +248,12 @@ def with_orientation(kind: str, value: object) -> bytes:
 @pytest.mark.parametrize("orientation", UPRIGHT)
 def test_each_orientation_is_shown_upright(kind, orientation):
     content = with_orientation(kind, orientation)
-    for at_least in (None, (8, 12)):
-        shown = decode(content, max_pixels=LIMIT, at_least=at_least)
+    for target_size in (None, (8, 12)):
+        shown = decode(content, max_pixels=LIMIT, target_size=target_size)
         wanted = UPRIGHT[orientation](quarters())
         if shown.shape != wanted.shape:  # a JPEG at reduced scale
             step = wanted.shape[0] // shown.shape[0]
-            assert at_least and kind == "JPEG"
+            assert target_size and kind == "JPEG"
             wanted = wanted[::step, ::step]
         # JPEG has lost a little at the edges.
         assert np.abs(shown.astype(int) - wanted).mean() < (1 if kind == "JPEG" else 1e-9)
@@ -262,7 +262,7 @@ def test_each_orientation_is_shown_upright(kind, orientation):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("value", [0, 9, 65535])
 def test_an_orientation_that_there_is_not_is_passed_over(kind, value):
-    shown = decode(with_orientation(kind, value), max_pixels=LIMIT, at_least=(24, 32))
+    shown = decode(with_orientation(kind, value), max_pixels=LIMIT, target_size=(24, 32))
     assert np.abs(shown.astype(int) - quarters()).mean() < 1
 
 
@@ -302,8 +302,8 @@ def test_exif_goes_before_xmp_and_an_image_is_turned_once():
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_an_exif_that_cannot_be_read_does_not_cost_the_image(kind, exif):
     content = encoded(Image.fromarray(quarters()), kind, exif=b"Exif\0\0" + exif)
-    for at_least in (None, (8, 12)):
-        assert decode(content, max_pixels=LIMIT, at_least=at_least).shape[1] in (64, 32)
+    for target_size in (None, (8, 12)):
+        assert decode(content, max_pixels=LIMIT, target_size=target_size).shape[1] in (64, 32)
 
 
 # --- colours ----------------------------------------------------------------------------------------
@@ -434,8 +434,8 @@ def frame_of(jpeg: bytes, marker: int, precision: int = 8, height: bytes = b"\0\
     return jpeg[:place] + frame + jpeg[place + 7 :]
 
 
-def rejection(content: bytes, max_pixels: int = LIMIT) -> Rejected:
-    with pytest.raises(Rejected) as caught:
+def rejection(content: bytes, max_pixels: int = LIMIT) -> RejectedError:
+    with pytest.raises(RejectedError) as caught:
         decode(content, max_pixels=max_pixels)
     return caught.value
 

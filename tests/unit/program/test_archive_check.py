@@ -15,7 +15,7 @@ import torch
 
 from ml.errors import DataError
 from ml.program import archive_check
-from ml.program.archive_check import harmless
+from ml.program.archive_check import sanitize
 from ml.program.info import CLASSIFICATION, ProgramInfo, sha256
 from ml.program.program import Program, export
 
@@ -236,7 +236,7 @@ print([event for event in found if event])
 def test_what_is_rewritten_computes_the_same(good):
     pixels = torch.randint(0, 256, (5, 3, *SIZE), dtype=torch.uint8)
     as_it_was = torch.export.load(good).module()(pixels)
-    rewritten = torch.export.load(io.BytesIO(harmless(good.read_bytes()))).module()(pixels)
+    rewritten = torch.export.load(io.BytesIO(sanitize(good.read_bytes()))).module()(pixels)
     assert torch.equal(as_it_was, rewritten)
 
 
@@ -345,10 +345,10 @@ def _an_argument_with_a_default(records: Records) -> None:
     ids=lambda it: getattr(it, "__name__", "").strip("_"),
 )
 def test_what_no_program_of_ours_has_is_refused(change, reason, records):
-    harmless(_packed(records))
+    sanitize(_packed(records))
     change(records)
     with pytest.raises(ValueError, match=reason):
-        harmless(_packed(records))
+        sanitize(_packed(records))
 
 
 def _with_a_size(records: Records, size: str) -> bytes:
@@ -366,7 +366,7 @@ def _with_a_size(records: Records, size: str) -> bytes:
      "Mul(Integer(2), Symbol('s77', integer=True))", "Add(s77, -1)", "10" + "+1" * 249],
 )  # fmt: skip
 def test_a_size_may_be_sums_and_products(size, records):
-    described = json.loads(_unpacked(harmless(_with_a_size(records, size)))[MODEL])
+    described = json.loads(_unpacked(sanitize(_with_a_size(records, size)))[MODEL])
     pixels = described["graph_module"]["graph"]["tensor_values"]["pixels"]
     assert pixels["sizes"][0]["as_expr"]["expr_str"] == size
 
@@ -379,15 +379,15 @@ def test_a_size_may_be_sums_and_products(size, records):
 )  # fmt: skip
 def test_a_size_of_anything_else_is_refused(size, records):
     with pytest.raises(ValueError, match=r"more than sums and products|is no expression"):
-        harmless(_with_a_size(records, size))
+        sanitize(_with_a_size(records, size))
 
 
 def test_records_are_counted(records, monkeypatch):
     monkeypatch.setattr(archive_check, "_MOST_RECORDS", len(records))
-    harmless(_packed(records))
+    sanitize(_packed(records))
     monkeypatch.setattr(archive_check, "_MOST_RECORDS", len(records) - 1)
     with pytest.raises(ValueError, match=f"it has {len(records)} records"):
-        harmless(_packed(records))
+        sanitize(_packed(records))
 
 
 @pytest.mark.parametrize(
@@ -402,7 +402,7 @@ def test_a_record_whose_length_is_not_what_is_stored_is_refused(said, records):
         for name, value in said.items():
             setattr(archive.getinfo("model/data/weights/weight_9"), name, value)
     with pytest.raises(ValueError, match="compressed, or overlap"):
-        harmless(packed.getvalue())
+        sanitize(packed.getvalue())
 
 
 def test_an_archive_in_which_two_readers_could_see_different_files_is_refused(records):
@@ -411,12 +411,12 @@ def test_an_archive_in_which_two_readers_could_see_different_files_is_refused(re
         with zipfile.ZipFile(twice, "a") as archive:
             archive.writestr(f"model/{MODEL}", records[MODEL])
     with pytest.raises(ValueError, match="name of its own"):
-        harmless(twice.getvalue())
+        sanitize(twice.getvalue())
     two_folders = io.BytesIO(_packed(records))
     with zipfile.ZipFile(two_folders, "a") as archive:
         archive.writestr("other/data/weights/weight_9", b"")
     with pytest.raises(ValueError, match="in one folder"):
-        harmless(two_folders.getvalue())
+        sanitize(two_folders.getvalue())
 
 
 def test_what_grows_when_it_is_read_is_refused(records):
@@ -426,17 +426,17 @@ def test_what_grows_when_it_is_read_is_refused(records):
             archive.writestr(f"model/{name}", content)
     assert len(packed.getvalue()) < 10**5
     with pytest.raises(ValueError, match="compressed, or overlap"):
-        harmless(packed.getvalue())
+        sanitize(packed.getvalue())
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x05\x06" + bytes(18)])
 def test_what_is_no_archive_is_refused(content):
     with pytest.raises(ValueError, match=r"no archive|not in one folder"):
-        harmless(content)
+        sanitize(content)
 
 
 def test_a_truncated_archive_is_refused(good):
     content = good.read_bytes()
     for end in (len(content) // 2, len(content) - 10):
         with pytest.raises(ValueError, match="no archive"):
-            harmless(content[:end])
+            sanitize(content[:end])

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ml.images.decoding import Reason, Rejected
+from ml.images.rejection import Reason, RejectedError
 from ml.models import build
 from ml.program.info import ProgramInfo, sha256
 from ml.program.program import Program, export
 from ml.scoring import engine
 from ml.scoring.engine import Item, Limits, score
-from ml.storage.download import Download
+from ml.storage.download import DownloadResult
 
 LIMITS = Limits(max_pixels=10_000, max_bytes=100_000)
 
@@ -69,9 +69,9 @@ class Bucket:
         for item, uri, *_ in wanted:
             self.fetched.append(uri)
             if uri in self.objects:
-                yield Download(item, self.objects[uri], f"etag of {uri}")
+                yield DownloadResult(item, self.objects[uri], f"etag of {uri}")
             else:
-                yield Download(item, None, "")
+                yield DownloadResult(item, None, "")
 
     def items(self) -> list[Item]:
         return [
@@ -184,7 +184,7 @@ def test_batches_are_of_the_size_but_for_a_smaller_first_and_the_rest():
 
 def test_a_batch_of_large_images_is_handed_over_earlier(monkeypatch):
     monkeypatch.setattr(engine, "_BYTES_A_BATCH", 10)
-    rejected = Rejected(Reason.GONE)
+    rejected = RejectedError(Reason.GONE)
     assert _batched([b"123"] * 10, 64) == [4, 4, 2]
     assert _batched([b"12345"] * 6, 64) == [2, 2, 2]
     # What is not there weighs nothing.
@@ -237,7 +237,7 @@ def test_it_reads_only_a_bounded_way_ahead(programs):
             yield Item(date(2026, 1, 1), number, "s3://b/x.png", "e", len(content))
 
     def fetch(wanted):
-        return (Download(item, content, "e") for item, *_ in wanted)
+        return (DownloadResult(item, content, "e") for item, *_ in wanted)
 
     batches = score(items(), programs[:1], fetch, LIMITS, batch_size=8)
     next(batches)
@@ -250,7 +250,7 @@ def test_an_outage_is_not_a_rejection(programs):
         for number, (item, *_) in enumerate(wanted):
             if number == 3:
                 raise ConnectionError("the store is away")
-            yield Download(item, _png(1), item.etag)
+            yield DownloadResult(item, _png(1), item.etag)
 
     bucket = Bucket({f"s3://b/{n}.png": _png(n) for n in range(5)})
     with pytest.raises(ConnectionError):
