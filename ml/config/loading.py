@@ -37,10 +37,9 @@ MAX_VALUES, MAX_BRACKETS, MAX_DEPTH = 20_000, 10_000, 50
 def load(path: Path) -> Configuration:
     """Read and check a configuration file.
 
-    Raises
-    ------
-    ConfigurationError: the file is missing, is not YAML, or a value is not allowed; the message
-        names file, line, path within the file and what is allowed.
+    Raises:
+        ConfigurationError: the file is missing, is not YAML, or a value is not allowed; the message
+            names file, line, path within the file and what is allowed.
     """
     try:
         document = YAML(typ="rt").load(_text(path))

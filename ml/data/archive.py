@@ -49,12 +49,11 @@ def entries(path: Path) -> Iterator[Entry]:
 
     Hidden files and files that are no images by name are passed over.
 
-    Raises
-    ------
-    DataError: `path` is neither folder nor tar, the tar is damaged or cut short, or a member is
-        hostile: an absolute path, a path with `..`, a name that is no text or too long for S3, a
-        link, a device, sparse, larger than 64 MiB, or with more than 1 MiB of headers. So is a
-        compressed tar that comes to more than 100 times its size (and more than 1 GiB).
+    Raises:
+        DataError: `path` is neither folder nor tar, the tar is damaged or cut short, or a member is
+            hostile: an absolute path, a path with `..`, a name that is no text or too long for S3,
+            a link, a device, sparse, larger than 64 MiB, or with more than 1 MiB of headers. So is
+            a compressed tar that comes to more than 100 times its size (and more than 1 GiB).
     """
     if path.is_dir():
         yield from _of_folder(path)
@@ -122,10 +121,9 @@ def _of_tar(path: Path) -> Iterator[Entry]:
 class _Forward:
     """A tar's bytes, decompressed, as tarfile reads them: forwards only, and bounded.
 
-    Parameters
-    ----------
-    file: the archive, at its start.
-    size: its bytes as stored.
+    Args:
+        file: the archive, at its start.
+        size: its bytes as stored.
     """
 
     def __init__(self, file: BinaryIO, size: int) -> None:

@@ -86,14 +86,12 @@ def import_(
 ) -> ImportResult:
     """Copy a folder or tar laid out SPLIT/CLASS/FILE into S3; one that broke off can be repeated.
 
-    Parameters
-    ----------
-    replace: also remove the data set's objects that the source does not have.
+    Args:
+        replace: also remove the data set's objects that the source does not have.
 
-    Raises
-    ------
-    DataError: there is no image so laid out, or the source is damaged or hostile
-    (`ml.data.archive`).
+    Raises:
+        DataError: there is no image so laid out, or the source is damaged or hostile
+            (`ml.data.archive`).
     """
     target = folder(storage, name)
     classes: Counter[str] = Counter()
@@ -165,14 +163,12 @@ def read(
 ) -> Iterator[np.ndarray]:
     """Fetch, decode and convert images on several threads, in their order; logs the progress.
 
-    Parameters
-    ----------
-    target_size: (height, width) in pixels that suffices, see `ml.images.decoding.decode`.
-    convert: takes uint8 (height, width, 3), RGB.
+    Args:
+        target_size: (height, width) in pixels that suffices, see `ml.images.decoding.decode`.
+        convert: takes uint8 (height, width, 3), RGB.
 
-    Raises
-    ------
-    DataError: an image is gone, was changed since it was listed, or cannot be decoded.
+    Raises:
+        DataError: an image is gone, was changed since it was listed, or cannot be decoded.
     """
 
     def one(image: Listed) -> np.ndarray:
@@ -205,9 +201,8 @@ def _pixels(image: Listed, target_size: tuple[int, int]) -> np.ndarray:
 def download_cifar10(target: Path) -> Path:
     """Fetch CIFAR-10 with torchvision and write it as SPLIT/CLASS/NNNNN.png; returns `target`.
 
-    Raises
-    ------
-    ServiceError: its server cannot be reached.
+    Raises:
+        ServiceError: its server cannot be reached.
     """
     import socket
 

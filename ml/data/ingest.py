@@ -36,14 +36,13 @@ def ingest(
 
     Files are taken by suffix, whatever they hold: a broken one is for the scoring to reject.
 
-    Parameters
-    ----------
-    split: take only this split of a source laid out SPLIT/CLASS/FILE, under names that do not
-        give away the label. None: every image under its relative path.
+    Args:
+        split: take only this split of a source laid out SPLIT/CLASS/FILE, under names that do not
+            give away the label. None: every image under its relative path.
 
-    Raises
-    ------
-    DataError: the source holds no image (of the split), is damaged or hostile (`ml.data.archive`).
+    Raises:
+        DataError: the source holds no image (of the split), is damaged or hostile
+            (`ml.data.archive`).
     """
     target = nights.folder(stream.prefix, night)
     images = _relative(path) if split is None else _unlabelled(path, split)

@@ -22,13 +22,11 @@ _TILE = 2000
 def thumbnail(pixels: np.ndarray) -> np.ndarray:
     """What an image looks like from afar, whatever its brightness.
 
-    Parameters
-    ----------
-    pixels: uint8 (height, width, 3), RGB.
+    Args:
+        pixels: uint8 (height, width, 3), RGB.
 
-    Returns
-    -------
-    int16 (144,): grey levels of 16 x 9 cells, each the mean of what it covers, less their mean.
+    Returns:
+        int16 (144,): grey levels of 16 x 9 cells, each the mean of what it covers, less their mean.
     """
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32)
     cells = cv2.resize(grey, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA).ravel()
@@ -42,13 +40,11 @@ def group(thumbnails: np.ndarray) -> np.ndarray:
     joined before the next; no list of links is kept. On 2 busy cores 10,000 images take 0.8 s and
     100,000 take 70 s and 0.4 GB.
 
-    Parameters
-    ----------
-    thumbnails: int16 (N, 144), as `thumbnail` makes them.
+    Args:
+        thumbnails: int16 (N, 144), as `thumbnail` makes them.
 
-    Returns
-    -------
-    int64 (N,): numbers from 0 to the number of scenes - 1.
+    Returns:
+        int64 (N,): numbers from 0 to the number of scenes - 1.
     """
     count = len(thumbnails)
     # Whole numbers whose sums stay below 2**24 are exact in float32, so that neither the order of
@@ -94,15 +90,13 @@ def hold_out(
     A scene is passed over when more than half of the images would be held out with it, or when it
     is the last that shows a label.
 
-    Parameters
-    ----------
-    scenes: image → the name of its scene.
-    share: of the images, that should be held out; scenes are whole, so it may become more.
-    labels: pairs (image, label), every label of which has to keep a scene.
+    Args:
+        scenes: image → the name of its scene.
+        share: of the images, that should be held out; scenes are whole, so it may become more.
+        labels: pairs (image, label), every label of which has to keep a scene.
 
-    Returns
-    -------
-    The images that are held out; none when there is but one scene.
+    Returns:
+        The images that are held out; none when there is but one scene.
     """
     members = defaultdict(set)
     for image, scene in scenes.items():

@@ -90,10 +90,9 @@ def take(name: str, storage: str, *, holdout_share: float, holdout_by: HoldoutBy
     To hold out scenes the images of train and calibration are read, unless the same images were
     divided before.
 
-    Raises
-    ------
-    DataError: the data set has no images in the split train; to hold out scenes, one of its images
-        cannot be decoded.
+    Raises:
+        DataError: the data set has no images in the split train; to hold out scenes, one of its
+            images cannot be decoded.
     """
     listed = list(_listed(name, storage))
     if not any(split == TRAIN for _, split, _ in listed):
@@ -145,9 +144,8 @@ def assign(
     held out once is held out in every later snapshot, and its copies with it. By scene its whole
     scene goes with it (`ml.data.scenes.hold_out`); new images may join scenes, and then more moves.
 
-    Parameters
-    ----------
-    scenes_of: split → group → scene, for train and calibration; None divides by image.
+    Args:
+        scenes_of: split → group → scene, for train and calibration; None divides by image.
     """
     groups = _groups(listed)
     splits: dict[str, set[str]] = defaultdict(set)
@@ -227,9 +225,8 @@ def find_scenes(
 ) -> dict[str, dict[str, str]]:
     """split → group → scene, named by the smallest of its groups, for train and calibration.
 
-    Parameters
-    ----------
-    thumbnails_of: gives `ml.data.scenes.thumbnail` of each row; by default from S3.
+    Args:
+        thumbnails_of: gives `ml.data.scenes.thumbnail` of each row; by default from S3.
     """
     found = {}
     for split in (TRAIN, CALIBRATION):

@@ -21,9 +21,8 @@ def copy(
 ) -> None:
     """COPY rows into a table within the current transaction, streaming.
 
-    Raises
-    ------
-    ServiceError: the connection was lost. What `values` raises passes through.
+    Raises:
+        ServiceError: the connection was lost. What `values` raises passes through.
     """
     connection = session.connection() if isinstance(session, Session) else session
     lines = _Lines(map(_copy_line, values))

@@ -54,14 +54,12 @@ class Comparison:
 def compare(challenger: Evaluation, champion: Evaluation, confidence: float) -> Comparison:
     """Compare two evaluations of the same images, in the same order.
 
-    Parameters
-    ----------
-    confidence: of each bound of a difference, between 0.5 and 1.
+    Args:
+        confidence: of each bound of a difference, between 0.5 and 1.
 
-    Returns
-    -------
-    A difference for every metric that both have. Two equal evaluations differ by exactly 0, with
-    bounds of exactly 0. Bounds are NaN where a metric is.
+    Returns:
+        A difference for every metric that both have. Two equal evaluations differ by exactly 0,
+        with bounds of exactly 0. Bounds are NaN where a metric is.
     """
     ours, theirs = _statistics(challenger), _statistics(champion)
     names = [name for name in ours if _both_have(name, challenger, champion)]
@@ -92,9 +90,8 @@ def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
     """The two-sided p-value of McNemar's exact test (McNemar, 1947): a binomial test of the images
     that only one of two classifiers gets right.
 
-    Parameters
-    ----------
-    one, other: bool (N,), whether each image was classified correctly.
+    Args:
+        one, other: bool (N,), whether each image was classified correctly.
     """
     from scipy.stats import binomtest
 

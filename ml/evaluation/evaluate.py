@@ -84,9 +84,8 @@ def evaluate_files(
 
     `on_progress` is called with the number of images done so far.
 
-    Raises
-    ------
-    DataError: there is no such image, or one of them cannot be decoded.
+    Raises:
+        DataError: there is no such image, or one of them cannot be decoded.
     """
     size = program.info.input_size
 

@@ -73,9 +73,8 @@ def decide(
     model of task `anomaly`: its threshold then comes from normal images alone. Nor does a champion
     that cannot be compared, or there could never be another.
 
-    Parameters
-    ----------
-    challenger: its metrics on the held-out images (`ml.evaluation.metrics`).
+    Args:
+        challenger: its metrics on the held-out images (`ml.evaluation.metrics`).
     """
     metric = gate.metric or GATE_METRICS[task][0]
     value = challenger.get(metric)

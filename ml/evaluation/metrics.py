@@ -12,16 +12,14 @@ def classification_metrics(
 ) -> dict[str, Any]:
     """Accuracy, macro-averaged F1 and the figures of each class.
 
-    Parameters
-    ----------
-    probabilities: float (N, classes).
-    labels: int (N,), indices into `classes`.
+    Args:
+        probabilities: float (N, classes).
+        labels: int (N,), indices into `classes`.
 
-    Returns
-    -------
-    n, accuracy, macro_f1, per_class: {class: {precision, recall, f1, support}}. A ratio whose
-    denominator is zero counts as 0, as in scikit-learn's `zero_division=0`. Accuracy and macro F1
-    are NaN when a probability is.
+    Returns:
+        n, accuracy, macro_f1, per_class: {class: {precision, recall, f1, support}}. A ratio whose
+        denominator is zero counts as 0, as in scikit-learn's `zero_division=0`. Accuracy and macro
+        F1 are NaN when a probability is.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -54,16 +52,14 @@ def anomaly_metrics(
 ) -> dict[str, Any]:
     """Ranking measures, and the rates at a threshold.
 
-    Parameters
-    ----------
-    scores: float (N,), larger is more anomalous.
-    anomalous: bool (N,).
-    threshold: scores from here on are flagged; None leaves the rates undefined.
+    Args:
+        scores: float (N,), larger is more anomalous.
+        anomalous: bool (N,).
+        threshold: scores from here on are flagged; None leaves the rates undefined.
 
-    Returns
-    -------
-    n, auroc, average_precision, threshold, tpr, tnr; None where a figure needs both kinds of
-    image, or one that is not there. The ranking measures are NaN when a score is.
+    Returns:
+        n, auroc, average_precision, threshold, tpr, tnr; None where a figure needs both kinds of
+        image, or one that is not there. The ranking measures are NaN when a score is.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -105,10 +101,9 @@ class Calibration:
 def calibration(probabilities: np.ndarray, outcomes: np.ndarray, bins: int = 15) -> Calibration:
     """Expected calibration error (Guo et al., "On calibration of modern neural networks", 2017).
 
-    Parameters
-    ----------
-    probabilities: float (N,) in [0, 1]: a classifier's confidence, an anomaly's score.
-    outcomes: bool (N,): whether the class was right, whether the image was anomalous.
+    Args:
+        probabilities: float (N,) in [0, 1]: a classifier's confidence, an anomaly's score.
+        outcomes: bool (N,): whether the class was right, whether the image was anomalous.
     """
     # Bins are open to the left, as in the paper; 0 belongs to the first.
     places = np.clip(np.ceil(probabilities * bins).astype(int) - 1, 0, bins - 1)
@@ -122,10 +117,9 @@ def calibration(probabilities: np.ndarray, outcomes: np.ndarray, bins: int = 15)
 def score_reference(values: np.ndarray, bins: int = 10) -> dict[str, list[float]]:
     """A distribution to compare a night with: inner bin edges at quantiles, and shares.
 
-    Returns
-    -------
-    edges: strictly increasing, at most bins - 1; shares: one more than edges, summing to 1. A
-    value equal to an edge belongs to the bin above it, as in Postgres' `width_bucket`.
+    Returns:
+        edges: strictly increasing, at most bins - 1; shares: one more than edges, summing to 1. A
+        value equal to an edge belongs to the bin above it, as in Postgres' `width_bucket`.
     """
     edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1]))
     counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)

@@ -44,10 +44,9 @@ def weights_and_gradients(
     """How the weights of each layer, and their gradients in the last step, are distributed; the
     counts' axes are logarithmic.
 
-    Parameters
-    ----------
-    weights, gradients: layer → float array of any shape; a layer may have no gradient. Of many
-        layers some are shown, from the first to the last.
+    Args:
+        weights, gradients: layer → float array of any shape; a layer may have no gradient. Of many
+            layers some are shown, from the first to the last.
     """
     layers = list(weights)
     shown = [layers[i] for i in _spread(len(layers), _MOST_LAYERS)]
@@ -72,9 +71,8 @@ def _distribution(axis: Any, values: np.ndarray | None, title: str, colour: str)
 def per_class(figures: Mapping[str, Mapping[str, float]]) -> bytes:
     """Precision, recall and F1 of each class, and of how many images; the worst class on top.
 
-    Parameters
-    ----------
-    figures: class → precision, recall, f1, support. Of many classes the worst are shown.
+    Args:
+        figures: class → precision, recall, f1, support. Of many classes the worst are shown.
     """
     names = sorted(figures, key=lambda name: figures[name]["f1"])[:_MOST_CLASSES]
     figure, (axis,) = _figure(1, 1.6 + 0.45 * len(names))
@@ -95,9 +93,8 @@ def per_class(figures: Mapping[str, Mapping[str, float]]) -> bytes:
 def reliability(measured: Calibration, said: str, so: str) -> bytes:
     """A reliability diagram: how often it was so, against the probability that was said.
 
-    Parameters
-    ----------
-    said, so: what the probability is called, and what it is of; the labels of the axes.
+    Args:
+        said, so: what the probability is called, and what it is of; the labels of the axes.
     """
     figure, (axis, below) = _figure(2, 4.0)
     edges = np.linspace(0, 1, len(measured.counts) + 1)

@@ -85,22 +85,20 @@ def decode(
     Of more than 8 bits a pixel the upper 8 are kept. Transparency is left out: a pixel shows its
     colour, however transparent it is. docs/images.md has the details.
 
-    Parameters
-    ----------
-    content: the file's bytes.
-    max_pixels: most pixels (width x height, as the header declares them) that are decoded.
-    target_size: (height, width) in pixels that no model's input exceeds; lets a JPEG be decoded at
-        1/2, 1/4 or 1/8 of its size when that stays twice as large (DCT scaling). None: full size.
+    Args:
+        content: the file's bytes.
+        max_pixels: most pixels (width x height, as the header declares them) that are decoded.
+        target_size: (height, width) in pixels that no model's input exceeds; lets a JPEG be decoded
+            at 1/2, 1/4 or 1/8 of its size when that stays twice as large (DCT scaling). None: full
+            size.
 
-    Returns
-    -------
-    uint8 (height, width, 3), RGB.
+    Returns:
+        uint8 (height, width, 3), RGB.
 
-    Raises
-    ------
-    RejectedError: the bytes are empty, not an image, cut short, larger than the limit, of more
-        parts than a real image has (`ml.images.headers`), or pixels that no one has defined the
-        range of (32-bit integers, floating point) or that there is no decoder for.
+    Raises:
+        RejectedError: the bytes are empty, not an image, cut short, larger than the limit, of more
+            parts than a real image has (`ml.images.headers`), or pixels that no one has defined the
+            range of (32-bit integers, floating point) or that there is no decoder for.
     """
     try:
         if content.startswith(_JPEG) and not _may_have_orientation(content):

@@ -65,9 +65,8 @@ class Jpeg(NamedTuple):
 def check_jpeg(content: bytes) -> Jpeg:
     """Read a JPEG's header up to its first scan, and count the scans.
 
-    Raises
-    ------
-    TooComplexError: more segments, Exif or scans than the limits allow.
+    Raises:
+        TooComplexError: more segments, Exif or scans than the limits allow.
     """
     width = height = components = exif = 0
     buffered = False
@@ -134,9 +133,8 @@ def _check_scans(content: bytes, first: int, pixels: int, components: int) -> No
 def check_png(content: bytes) -> None:
     """Count the chunks whose content is compressed: each may stand for a megabyte.
 
-    Raises
-    ------
-    TooComplexError: there are more than the limit.
+    Raises:
+        TooComplexError: there are more than the limit.
     """
     chunks = sum(content.count(kind) for kind in (b"iCCP", b"zTXt", b"iTXt"))
     if chunks > MOST_COMPRESSED_CHUNKS:
@@ -146,9 +144,8 @@ def check_png(content: bytes) -> None:
 def check_tiff(content: bytes) -> None:
     """Count the numbers in the tags of a TIFF's first directory, and of those it refers to.
 
-    Raises
-    ------
-    TooComplexError: there are more than the limit.
+    Raises:
+        TooComplexError: there are more than the limit.
     """
     order = "<" if content.startswith(b"II") else ">"
     large = content[2:4] in (b"\x2b\0", b"\0\x2b")  # BigTIFF

@@ -18,14 +18,12 @@ def picture(pixels: np.ndarray) -> Image.Image:
 def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """The image with the heat map laid over it in red, enlarged so that small crops can be seen.
 
-    Parameters
-    ----------
-    pixels: uint8 (3, H, W), RGB, as the model saw them.
-    heat: float (h, w) in [0, 1], of any resolution; 1 is painted nearly opaque.
+    Args:
+        pixels: uint8 (3, H, W), RGB, as the model saw them.
+        heat: float (h, w) in [0, 1], of any resolution; 1 is painted nearly opaque.
 
-    Returns
-    -------
-    uint8 (k H, k W, 3), RGB; k is the factor by which the image was enlarged.
+    Returns:
+        uint8 (k H, k W, 3), RGB; k is the factor by which the image was enlarged.
     """
     _, height, width = pixels.shape
     factor = max(1, round(_SHORTEST_SIDE / min(height, width)))

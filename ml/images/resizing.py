@@ -20,15 +20,14 @@ def resize(pixels: np.ndarray, size: tuple[int, int], out: np.ndarray | None = N
 
     The aspect ratio is not kept, as every crop of a line has the same.
 
-    Parameters
-    ----------
-    pixels: uint8 (height, width, 3).
-    size: (height, width) wanted.
-    out: uint8 (3, height, width) in channels-last order, as `empty_batch` makes it, to write to.
+    Args:
+        pixels: uint8 (height, width, 3).
+        size: (height, width) wanted.
+        out: uint8 (3, height, width) in channels-last order, as `empty_batch` makes it, to write
+            to.
 
-    Returns
-    -------
-    uint8 (3, height, width) in channels-last order: `out` where it is given.
+    Returns:
+        uint8 (3, height, width) in channels-last order: `out` where it is given.
     """
     height, width = size
     if out is None:

@@ -35,11 +35,10 @@ class Network(nn.Module):
     def loss(self, pixels: Tensor, labels: Tensor) -> Tensor:
         """The training loss of a batch, a scalar; augmentation happens in here, on the device.
 
-        Parameters
-        ----------
-        pixels: uint8 (B, 3, H, W), RGB.
-        labels: int64 (B,), indices into `classes`. For the task `anomaly` the classes are
-            ("normal", "anomalous") and a data set may hold no anomalous image at all.
+        Args:
+            pixels: uint8 (B, 3, H, W), RGB.
+            labels: int64 (B,), indices into `classes`. For the task `anomaly` the classes are
+                ("normal", "anomalous") and a data set may hold no anomalous image at all.
         """
         raise NotImplementedError
 
@@ -47,10 +46,9 @@ class Network(nn.Module):
         """Called once before training, with fresh weights: fit what is computed from the images in
         closed form, and keep what every batch needs.
 
-        Parameters
-        ----------
-        pixels, labels: the images to train from, as `loss` takes them, all at once: uint8
-            (N, 3, H, W), perhaps a memory-mapped file. The network is on the CPU.
+        Args:
+            pixels, labels: the images to train from, as `loss` takes them, all at once: uint8 (N,
+                3, H, W), perhaps a memory-mapped file. The network is on the CPU.
         """
 
     def finish(self, pixels: Tensor, labels: Tensor) -> None:

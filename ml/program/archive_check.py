@@ -65,13 +65,11 @@ _ON_SIZES = {
 def sanitize(content: bytes) -> bytes:
     """A program's archive, written anew, of which torch runs nothing but operations on tensors.
 
-    Parameters
-    ----------
-    content: what `torch.export.save` wrote.
+    Args:
+        content: what `torch.export.save` wrote.
 
-    Raises
-    ------
-    ValueError: it has a part that is not on the lists here, or it is no such archive.
+    Raises:
+        ValueError: it has a part that is not on the lists here, or it is no such archive.
     """
     records = _records(content)
     try:

@@ -75,15 +75,13 @@ def version() -> str:
 def convert(exported: "ExportedProgram", program: str, input_size: tuple[int, int]) -> bytes:
     """The file of a program's form for OpenVINO.
 
-    Parameters
-    ----------
-    program: the SHA-256 of the program's file.
-    input_size: (height, width) in pixels.
+    Args:
+        program: the SHA-256 of the program's file.
+        input_size: (height, width) in pixels.
 
-    Raises
-    ------
-    ValueError: on images of noise its outputs are not those of torch. Whatever OpenVINO or the
-    file system raises passes through.
+    Raises:
+        ValueError: on images of noise its outputs are not those of torch. Whatever OpenVINO or the
+            file system raises passes through.
     """
     import openvino
 

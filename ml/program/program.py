@@ -82,17 +82,15 @@ class Program:
     ) -> "Program":
         """Verify, open and try a program.
 
-        Parameters
-        ----------
-        form: the program's form for OpenVINO (`ml.program.conversion`) as it was recorded; the
-            caller has compared its hash. Without one a CPU makes it, and keeps it beside the
-            program.
+        Args:
+            form: the program's form for OpenVINO (`ml.program.conversion`) as it was recorded; the
+                caller has compared its hash. Without one a CPU makes it, and keeps it beside the
+                program.
 
-        Raises
-        ------
-        DataError: the file's hash is not the recorded one or the file could run code (it is not
-            opened), it is no exported program, or its outputs do not fit its task and classes.
-        ServiceError: the file cannot be read, or there is too little GPU memory.
+        Raises:
+            DataError: the file's hash is not the recorded one or the file could run code (it is not
+                opened), it is no exported program, or its outputs do not fit its task and classes.
+            ServiceError: the file cannot be read, or there is too little GPU memory.
         """
         content = _verified(path, info)
         if info.task == ANOMALY and info.threshold is None:
@@ -287,9 +285,8 @@ def _in_openvino(converted: "Converted", info: ProgramInfo) -> "Pair":
 def convert(path: Path, info: ProgramInfo) -> bytes | None:
     """The file of a program's form for OpenVINO; None, and a warning, if OpenVINO cannot run it.
 
-    Raises
-    ------
-    DataError, ServiceError: as `Program.load`.
+    Raises:
+        DataError, ServiceError: as `Program.load`.
     """
     content = _verified(path, info)
     try:

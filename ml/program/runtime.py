@@ -113,16 +113,14 @@ class OpenVinoRuntime:
     It is compiled for two numbers of images, `at_once` and one: for any number, OpenVINO shares no
     memory between layers, which takes a tenth more time. So a batch is cut into such parts.
 
-    Parameters
-    ----------
-    graph, weights: as OpenVINO writes a model, its XML and its binary file
-    (`ml.program.conversion`).
-    precision: as that function returns it; the attribute says which was taken.
-    input_size: (height, width) in pixels.
+    Args:
+        graph, weights: as OpenVINO writes a model, its XML and its binary file
+            (`ml.program.conversion`).
+        precision: as that function returns it; the attribute says which was taken.
+        input_size: (height, width) in pixels.
 
-    Raises
-    ------
-    RuntimeError: the program does not take images of that size.
+    Raises:
+        RuntimeError: the program does not take images of that size.
     """
 
     def __init__(

@@ -34,10 +34,9 @@ def convert(model: str) -> list[Conversion]:
     A version that has one, whole and in its place, keeps it. The new form is stored in MLflow under
     a name of its own before Postgres names it, so a worker always finds the one that it is told of.
 
-    Raises
-    ------
-    DataError: a version is not registered, or its program is not what was registered.
-    ServiceError: Postgres or MLflow failed, or there is no room for a copy.
+    Raises:
+        DataError: a version is not registered, or its program is not what was registered.
+        ServiceError: Postgres or MLflow failed, or there is no room for a copy.
     """
     aliases: dict[int, list[str]] = {}
     for alias in (CHAMPION, CHALLENGER, PREVIOUS):

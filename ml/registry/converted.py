@@ -38,10 +38,9 @@ def fetch_form(registration: "Registration") -> bytes | None:
 
     A copy is kept beside the program's, under a name with its hash.
 
-    Raises
-    ------
-    DataError: it is not what was recorded.
-    ServiceError: MLflow cannot be reached, or there is no room for a copy.
+    Raises:
+        DataError: it is not what was recorded.
+        ServiceError: MLflow cannot be reached, or there is no room for a copy.
     """
     converted = registration.converted
     if converted is None:

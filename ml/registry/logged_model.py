@@ -81,9 +81,8 @@ def _tensor(kind: str, *shape: int, name: str = "") -> Tensor:
 def read(path: Path, name: str) -> LoggedModel:
     """Read an `MLmodel`; `name` is the version's, for errors.
 
-    Raises
-    ------
-    DataError: it is no such file, or far larger than one.
+    Raises:
+        DataError: it is no such file, or far larger than one.
     """
     try:
         found = _plain(_loaded(path))

@@ -44,9 +44,8 @@ def log_program(
 ) -> ProgramInfo:
     """Log a trained network as an exported program (pt2) with signature and input example.
 
-    Returns
-    -------
-    `info` with the SHA-256 of the stored program.
+    Returns:
+        `info` with the SHA-256 of the stored program.
     """
     import mlflow
     import numpy as np
@@ -93,10 +92,9 @@ def _of_run(run_id: str) -> Path:
 def program_of_run(run_id: str) -> tuple[Path, ProgramInfo]:
     """The program that a training run has logged, before it is registered; it is not opened.
 
-    Raises
-    ------
-    DataError: MLflow's file is not the one that the run has logged.
-    ServiceError: MLflow cannot be reached, or there is no room for a copy.
+    Raises:
+        DataError: MLflow's file is not the one that the run has logged.
+        ServiceError: MLflow cannot be reached, or there is no room for a copy.
     """
     stored = tracking.read_json(run_id, PROGRAM_INFO)
     path, info = _of_run(run_id), program_info(stored)
@@ -124,10 +122,9 @@ def fetch(registration: "Registration") -> tuple[Path, ProgramInfo]:
     A copy is kept in the state folder, and MLflow asked when there is none of this version. What is
     wrong is not kept, so once it is right in MLflow, it can be fetched.
 
-    Raises
-    ------
-    DataError: the version has no program of ours, or it is not what was registered.
-    ServiceError: MLflow cannot be reached, or there is no room for a copy.
+    Raises:
+        DataError: the version has no program of ours, or it is not what was registered.
+        ServiceError: MLflow cannot be reached, or there is no room for a copy.
     """
     folder = copy_folder(registration)
     kept = _kept(folder, registration)
@@ -207,11 +204,10 @@ def load(model: str, version: int, device: Device) -> "Program":
     """The program of a registered version, on a device; on this machine a copy is kept. For a CPU
     its recorded form for OpenVINO is fetched, too.
 
-    Raises
-    ------
-    DataError: the version is not registered, its program, its form or what is recorded of it was
-        changed, or they do not fit each other.
-    ServiceError: Postgres or MLflow failed, or there is no room for a copy.
+    Raises:
+        DataError: the version is not registered, its program, its form or what is recorded of it
+            was changed, or they do not fit each other.
+        ServiceError: Postgres or MLflow failed, or there is no room for a copy.
     """
     from ml.program.program import Program
 

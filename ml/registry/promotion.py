@@ -49,11 +49,10 @@ class Promoted:
 def promote(model: str, version: int, *, reason: str, by: str) -> Promoted:
     """Make a version champion; the old one becomes `previous`. Repeating it changes nothing.
 
-    Raises
-    ------
-    DataError: the model has no such version, or nothing is recorded of it.
-    ServiceError: MLflow or Postgres failed. The champion is the old one or this one; the next
-        promotion, or the next scoring run, brings the tables in line with MLflow.
+    Raises:
+        DataError: the model has no such version, or nothing is recorded of it.
+        ServiceError: MLflow or Postgres failed. The champion is the old one or this one; the next
+            promotion, or the next scoring run, brings the tables in line with MLflow.
     """
     known = versions.versions(model)
     if version not in known:
@@ -66,10 +65,9 @@ def promote(model: str, version: int, *, reason: str, by: str) -> Promoted:
 def rollback(model: str, *, reason: str, by: str) -> Promoted:
     """Make the version that was champion before the champion again, and the other way round.
 
-    Raises
-    ------
-    DataError: there is no previous champion.
-    ServiceError: as `promote`.
+    Raises:
+        DataError: there is no previous champion.
+        ServiceError: as `promote`.
     """
     with _locked(model) as (session, champion):
         previous = versions.version_of_alias(model, PREVIOUS)

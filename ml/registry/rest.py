@@ -125,10 +125,9 @@ class _Answer(Exception):
 class Rest:
     """An MLflow server; safe to share between threads.
 
-    Parameters
-    ----------
-    address: its URL; a login in it is used when there is no other.
-    username, password, token: how to log in: by the token if there is one.
+    Args:
+        address: its URL; a login in it is used when there is no other.
+        username, password, token: how to log in: by the token if there is one.
     """
 
     def __init__(self, address: str, username: str, password: str, token: str = "") -> None:

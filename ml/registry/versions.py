@@ -22,10 +22,9 @@ def register(run_id: str, model: str, tags: Mapping[str, str], description: str)
 
     A run is registered once: a retry finds the version and writes its tags again.
 
-    Raises
-    ------
-    DataError: MLflow's signature or metadata of the program contradict what the run recorded.
-    ServiceError: MLflow cannot be reached.
+    Raises:
+        DataError: MLflow's signature or metadata of the program contradict what the run recorded.
+        ServiceError: MLflow cannot be reached.
     """
     import mlflow
 

@@ -32,12 +32,12 @@ def run(
     The comparison with the champion is made here, where both outputs are at hand; the gate then
     needs its numbers only.
 
-    Returns
-    -------
-    holdout: its metrics on the held-out images; test: on the split test, or None; champion: that
-    of the version `champion` on the same held-out images, as `ml.evaluation.gate.Champion`, or
-    None;
-    reference: the distribution of the held-out scores (`ml.evaluation.metrics.score_reference`).
+    Returns:
+        holdout: its metrics on the held-out images; test: on the split test, or None; champion:
+            that of the version `champion` on the same held-out images, as
+            `ml.evaluation.gate.Champion`, or None;
+        reference: the distribution of the held-out scores
+            (`ml.evaluation.metrics.score_reference`).
     """
     parts = data.load(snapshot, model)
     program = Program.load(*programs.program_of_run(run_id), device.select_device())

@@ -24,10 +24,11 @@ def describe(
 ) -> str:
     """The description of a version, in Markdown.
 
-    Parameters
-    ----------
-    holdout, test: metrics on the held-out images and on the split test (`ml.evaluation.metrics`).
-    threshold: as stored with the program (`ml.training.thresholds.ChosenThreshold`), if it has one.
+    Args:
+        holdout, test: metrics on the held-out images and on the split test
+            (`ml.evaluation.metrics`).
+        threshold: as stored with the program (`ml.training.thresholds.ChosenThreshold`), if it has
+            one.
     """
     banner = "**SYNTHETIC SAMPLE DATA: drawn by Nightscore, says nothing of a real line.**"
     verdict = "passed" if decision.passed else "NOT passed, not promoted"

@@ -31,10 +31,9 @@ class Recording:
 def recording(model: str, run_id: str) -> Recording:
     """What a finished run of a model has recorded.
 
-    Raises
-    ------
-    DataError: there is no such run, it is of another model or unfinished, or what it recorded is
-        missing or of another version of Nightscore.
+    Raises:
+        DataError: there is no such run, it is of another model or unfinished, or what it recorded
+            is missing or of another version of Nightscore.
     """
     tags = tracking.run_tags(run_id)
     if (owner := tags.get(MODEL_TAG)) != model:
@@ -65,12 +64,11 @@ def recording(model: str, run_id: str) -> Recording:
 def compare(recorded: str, repeated: str) -> dict[str, Any]:
     """Two runs side by side; the result also goes to the second as `repetition.json`.
 
-    Returns
-    -------
-    circumstances: what differs in `environment.json`, name → [recorded, now].
-    weights_identical: whether the weights are the same to the bit.
-    metrics_identical: whether all numbers that both evaluations have are the same to the bit.
-    metrics: those that are not, name → [recorded, now].
+    Returns:
+        circumstances: what differs in `environment.json`, name → [recorded, now].
+        weights_identical: whether the weights are the same to the bit.
+        metrics_identical: whether all numbers that both evaluations have are the same to the bit.
+        metrics: those that are not, name → [recorded, now].
     """
     from ml.training import environment
 

@@ -56,9 +56,8 @@ def train(value: Value, attempt_key: str | None = None) -> Value:
     `attempt_key` names the attempt (Airflow's run id): a retry of one that was finished returns
     its run.
 
-    Raises
-    ------
-    DataError: the data set is missing or too small, or training diverged.
+    Raises:
+        DataError: the data set is missing or too small, or training diverged.
     """
     from ml.training import train as job
 
@@ -210,14 +209,13 @@ def repeat(model: str, run_id: str, on_step: Callable[[str], None] = lambda step
     The version stays challenger, whatever the gate says: it shows that the run can be repeated, and
     an old snapshot is no reason to replace a champion.
 
-    Returns
-    -------
-    register's value with `promoted`, `repeats` and what `ml.retrain.reproduction.compare` found.
+    Returns:
+        register's value with `promoted`, `repeats` and what `ml.retrain.reproduction.compare`
+        found.
 
-    Raises
-    ------
-    DataError: the run cannot be repeated (`ml.retrain.reproduction.recording`), or its snapshot is
-    gone.
+    Raises:
+        DataError: the run cannot be repeated (`ml.retrain.reproduction.recording`), or its snapshot
+            is gone.
     """
     recorded = reproduction.recording(model, run_id)
     value: Value = {"model": model, "snapshot_uri": recorded.snapshot_uri, "repeats": run_id}

@@ -39,9 +39,8 @@ def discover(run_id: UUID) -> int:
     Lists the run's night and the nights it looks back on. Run again, it adds what is new since;
     nothing that is in the manifest leaves it.
 
-    Returns
-    -------
-    The number of images in the manifest.
+    Returns:
+        The number of images in the manifest.
     """
     with transaction() as session:
         run = runs.get(session, run_id)

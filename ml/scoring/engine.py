@@ -90,20 +90,17 @@ def score(
 ) -> Iterator[list[Result]]:
     """Score images with one or more programs, all on the same device.
 
-    Parameters
-    ----------
-    items: the images; read as the work proceeds, not ahead of it.
-    programs: the versions that score each image.
-    fetch: as `ml.storage.download.download`. An error it raises stops the scoring and is the
-    caller's to
-        retry: an outage must not turn into rejections.
-    limits: what is rejected instead of decoded.
-    batch_size: images a forward pass; None: what suits the device.
+    Args:
+        items: the images; read as the work proceeds, not ahead of it.
+        programs: the versions that score each image.
+        fetch: as `ml.storage.download.download`. An error it raises stops the scoring and is the
+            caller's to retry: an outage must not turn into rejections.
+        limits: what is rejected instead of decoded.
+        batch_size: images a forward pass; None: what suits the device.
 
-    Yields
-    ------
-    The results of a batch: one for each image and program. The images come in the order in which
-    they arrived.
+    Yields:
+        The results of a batch: one for each image and program. The images come in the order in
+        which they arrived.
     """
     if not programs:
         return

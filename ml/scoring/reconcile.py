@@ -25,15 +25,14 @@ def reconcile(run_id: UUID) -> dict[str, Any]:
     the stream's limit; else it is `failed`, with the reason in its row. Either way everything
     that was stored stays.
 
-    Returns
-    -------
-    `discovered`, `scored`, `rejected`, `anomalies`, `to_review`: numbers of images; `synthetic`:
-    whether an image or a model comes from the built-in samples; `seconds`: the whole time of the
-    run so far; `engine_images_per_second`: the rate while images were scored, None without any.
+    Returns:
+        `discovered`, `scored`, `rejected`, `anomalies`, `to_review`: numbers of images;
+        `synthetic`: whether an image or a model comes from the built-in samples; `seconds`: the
+        whole time of the run so far; `engine_images_per_second`: the rate while images were scored,
+        None without any.
 
-    Raises
-    ------
-    RunFailedError: the run failed; the message says why.
+    Raises:
+        RunFailedError: the run failed; the message says why.
     """
     with transaction() as session:
         run = runs.get(session, run_id)

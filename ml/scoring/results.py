@@ -47,10 +47,9 @@ _COLUMNS = (
 class Results:
     """Collects the results of one shard; use as a context manager.
 
-    Parameters
-    ----------
-    stream: names the lock under which merges of the stream wait for each other.
-    heatmaps: URI below which the heat maps of flagged images are put.
+    Args:
+        stream: names the lock under which merges of the stream wait for each other.
+        heatmaps: URI below which the heat maps of flagged images are put.
     """
 
     def __init__(self, run_id: UUID, shard: int, stream: str, heatmaps: str) -> None:
@@ -89,10 +88,9 @@ class Results:
     def merge(self, images: int, seconds: float) -> None:
         """Make everything added visible and mark the shard finished, in one transaction.
 
-        Parameters
-        ----------
-        images, seconds: how many images the engine has scored, and how long it took from the
-            request of the first to the result of the last.
+        Args:
+            images, seconds: how many images the engine has scored, and how long it took from the
+                request of the first to the result of the last.
         """
         self._finish_thread()
         self._raise_error()

@@ -26,16 +26,14 @@ _IS_ABANDONED = sa.text("SELECT pg_try_advisory_xact_lock(hashtext('run'), hasht
 def open_run(stream_name: str, night: date, trigger: str | None = None) -> UUID:
     """Open a run for a night and pin the champion of each model of the stream.
 
-    Parameters
-    ----------
-    trigger: who asked, for instance Airflow's run id. Opening again for the same trigger returns
-        the same run with the versions it was opened with, so a retried or cleared task cannot mix
-        versions.
+    Args:
+        trigger: who asked, for instance Airflow's run id. Opening again for the same trigger
+            returns the same run with the versions it was opened with, so a retried or cleared task
+            cannot mix versions.
 
-    Raises
-    ------
-    DataError: a model of the stream has no champion yet.
-    ServiceError: MLflow cannot be reached.
+    Raises:
+        DataError: a model of the stream has no champion yet.
+        ServiceError: MLflow cannot be reached.
     """
     stream = configuration().stream(stream_name)
     trigger = trigger or f"{_MANUAL}{uuid4()}"

@@ -54,20 +54,17 @@ def score_shard(
 
     Safe to repeat at any point: what is stored is not scored again.
 
-    Parameters
-    ----------
-    on_images: hears how many images each batch had.
-    load: the programs of pinned versions (model → version).
+    Args:
+        on_images: hears how many images each batch had.
+        load: the programs of pinned versions (model → version).
 
-    Returns
-    -------
-    How many results were stored: `scored`, and `rejected` with each reason code.
+    Returns:
+        How many results were stored: `scored`, and `rejected` with each reason code.
 
-    Raises
-    ------
-    DataError: a pinned version is not registered, or its program is not what was registered; no
-        image has been fetched.
-    ServiceError: S3, Postgres or MLflow failed; nothing of the shard is visible, retry it.
+    Raises:
+        DataError: a pinned version is not registered, or its program is not what was registered; no
+            image has been fetched.
+        ServiceError: S3, Postgres or MLflow failed; nothing of the shard is visible, retry it.
     """
     try:
         return _score_shard(run_id, number, on_images, load)

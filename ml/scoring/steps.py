@@ -73,14 +73,13 @@ def score_night(
     the same. `on_images` hears how many images were scored since the last time, and how many there
     are.
 
-    Returns
-    -------
-    run_id, report_uri, and what `reconcile` returns: discovered, scored, rejected, anomalies,
-    to_review, synthetic, seconds, engine_images_per_second.
+    Returns:
+        run_id, report_uri, and what `reconcile` returns: discovered, scored, rejected, anomalies,
+        to_review, synthetic, seconds, engine_images_per_second.
 
-    Raises
-    ------
-    RunFailedError: a shard failed, or the run did (see `reconcile`); after the report was written.
+    Raises:
+        RunFailedError: a shard failed, or the run did (see `reconcile`); after the report was
+            written.
     """
     from ml.scoring import run as runs
 

@@ -122,12 +122,11 @@ class AirflowApi:
     ) -> dict[DagRun, str]:
         """Follow runs to their end; returns the final state of each, `success` or `failed`.
 
-        Parameters
-        ----------
-        on_task: is called with each change of a task's state.
-        on_log: is called now and then with the last line that `ml` has logged in a running task:
-            run, task, line.
-        verbose: calls `on_log` with every line of every task, whoever logged it.
+        Args:
+            on_task: is called with each change of a task's state.
+            on_log: is called now and then with the last line that `ml` has logged in a running
+                task: run, task, line.
+            verbose: calls `on_log` with every line of every task, whoever logged it.
         """
         deadline = time.monotonic() + timeout_s
         followed = {run: _Followed(self, run, on_task, on_log, verbose) for run in runs}

@@ -61,10 +61,9 @@ class LocalStack:
 
         `on_storage` is called as soon as Postgres and S3 may be used, while the rest still starts.
 
-        Raises
-        ------
-        ConfigurationError: a port that the user named is taken.
-        ServiceError: a process did not come up; the message ends with its log.
+        Raises:
+            ConfigurationError: a port that the user named is taken.
+            ServiceError: a process did not come up; the message ends with its log.
         """
         self.layout.make()
         with self._alone():

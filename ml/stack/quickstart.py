@@ -76,18 +76,16 @@ def run(
 ) -> Result:
     """Start the stack, import, train, ingest and score.
 
-    Parameters
-    ----------
-    data: folder with NAME.tar files or NAME/ folders laid out SPLIT/CLASS/FILE, where NAME is the
-        data set of a model; None for the built-in synthetic samples. Samples never take the place
-        of other images: a data set that was imported before is used as it is.
-    night: the night that the test images are ingested for.
-    verbose: show every line that a task logs.
+    Args:
+        data: folder with NAME.tar files or NAME/ folders laid out SPLIT/CLASS/FILE, where NAME is
+            the data set of a model; None for the built-in synthetic samples. Samples never take the
+            place of other images: a data set that was imported before is used as it is.
+        night: the night that the test images are ingested for.
+        verbose: show every line that a task logs.
 
-    Raises
-    ------
-    DataError: `data` holds no data set that a model uses.
-    ServiceError: a DAG run failed; the message ends with the task's log.
+    Raises:
+        DataError: `data` holds no data set that a model uses.
+        ServiceError: a DAG run failed; the message ends with the task's log.
     """
     config = configuration()
     # What is wrong with the folder is said before anything is started.

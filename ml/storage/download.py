@@ -59,14 +59,12 @@ def download(
 ) -> Iterator[DownloadResult[Key]]:
     """Download objects, in the order in which they arrive.
 
-    Parameters
-    ----------
-    wanted: read as the work proceeds. Up to `CONNECTIONS` transfers and 64 MiB are under way.
+    Args:
+        wanted: read as the work proceeds. Up to `CONNECTIONS` transfers and 64 MiB are under way.
 
-    Raises
-    ------
-    ServiceError: the store failed, or gave fewer bytes than it had listed, and went on doing so
-        when it was asked again.
+    Raises:
+        ServiceError: the store failed, or gave fewer bytes than it had listed, and went on doing so
+            when it was asked again.
     """
     transfers: _Transfers[Key] = _Transfers()
     waiting = _signed(store, wanted)

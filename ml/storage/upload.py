@@ -25,11 +25,10 @@ def upload(
 ) -> Uploaded:
     """Write (URI, content) pairs; objects that are there with the same content are left alone.
 
-    Parameters
-    ----------
-    objects: read as the work proceeds.
-    prefixes: what to list to see what is there; so an upload that broke off can be repeated.
-    on_progress: called with the number of objects done so far.
+    Args:
+        objects: read as the work proceeds.
+        prefixes: what to list to see what is there; so an upload that broke off can be repeated.
+        on_progress: called with the number of objects done so far.
     """
     there = {
         found.uri: (found.etag, found.size)

@@ -64,9 +64,9 @@ def load(snapshot: Snapshot, model: Model, read: Read = pixels.load) -> Parts:
 
     `read` is where the images come from: S3, unless a benchmark has them in memory.
 
-    Raises
-    ------
-    DataError: a part that is needed is empty, or there are fewer than two classes to tell apart.
+    Raises:
+        DataError: a part that is needed is empty, or there are fewer than two classes to tell
+            apart.
     """
     classes = ANOMALY_CLASSES if model.task == "anomaly" else snapshot.classes
     parts = Parts(

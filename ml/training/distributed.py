@@ -88,11 +88,10 @@ def fit(
 
     However this process ends, the others end with it.
 
-    Raises
-    ------
-    ConfigurationError: there are fewer GPUs than processes.
-    DataError: see `ml.training.loop.fit`.
-    NightscoreError: a process ended early; the message has its last lines.
+    Raises:
+        ConfigurationError: there are fewer GPUs than processes.
+        DataError: see `ml.training.loop.fit`.
+        NightscoreError: a process ended early; the message has its last lines.
     """
     if place == "cuda" and torch.cuda.device_count() < processes:
         raise ConfigurationError(

@@ -37,13 +37,11 @@ def run(
 ) -> None:
     """Train a model on a snapshot; parameters, curves and the program go to the run.
 
-    Parameters
-    ----------
-    threads: of the CPU, to repeat a run with as many as it had; None: as many as torch chooses.
+    Args:
+        threads: of the CPU, to repeat a run with as many as it had; None: as many as torch chooses.
 
-    Raises
-    ------
-    DataError: see `ml.training.data.load` and `ml.training.loop.fit`.
+    Raises:
+        DataError: see `ml.training.data.load` and `ml.training.loop.fit`.
     """
     place = device.select_device()
     with environment.fixed(place, threads):

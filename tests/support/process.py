@@ -31,10 +31,9 @@ print(json.dumps(score_night(sys.argv[1], sys.argv[2])), flush=True)
 class Scoring:
     """Scores a night in a process of its own, which imports what it needs and waits for `go`.
 
-    Parameters
-    ----------
-    variables: of the environment, beside those of this process.
-    most_bytes: the largest file that it can write, as on a full disk; 0: any.
+    Args:
+        variables: of the environment, beside those of this process.
+        most_bytes: the largest file that it can write, as on a full disk; 0: any.
     """
 
     def __init__(self, night: Night, most_bytes: int = 0, **variables: str) -> None:

@@ -90,9 +90,8 @@ def forget_connections() -> None:
 def copy_of_trained(folder: Path, home: Path) -> None:
     """Make `home` the state folder of a stack that has both models trained; nothing is started.
 
-    Parameters
-    ----------
-    folder: shared by the processes of a test session; the first makes the template there.
+    Args:
+        folder: shared by the processes of a test session; the first makes the template there.
     """
     template = folder / "trained"
     with (folder / "trained.lock").open("w") as lock:

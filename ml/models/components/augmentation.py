@@ -54,9 +54,9 @@ def occluders(images: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """Something harmless in front of a share of the images: a bar, a straight edge, or something
     round that comes in from the side.
 
-    Returns
-    -------
-    how much of each pixel it covers, (B, 1, H, W) in [0, 1], and what it looks like, (B, 3, H, W).
+    Returns:
+        how much of each pixel it covers, (B, 1, H, W) in [0, 1], and what it looks like, (B, 3, H,
+        W).
     """
     y, x = coordinates(images)
     angle = uniform(images, 0, 2 * math.pi)

@@ -29,10 +29,9 @@ _LEAST_NORM = 1e-7
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, made orthogonal; decoupled weight decay.
 
-    Parameters
-    ----------
-    matrices: parameters of two dimensions, float32.
-    iterations: of Newton-Schulz.
+    Args:
+        matrices: parameters of two dimensions, float32.
+        iterations: of Newton-Schulz.
     """
 
     def __init__(
@@ -75,14 +74,12 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(matrix: Tensor, iterations: int, dtype: torch.dtype | None = None) -> Tensor:
     """A matrix with the singular vectors of `matrix` and singular values of about one.
 
-    Parameters
-    ----------
-    matrix: float32 (N, M).
-    dtype: to compute in, and of what is returned; None: what the matrix's device is fastest in.
+    Args:
+        matrix: float32 (N, M).
+        dtype: to compute in, and of what is returned; None: what the matrix's device is fastest in.
 
-    Returns
-    -------
-    (N, M).
+    Returns:
+        (N, M).
     """
     x = matrix.to(dtype or _fastest(matrix.device))
     is_tall = matrix.size(0) > matrix.size(1)
