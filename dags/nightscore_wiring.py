@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from airflow.sdk import Asset, CronTriggerTimetable, ExceptionRetryPolicy, RetryAction, RetryRule
 
-from ml.errors import ConfigurationError, DataError, RunFailed
+from ml.errors import ConfigurationError, DataError, RunFailedError
 
 # Wrong data stay wrong: fail at once. A service may come back: wait and try again.
 RETRIES: dict[str, Any] = {
@@ -19,7 +19,7 @@ RETRIES: dict[str, Any] = {
     "retry_policy": ExceptionRetryPolicy(
         rules=[
             RetryRule(
-                exception=[ConfigurationError, DataError, RunFailed],
+                exception=[ConfigurationError, DataError, RunFailedError],
                 action=RetryAction.FAIL,
                 reason="a retry cannot help",
             )

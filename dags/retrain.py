@@ -10,13 +10,14 @@ from airflow.sdk.exceptions import AirflowSkipException
 from nightscore_links import VersionLink
 from nightscore_wiring import RETRIES, champion, connect, gpu, nightly
 
-from ml.config import Model, configuration
+from ml.config.loading import configuration
+from ml.config.schema import Model
 
 
 def _steps() -> Any:
-    """`ml.retrain`, loaded when a task runs and not when this file is parsed."""
+    """`ml.retrain.steps`, loaded when a task runs and not when this file is parsed."""
     connect()
-    from ml import retrain
+    from ml.retrain import steps as retrain
 
     return retrain
 

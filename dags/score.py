@@ -14,17 +14,18 @@ from airflow.sdk import AssetAny, Param, TriggerRule, dag, task
 from nightscore_links import ReportLink
 from nightscore_wiring import RETRIES, champion, connect, gpu, nightly
 
-from ml.config import Stream, configuration
-from ml.errors import RunFailed
-from ml.scoring.flow import ATTEMPTS
+from ml.config.loading import configuration
+from ml.config.schema import Stream
+from ml.errors import RunFailedError
+from ml.scoring import ATTEMPTS
 
 
 def _steps() -> Any:
-    """`ml.scoring.flow`, loaded when a task runs and not when this file is parsed."""
+    """`ml.scoring.steps`, loaded when a task runs and not when this file is parsed."""
     connect()
-    from ml.scoring import flow
+    from ml.scoring import steps as scoring
 
-    return flow
+    return scoring
 
 
 def score_dag(name: str, stream: Stream) -> Any:
@@ -98,7 +99,7 @@ def score_dag(name: str, stream: Stream) -> Any:
 
 def _opened(scoring_run: str | None) -> str:
     if scoring_run is None:
-        raise RunFailed("No scoring run was opened; the log of the task open_run says why.")
+        raise RunFailedError("No scoring run was opened; the log of the task open_run says why.")
     return scoring_run
 
 

@@ -8,10 +8,9 @@ such an error in one line without a traceback; a DAG task fails with it. `hint` 
 class NightscoreError(Exception):
     """A failure with a message for the user and, where there is one, a way out.
 
-    Parameters
-    ----------
-    message: what went wrong, naming the thing it went wrong with.
-    hint: what to do about it, as an imperative sentence; empty when there is nothing to say.
+    Args:
+        message: what went wrong, naming the thing it went wrong with.
+        hint: what to do about it, as an imperative sentence; empty when there is nothing to say.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -39,5 +38,5 @@ class GpuMemoryError(ServiceError):
     """The memory of the GPU, or this process's share of it, is used up; a retry may find more."""
 
 
-class RunFailed(NightscoreError):
+class RunFailedError(NightscoreError):
     """A scoring run ended `failed`; everything that could be scored is stored."""

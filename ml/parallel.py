@@ -13,10 +13,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def map_ahead(
-    function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, ahead: int
+def parallel_map(
+    function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, buffer_size: int
 ) -> Iterator[Result]:
-    """`map(function, items)` on `threads` threads, in order, at most `ahead` results early.
+    """`map(function, items)` on `threads` threads, in order, at most `buffer_size` results early.
 
     Unlike `Executor.map`, which submits every item at once, memory stays bounded whatever the
     number of items. The first error is raised where its result would have come, and the items
@@ -25,7 +25,7 @@ def map_ahead(
     source = iter(items)
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future[Result]] = deque(
-            pool.submit(function, item) for item in islice(source, max(ahead, threads))
+            pool.submit(function, item) for item in islice(source, max(buffer_size, threads))
         )
         try:
             while pending:
@@ -58,7 +58,7 @@ def in_thread(function: Callable[..., Result], *arguments: Any) -> Future[Result
     return future
 
 
-class Budget:
+class WeightedSemaphore:
     """Lets threads go on while what they use together stays within `total`.
 
     One that wants more than that has to wait until it is alone.
@@ -70,7 +70,7 @@ class Budget:
         self._changed = threading.Condition()
 
     @contextmanager
-    def of(self, amount: int) -> Iterator[None]:
+    def acquire(self, amount: int) -> Iterator[None]:
         """Hold `amount` while the context is open; waits until there is room for it."""
         with self._changed:
             self._changed.wait_for(lambda: not self._used or self._used + amount <= self.total)
@@ -83,13 +83,14 @@ class Budget:
                 self._changed.notify_all()
 
 
-def in_background(items: Iterable[Item], ahead: int) -> Generator[Item, None, None]:
-    """The items, produced on a thread of their own, at most `ahead` of them early (0: any number).
+def prefetch(items: Iterable[Item], buffer_size: int) -> Generator[Item, None, None]:
+    """Produce the items on a thread of their own, at most `buffer_size` of them early (0: any
+    number).
 
     An error of the source is raised where its item would have come. When the iterator is closed,
     the source is closed as well.
     """
-    queue: Queue[tuple[Item | None, BaseException | None]] = Queue(maxsize=ahead)
+    queue: Queue[tuple[Item | None, BaseException | None]] = Queue(maxsize=buffer_size)
     stopped, ended = threading.Event(), threading.Event()
 
     def produce() -> None:
@@ -107,7 +108,7 @@ def in_background(items: Iterable[Item], ahead: int) -> Generator[Item, None, No
                 source.close()
             ended.set()
 
-    threading.Thread(target=produce, name="in_background", daemon=True).start()
+    threading.Thread(target=produce, name="prefetch", daemon=True).start()
     try:
         while True:
             item, error = queue.get()

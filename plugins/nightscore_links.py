@@ -32,7 +32,7 @@ class VersionLink(BaseOperatorLink):
     name = "MLflow version"
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        from ml.registry import ui_url
+        from ml.registry.versions import ui_url
 
         returned = _returned(ti_key, ti_key.task_id)
         return ui_url(returned["model"], returned["version"]) if returned else ""

@@ -52,10 +52,10 @@ def runs() -> HTMLResponse:
 @app.get("/{run_id}", response_class=HTMLResponse)
 def report(run_id: UUID) -> HTMLResponse:
     """The report of a scoring run."""
-    from ml.report import page
+    from ml.report import nightly
 
     try:
-        return HTMLResponse(page.read(run_id), headers=_NO_SCRIPTS)
+        return HTMLResponse(nightly.read(run_id), headers=_NO_SCRIPTS)
     except FileNotFoundError:
         raise HTTPException(404, f"The scoring run {run_id} has no report.") from None
 

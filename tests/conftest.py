@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from ml.settings import settings
 from ml.stack.local import LocalStack
-from ml.store import object_store
+from ml.storage.object_store import object_store
 from tests.support import stacks
 
 # The longest first, so that no process is left alone with one at the end.

@@ -53,9 +53,8 @@ class Finding:
 def ask(database: str, asked: Iterable[Pin]) -> tuple[list[Finding], list[str]]:
     """What a database knows against the pins, and the packages that it gives no answer about.
 
-    Raises
-    ------
-    Unreachable: when it cannot be asked at all.
+    Raises:
+        Unreachable: when it cannot be asked at all.
     """
     found: list[Finding] = []
     unanswered = []
@@ -107,9 +106,8 @@ def _finding(package: dict[str, Any], known: dict[str, Any]) -> Finding:
 def trusted_database() -> str:
     """The first database that answers and knows what everybody knows.
 
-    Raises
-    ------
-    Unreachable: with what is wrong with each.
+    Raises:
+        Unreachable: with what is wrong with each.
     """
     wrong = []
     for database in DATABASES:

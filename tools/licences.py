@@ -53,9 +53,8 @@ def licences() -> dict[str, str]:
 
     A package that is for another platform, so not installed, keeps what the page says of it.
 
-    Raises
-    ------
-    UnknownLicences: when there is a package that nothing is known of.
+    Raises:
+        UnknownLicences: when there is a package that nothing is known of.
     """
     by_hand = tomllib.loads(BY_HAND.read_text(encoding="utf-8"))
     installed = {str(canonicalize_name(each.metadata["Name"])): each for each in distributions()}

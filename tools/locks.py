@@ -27,9 +27,9 @@ def lock_files() -> list[Path]:
 def pins(path: Path) -> list[Pin]:
     """What a lock file pins, for all platforms and versions of Python.
 
-    Raises
-    ------
-    ValueError: a line that is no `name==version` (an option such as the URL of an index, a range).
+    Raises:
+        ValueError: a line that is no `name==version` (an option such as the URL of an index, a
+            range).
     """
     found = []
     for line in path.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():

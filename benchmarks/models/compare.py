@@ -24,10 +24,11 @@ from benchmarks.models.figures import over_seeds
 from benchmarks.models.training import WANTED, Trained, train
 from benchmarks.paths import REPOSITORY
 from benchmarks.peers import detectors
-from ml import anomalies
-from ml.config import Model, Training, load
+from ml.config.loading import load
+from ml.config.schema import Model, Training
 from ml.errors import NightscoreError
-from ml.program_info import ANOMALY, CLASSIFICATION
+from ml.models import anomalies
+from ml.program.info import ANOMALY, CLASSIFICATION
 
 if TYPE_CHECKING:
     from ml.training.data import Parts
@@ -152,7 +153,8 @@ def _in_epochs(model: Model, epochs: int) -> Model:
 
 def _left_out(kind: str, model: Model, parts: "Parts") -> "tuple[Model, Parts]":
     """The model without a kind of drawn anomaly, or the parts without known anomalies to train from
-    (the held-out ones, which set the threshold, stay), or without several: `spill+known`."""
+    (the held-out ones, which set the threshold, stay), or without several: `spill+known`.
+    """
     left_out = set(kind.split("+"))
     drawn = model.options.get("synthetic", anomalies.kinds())
     if unknown := left_out - {KNOWN, *drawn}:

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ml import scenes, snapshot
-from ml.archive import Labelled, labelled
-from ml.config import Model
+from ml.config.schema import Model
+from ml.data import scenes, snapshot
+from ml.data.archive import Labelled, labelled
+from ml.data.snapshot import Row, Snapshot
 from ml.errors import DataError
-from ml.images import decode, resize
-from ml.parallel import map_ahead
-from ml.rejection import Rejected
-from ml.snapshot import Row, Snapshot
-from ml.store import ObjectInfo
+from ml.images.decoding import decode
+from ml.images.rejection import RejectedError
+from ml.images.resizing import resize
+from ml.parallel import parallel_map
+from ml.storage.object_store import ObjectInfo
 
 if TYPE_CHECKING:
     from ml.training.data import Parts
@@ -49,7 +50,7 @@ def load(path: Path, model: Model, most: int | None = None) -> "Parts":
         small = scenes.thumbnail(_decoded(image, (scenes.HEIGHT, scenes.WIDTH)))
         return _listed(image), _pixels(image, model.input_size), small
 
-    images = map_ahead(read, _first(labelled(path), most), threads=_THREADS, ahead=256)
+    images = parallel_map(read, _first(labelled(path), most), threads=_THREADS, buffer_size=256)
     for found, image, small in images:
         listed.append(found)
         pixels[found[0].uri], thumbnails[found[0].uri] = image, small
@@ -95,7 +96,7 @@ def _pixels(image: Labelled, size: tuple[int, int]) -> np.ndarray:
 
 def _decoded(image: Labelled, size: tuple[int, int]) -> np.ndarray:
     try:
-        return decode(image.content, max_pixels=_MAX_PIXELS, at_least=size)
-    except Rejected as rejected:
+        return decode(image.content, max_pixels=_MAX_PIXELS, target_size=size)
+    except RejectedError as rejected:
         name = f"{image.split}/{image.label}/{image.name}"
         raise DataError(f"{name} cannot be decoded: {rejected}.") from None

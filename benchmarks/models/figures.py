@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ml.config import Threshold
-from ml.metrics import anomaly_metrics
+from ml.config.schema import Threshold
+from ml.evaluation.metrics import anomaly_metrics
 from ml.training.thresholds import choose
 
 Figures = Mapping[str, float | None]

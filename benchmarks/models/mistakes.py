@@ -3,9 +3,10 @@
 import numpy as np
 from PIL import Image
 
-from ml import heatmap, plots
-from ml.program import Program
-from ml.snapshot import Row
+from ml.data.snapshot import Row
+from ml.evaluation import plots
+from ml.images import heatmap
+from ml.program.program import Program
 from ml.training.data import Part
 
 _MOST = 60

@@ -19,9 +19,10 @@ from benchmarks import machine
 from benchmarks.models import division
 from benchmarks.models.training import train
 from benchmarks.paths import REPOSITORY
-from ml import samples
-from ml.config import Model, load
-from ml.device import Device, choose
+from ml.config.loading import load
+from ml.config.schema import Model
+from ml.data import samples
+from ml.program.device import Device, select_device
 
 if TYPE_CHECKING:
     from ml.training.data import Parts
@@ -53,7 +54,7 @@ def measured(
     wanted: Sequence[str], data: Path | None, place: Device, scratch: Path, quick: bool
 ) -> Iterator[dict[str, Any]]:
     """Train and measure what is wanted, MODEL/SEED each."""
-    from ml.training.job import parameters
+    from ml.training.train import parameters
 
     known = load(REPOSITORY / "nightscore.yaml")
     loaded: dict[str, tuple[Parts, str]] = {}
@@ -82,7 +83,7 @@ def measured(
 
 
 def _quick(model: Model, place: Device) -> Model:
-    from ml.training.job import parameters
+    from ml.training.train import parameters
 
     used = parameters(model, place).model_copy(update={"epochs": 1})
     return model.model_copy(update={"training": {"cpu": used, "gpu": used}})
@@ -114,7 +115,9 @@ def main() -> None:
             del os.environ[name]
     wanted = [name for name in names(arguments.seeds) if name not in arguments.skip]
     with tempfile.TemporaryDirectory(prefix="nightscore-profiles-") as scratch:
-        for line in measured(wanted, arguments.data, choose(), Path(scratch), arguments.quick):
+        for line in measured(
+            wanted, arguments.data, select_device(), Path(scratch), arguments.quick
+        ):
             sys.stdout.write(json.dumps(line) + "\n")
             sys.stdout.flush()
 

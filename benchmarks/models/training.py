@@ -1,5 +1,6 @@
 """A model of Nightscore's, trained from arrays and measured as it scores: its exported program, in
-OpenVINO on the CPU or in torch on a GPU."""
+OpenVINO on the CPU or in torch on a GPU.
+"""
 
 import time
 from dataclasses import dataclass
@@ -10,13 +11,13 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.models.figures import images_per_second, judged, seconds_to
-from ml.config import Model
-from ml.device import Device
-from ml.evaluation import BATCH, evaluate
-from ml.metrics import calibration
-from ml.parallel import map_ahead
-from ml.program import Program, export
-from ml.program_info import CLASSIFICATION, ProgramInfo, sha256
+from ml.config.schema import Model
+from ml.evaluation.evaluate import BATCH, evaluate
+from ml.evaluation.metrics import calibration
+from ml.parallel import parallel_map
+from ml.program.device import Device
+from ml.program.info import CLASSIFICATION, ProgramInfo, sha256
+from ml.program.program import Program, export
 
 if TYPE_CHECKING:
     from ml.models import Network
@@ -86,7 +87,8 @@ def _fitted(
     import torch
 
     from ml.models import build
-    from ml.training import environment, job, loop
+    from ml.training import environment, loop
+    from ml.training import train as job
 
     torch.manual_seed(seed)
     network = build(model.architecture, model.input_size, parts.classes, model.options)
@@ -126,7 +128,7 @@ def _rate(program: Program, pixels: np.ndarray) -> float:
     threads = machine.cores()
 
     def run() -> None:
-        for _ in map_ahead(program.predict, batches, threads=threads, ahead=2 * threads):
+        for _ in parallel_map(program.predict, batches, threads=threads, buffer_size=2 * threads):
             pass
 
     return images_per_second(run, len(pixels))

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.errors import ContenderError
 from benchmarks.models.figures import judged, unit_scores
 from benchmarks.paths import REPOSITORY
-from ml.config import Model
+from ml.config.schema import Model
 
 if TYPE_CHECKING:
     from ml.training.data import Parts
@@ -31,7 +31,7 @@ def detect(name: str, model: Model, parts: "Parts", seed: int, folder: Path) -> 
     It is given the normal images that `model` trains from, at the same size, which it enlarges to
     twice as much; its threshold is chosen by the same rule from the same held-out images.
 
-    Raises
+    Raises:
     ------
     ContenderError: it failed or took more than an hour; the message ends with what it said.
     """

@@ -24,9 +24,9 @@ from torch.nn import functional as F
 from benchmarks.models import division
 from benchmarks.models.figures import epoch_seconds, images_per_second
 from benchmarks.paths import REPOSITORY
-from ml.config import load
-from ml.device import has_fast_bfloat16
+from ml.config.loading import load
 from ml.errors import NightscoreError
+from ml.program.device import has_fast_bfloat16
 from ml.training import data, memory
 
 BATCH = 64

@@ -30,10 +30,10 @@ from benchmarks.scoring.nightscore import load_program
 from benchmarks.scoring.runner import Pass, run_pass
 from benchmarks.scoring.synthetic_bucket import DISTINCT, HOST
 from benchmarks.scoring.workloads import NIGHT, WORKLOADS
-from ml.program import export
+from ml.program.program import export
 from ml.settings import settings
 from ml.stack.local import LocalStack
-from ml.store import split
+from ml.storage.object_store import split
 
 SIZES = (10_000, 100_000, 1_000_000)
 _WORKLOAD = WORKLOADS["spill"]

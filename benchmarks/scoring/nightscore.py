@@ -7,14 +7,14 @@ from uuid import UUID, uuid4
 import numpy as np
 
 from benchmarks.scoring.contender import Job, Run, main
-from ml.config import configuration
-from ml.database import session
-from ml.program import Program
-from ml.program_info import ProgramInfo, sha256
+from ml.config.loading import configuration
+from ml.database.connection import transaction
+from ml.database.tables import OPEN, ScoringRun, ScoringRunModel
+from ml.program.info import ProgramInfo, sha256
+from ml.program.program import Program
 from ml.scoring.discovery import discover, plan_shards
 from ml.scoring.engine import BATCH
 from ml.scoring.shard import score_shard
-from ml.tables import OPEN, ScoringRun, ScoringRunModel
 
 
 def load_program(job: Job, version: int) -> Program:
@@ -28,11 +28,12 @@ def load_program(job: Job, version: int) -> Program:
 
 def open_run(job: Job, version: int) -> UUID:
     """A run of the job's night that owes every image a result by `version`, discovered and cut
-    into shards. Without a registry, so its rows are written here."""
+    into shards. Without a registry, so its rows are written here.
+    """
     run_id, night = uuid4(), date.fromisoformat(job.night)
     stream = configuration().stream(job.workload)
-    with session() as current:
-        current.add(
+    with transaction() as session:
+        session.add(
             ScoringRun(
                 run_id=run_id,
                 trigger=f"benchmark-{run_id}",
@@ -44,8 +45,8 @@ def open_run(job: Job, version: int) -> UUID:
                 shard_size=stream.shard_size,
             )
         )
-        current.flush()
-        current.add(ScoringRunModel(run_id=run_id, model=job.model, version=version))
+        session.flush()
+        session.add(ScoringRunModel(run_id=run_id, model=job.model, version=version))
     discover(run_id)
     return run_id
 

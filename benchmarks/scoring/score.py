@@ -32,12 +32,12 @@ from benchmarks.scoring.nightscore import load_program
 from benchmarks.scoring.report import OURS
 from benchmarks.scoring.runner import LONGEST_S, Pass, run_passes
 from benchmarks.scoring.workloads import WORKLOADS, Workload
-from ml.device import choose
-from ml.program import export
+from ml.program.device import select_device
+from ml.program.program import export
 from ml.settings import settings
 from ml.stack.local import LocalStack
-from ml.store import split
-from ml.upload import upload
+from ml.storage.object_store import split
+from ml.storage.upload import upload
 
 CONTENDERS = {
     OURS: "benchmarks.scoring.nightscore",
@@ -246,7 +246,7 @@ def _prepare(workload: Workload, contents: Sequence[bytes], folder: Path) -> Job
         database_url=current.require_owner_url().replace("+psycopg2", ""),
         table="",
         cores=machine.cores(),
-        device=choose(),
+        device=select_device(),
     )
     # The engine converts a program once for a machine; it is no work of the passes.
     load_program(job, version=1)

@@ -19,16 +19,17 @@ import numpy as np
 from benchmarks.scoring.contender import Job, Run, main
 from benchmarks.scoring.nightscore import load_program, open_run
 from benchmarks.scoring.workloads import WORKLOADS
-from ml.config import configuration
-from ml.database import rows, session
-from ml.download import Wanted, download
-from ml.images import decode, resize, room
+from ml.config.loading import configuration
+from ml.database.connection import rows, transaction
+from ml.images.decoding import decode
+from ml.images.rejection import TRANSIENT
+from ml.images.resizing import empty_batch, resize
 from ml.parallel import in_batches
-from ml.rejection import TRANSIENT
 from ml.scoring.discovery import plan_shards
 from ml.scoring.engine import BATCH, Item, Limits, Result, score, threads_for
 from ml.scoring.results import Results
-from ml.store import object_store
+from ml.storage.download import DownloadRequest, download
+from ml.storage.object_store import object_store
 
 LEAST_SECONDS = 2.0
 _LIMITS = Limits(64_000_000, 64 * 1024 * 1024)
@@ -90,9 +91,11 @@ def write(job: Job) -> Run:
     heatmaps = f"{configuration().storage}/heatmaps/{job.workload}"
     ready: dict[int, list[list[Result]]] = {}
     for shard in plan_shards(run_id):
-        with session() as current:
+        with transaction() as session:
             transient = list(TRANSIENT)
-            found = rows(current, "shard_images", run_id=run_id, shard=shard, transient=transient)
+            found = rows(
+                session, "scoring/sql/shard_images", run_id=run_id, shard=shard, transient=transient
+            )
         items = [Item(**row) for row in found]
         ready[shard] = list(score(items, [program], partial(download, object_store()), _LIMITS))
 
@@ -117,10 +120,10 @@ STAGES: dict[str, Callable[[Job], Run]] = {
 }
 
 
-def _wanted(job: Job) -> list[Wanted[int]]:
+def _wanted(job: Job) -> list[DownloadRequest[int]]:
     pages = object_store().pages(WORKLOADS[job.workload].prefix)
     return [
-        Wanted(n, found.uri, found.size, found.etag)
+        DownloadRequest(n, found.uri, found.size, found.etag)
         for n, found in enumerate(chain.from_iterable(pages))
     ]
 
@@ -134,9 +137,9 @@ def _files(job: Job) -> list[list[bytes]]:
 
 def _pixels(size: tuple[int, int], contents: list[bytes]) -> np.ndarray:
     """uint8 (B, 3, height, width), in channels-last order as the engine makes them."""
-    pixels = room(len(contents), size)
+    pixels = empty_batch(len(contents), size)
     for row, content in enumerate(contents):
-        image = decode(content, max_pixels=_LIMITS.max_pixels, at_least=size)
+        image = decode(content, max_pixels=_LIMITS.max_pixels, target_size=size)
         resize(image, size, out=pixels[row])
     return pixels
 

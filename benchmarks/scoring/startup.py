@@ -27,12 +27,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from benchmarks import machine
-from ml.config import configuration
-from ml.database import session
+from ml.config.loading import configuration
+from ml.database.connection import transaction
+from ml.database.tables import ModelVersion
 from ml.settings import settings, state_folder
 from ml.stack.local import LocalStack
-from ml.store import object_store
-from ml.tables import ModelVersion
+from ml.storage.object_store import object_store
 
 STREAM, MODEL, IMAGES = "spill", "spill-anomaly", 300
 _DATES = (date(2026, 1, 1) + timedelta(days=n) for n in range(1000))
@@ -130,8 +130,8 @@ def _used_before(nights: _Nights) -> Spent:
 def _without_form() -> Iterator[None]:
     """The version's row is as before there were forms."""
     columns = (ModelVersion.openvino_sha256, ModelVersion.openvino_version)
-    with session() as current:
-        found = current.execute(sa.select(*columns).where(ModelVersion.model == MODEL)).one()
+    with transaction() as session:
+        found = session.execute(sa.select(*columns).where(ModelVersion.model == MODEL)).one()
     _record(None, None)
     try:
         yield
@@ -141,8 +141,8 @@ def _without_form() -> Iterator[None]:
 
 def _record(sha256: str | None, version: str | None) -> None:
     values = {"openvino_sha256": sha256, "openvino_version": version}
-    with session() as current:
-        current.execute(sa.update(ModelVersion).where(ModelVersion.model == MODEL).values(values))
+    with transaction() as session:
+        session.execute(sa.update(ModelVersion).where(ModelVersion.model == MODEL).values(values))
 
 
 @contextmanager
@@ -164,7 +164,8 @@ def _stack(folder: Path) -> Iterator[_Nights]:
 
 def _trained(folder: Path) -> Path:
     """Train a champion on sample images; returns their folder."""
-    from ml import dataset, retrain, samples
+    from ml.data import dataset, samples
+    from ml.retrain import steps as retrain
 
     written = samples.write(folder / "samples").datasets["spill"]
     dataset.import_(written, "spill", storage=configuration().storage)

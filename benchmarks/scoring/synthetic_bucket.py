@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from urllib.parse import parse_qs, urlsplit
 
 from benchmarks.scoring.workloads import WORKLOADS, drawn
-from ml.store import split
+from ml.storage.object_store import split
 
 HOST = "127.0.0.1"
 DISTINCT = 1000

@@ -15,11 +15,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from benchmarks.paths import DATASETS, REPOSITORY
-from ml import samples
-from ml.archive import entries
-from ml.config import Configuration, load
-from ml.parallel import map_ahead
-from ml.program_info import ANOMALY, CLASSIFICATION
+from ml.config.loading import load
+from ml.config.schema import Configuration
+from ml.data import samples
+from ml.data.archive import entries
+from ml.parallel import parallel_map
+from ml.program.info import ANOMALY, CLASSIFICATION
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -104,7 +105,8 @@ def write_configuration(path: Path) -> None:
 
 def network(workload: Workload) -> "nn.Module":
     """The reference architecture of `nightscore.yaml` (imagenet: ResNet-18), always with the same
-    weights, in the channels-last order in which they are exported; takes uint8 (B, 3, H, W)."""
+    weights, in the channels-last order in which they are exported; takes uint8 (B, 3, H, W).
+    """
     import torch
 
     torch.manual_seed(0)
@@ -116,7 +118,8 @@ def network(workload: Workload) -> "nn.Module":
 
 def _normalise(network: "nn.Module", workload: Workload) -> None:
     """Set the statistics of batch normalisation from drawn images, as a training would: with fresh
-    ones the outputs for any two images are all but equal."""
+    ones the outputs for any two images are all but equal.
+    """
     import torch
 
     kind = "cifar10" if workload.task == CLASSIFICATION else "spill"
@@ -162,7 +165,8 @@ def _resnet18(classes: int) -> "nn.Module":
 
 def threshold(workload: Workload, made: "nn.Module", contents: list[bytes]) -> float | None:
     """A threshold that flags the wished share of the first images, but one at least, and lies
-    between the scores of two of them; None for a classifier."""
+    between the scores of two of them; None for a classifier.
+    """
     import torch
 
     if workload.task == CLASSIFICATION:
@@ -219,13 +223,14 @@ def _source(name: str, data: Path | None) -> Path | None:
 
 def drawn(name: str, count: int) -> list[bytes]:
     """`count` image files of a workload, each another, always the same: each has a random generator
-    of its own, so that all cores draw."""
+    of its own, so that all cores draw.
+    """
 
     def draw(number: int) -> bytes:
         return _DRAWINGS[name](np.random.default_rng((0, number)))
 
     cores = os.cpu_count() or 1
-    return list(map_ahead(draw, range(count), threads=cores, ahead=2 * cores))
+    return list(parallel_map(draw, range(count), threads=cores, buffer_size=2 * cores))
 
 
 def _photo(width: int, height: int, grain: float, generator: np.random.Generator) -> Image.Image:

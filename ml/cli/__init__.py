@@ -58,7 +58,7 @@ def _options(
 def _add_commands() -> None:
     from importlib import import_module
 
-    for concern in ("job", "stack", "data", "models", "scoring", "database", "steps"):
+    for concern in ("run", "stack", "data", "models", "scoring", "database", "steps"):
         app.add_typer(import_module(f"ml.cli.{concern}").app)
 
 

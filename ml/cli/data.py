@@ -27,8 +27,8 @@ def import_(
     json: Json = False,
 ) -> None:
     """Copy labelled images, laid out SPLIT/CLASS/FILE, into S3. Repeat it to resume."""
-    from ml import dataset
-    from ml.config import configuration
+    from ml.config.loading import configuration
+    from ml.data import dataset
 
     with counted(f"importing {name}") as done:
         result = dataset.import_(
@@ -55,7 +55,7 @@ def download(
     """Fetch a public data set from the internet and import it."""
     import tempfile
 
-    from ml import dataset
+    from ml.data import dataset
 
     if name != "cifar10":
         raise ConfigurationError(f"There is no download for {name!r}.", "Known: cifar10.")
@@ -66,8 +66,8 @@ def download(
 @dataset_app.command("list")
 def list_(json: Json = False) -> None:
     """Show the data sets that are in S3."""
-    from ml import dataset
-    from ml.config import configuration
+    from ml.config.loading import configuration
+    from ml.data import dataset
 
     found = dataset.summaries(configuration().storage)
     if json:
@@ -93,8 +93,8 @@ def ingest(
     json: Json = False,
 ) -> None:
     """Put images where a stream looks for them. Repeat it to resume."""
-    from ml.config import configuration
-    from ml.ingest import ingest
+    from ml.config.loading import configuration
+    from ml.data.ingest import ingest
 
     with counted(f"ingesting into {stream}") as done:
         result = ingest(
@@ -114,7 +114,7 @@ def samples(
     folder: Annotated[Path, typer.Argument(help="Where to write them.")], json: Json = False
 ) -> None:
     """Draw the built-in synthetic sample data sets into a folder."""
-    from ml import samples
+    from ml.data import samples
 
     written = samples.write(folder)
     if json:

@@ -13,7 +13,7 @@ app = typer.Typer()
 @app.command()
 def migrate() -> None:
     """Bring the tables and the views up to date. Safe to repeat; `up` does it too."""
-    from ml.database import migrate
+    from ml.database.migrate import migrate
 
     migrate()
     err.print("The tables and views are up to date.")
@@ -43,7 +43,7 @@ def _query(query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
     import sqlalchemy as sa
     from sqlalchemy.exc import DBAPIError, ResourceClosedError
 
-    from ml.database import analyst_engine
+    from ml.database.connection import analyst_engine
 
     try:
         with analyst_engine().connect() as connection:

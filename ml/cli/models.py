@@ -13,7 +13,7 @@ from ml.cli.progress import counted, tracking
 from ml.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
-    from ml.registration import Conversion
+    from ml.registry.conversions import Conversion
 
 app = typer.Typer()
 
@@ -35,7 +35,7 @@ def train(
     json: Json = False,
 ) -> None:
     """Train a new version: the steps of the DAG retrain_MODEL, in this process."""
-    from ml import retrain
+    from ml.retrain import steps as retrain
 
     logs.show_own()
     with tracking() as tracker:
@@ -91,12 +91,12 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure a version on labelled images."""
-    from ml import registration
-    from ml.device import choose
-    from ml.evaluation import evaluate_files
+    from ml.evaluation.evaluate import evaluate_files
+    from ml.program.device import select_device
+    from ml.registry import programs
 
     name, version = _resolve(model)
-    program = registration.load(name, version, choose())
+    program = programs.load(name, version, select_device())
     with counted(f"measuring {name}/{version}") as done:
         metrics = evaluate_files(program, data, split, done).metrics
     if json:
@@ -117,8 +117,8 @@ def evaluate(
 
 def _resolve(text: str) -> tuple[str, int]:
     """Model and version that MODEL, MODEL@ALIAS or MODEL/VERSION names."""
-    from ml import registry
-    from ml.tables import CHAMPION
+    from ml.database.tables import CHAMPION
+    from ml.registry import versions
 
     name, slash, number = text.partition("/")
     if slash:
@@ -126,9 +126,9 @@ def _resolve(text: str) -> tuple[str, int]:
             raise ConfigurationError(f"{number!r} is not a version.", "Write MODEL/3.")
         return name, int(number)
     name, _, alias = text.partition("@")
-    version = registry.version_of_alias(name, alias or CHAMPION)
+    version = versions.version_of_alias(name, alias or CHAMPION)
     if version is None:
-        listed = ", ".join(map(str, registry.versions(name))) or "none"
+        listed = ", ".join(map(str, versions.versions(name))) or "none"
         raise DataError(
             f"{name} has no version with the alias {alias or CHAMPION}.",
             f"Registered versions: {listed}. `nightscore train {name}` makes one.",
@@ -144,7 +144,7 @@ def promote(
     json: Json = False,
 ) -> None:
     """Make a version champion, whatever the gate said; the next night uses it."""
-    from ml import promotion
+    from ml.registry import promotion
 
     _changed(asdict(promotion.promote(model, version, reason=reason, by=getpass.getuser())), json)
 
@@ -152,7 +152,7 @@ def promote(
 @app.command()
 def rollback(model: ModelName, reason: Reason = "by hand", json: Json = False) -> None:
     """Return to the champion before; the next night uses it."""
-    from ml import promotion
+    from ml.registry import promotion
 
     _changed(asdict(promotion.rollback(model, reason=reason, by=getpass.getuser())), json)
 
@@ -192,14 +192,14 @@ def convert(
     Workers fetch it, instead of converting the program themselves when they first use a version.
     For versions from before there were such forms, and after an update of OpenVINO.
     """
-    from ml import registration
-    from ml.config import configuration
+    from ml.config.loading import configuration
+    from ml.registry import conversions
 
     logs.show_own()
     names = [model] if model else list(configuration().models)
     for name in names:
         configuration().model(name)  # refuses what is no model
-    found = [one for name in names for one in registration.convert(name)]
+    found = [one for name in names for one in conversions.convert(name)]
     if json:
         print_json([asdict(one) for one in found])
     else:
@@ -222,10 +222,10 @@ def _show_conversion(one: "Conversion") -> None:
 
 
 def _list(json: bool) -> None:
-    from ml.database import analyst_engine, rows
+    from ml.database.connection import analyst_engine, rows
 
     with analyst_engine().connect() as connection:
-        found = rows(connection, "list_versions")
+        found = rows(connection, "registry/sql/list_versions")
     if json:
         print_json(found)
         return

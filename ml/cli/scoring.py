@@ -19,7 +19,7 @@ Night = Annotated[
 @app.command()
 def score(stream: Stream, date: Night = "today", json: Json = False) -> None:
     """Score the new images of a night: the steps of the DAG score_STREAM, in this process."""
-    from ml.scoring import flow
+    from ml.scoring import steps as scoring
 
     night = parse_date(date).isoformat()
     done = 0
@@ -30,7 +30,7 @@ def score(stream: Stream, date: Night = "today", json: Json = False) -> None:
             done += count
             show(done, total)
 
-        counts = flow.score_night(stream, night, on_images)
+        counts = scoring.score_night(stream, night, on_images)
     if json:
         print_json(counts)
         return
@@ -58,14 +58,14 @@ def report(
     json: Json = False,
 ) -> None:
     """Write the report of a night's newest scoring run again and print its URI."""
-    from ml.report import page
+    from ml.report import nightly
     from ml.scoring import run
 
     run_id = run.newest(stream, parse_date(date))
-    uri = page.write(run_id)
+    uri = nightly.write(run_id)
     result: dict[str, Any] = {"run_id": str(run_id), "report_uri": uri}
     if output is not None:
-        output.write_text(page.read(run_id), encoding="utf-8")
+        output.write_text(nightly.read(run_id), encoding="utf-8")
         err.print(f"written to {output}")
         result["file"] = str(output)
     if json:
@@ -77,8 +77,8 @@ def report(
 
 def _show_page(run_id: Any) -> None:
     """Say where a browser shows a run's report, where there is an Airflow."""
-    from ml.airflow_api import report_page
     from ml.settings import settings
+    from ml.stack.airflow_client import report_page
 
     if settings().airflow_url:
         err.print(f"in a browser: {report_page(run_id)}", highlight=False, markup=False)

@@ -35,7 +35,7 @@ def _parsed(value: str) -> dict[str, Any]:
 @step.command()
 def snapshot(model: Annotated[str, typer.Argument(help="A model of nightscore.yaml.")]) -> None:
     """retrain 1: take a snapshot of the model's data set."""
-    from ml import retrain
+    from ml.retrain import steps as retrain
 
     print_json(retrain.snapshot(model))
 
@@ -43,7 +43,7 @@ def snapshot(model: Annotated[str, typer.Argument(help="A model of nightscore.ya
 @step.command()
 def train(value: Value) -> None:
     """retrain 2: train on a snapshot and log the program to MLflow."""
-    from ml import retrain
+    from ml.retrain import steps as retrain
 
     print_json(retrain.train(_parsed(value)))
 
@@ -51,7 +51,7 @@ def train(value: Value) -> None:
 @step.command()
 def evaluate(value: Value) -> None:
     """retrain 3: evaluate challenger and champion on the same held-out images."""
-    from ml import retrain
+    from ml.retrain import steps as retrain
 
     print_json(retrain.evaluate(_parsed(value)))
 
@@ -59,7 +59,7 @@ def evaluate(value: Value) -> None:
 @step.command()
 def gate(value: Value) -> None:
     """retrain 4: decide whether the challenger may be promoted."""
-    from ml import retrain
+    from ml.retrain import steps as retrain
 
     print_json(retrain.gate(_parsed(value)))
 
@@ -67,7 +67,7 @@ def gate(value: Value) -> None:
 @step.command()
 def register(value: Value) -> None:
     """retrain 5: register the version as challenger."""
-    from ml import retrain
+    from ml.retrain import steps as retrain
 
     print_json(retrain.register(_parsed(value)))
 
@@ -75,7 +75,7 @@ def register(value: Value) -> None:
 @step.command()
 def promote(value: Value) -> None:
     """retrain 6: make the version champion."""
-    from ml import retrain
+    from ml.retrain import steps as retrain
 
     print_json(retrain.promote(_parsed(value)))
 
@@ -89,46 +89,46 @@ def open_run(
     ] = None,
 ) -> None:
     """score 1: open a run and pin the versions; prints the run id."""
-    from ml.scoring import flow
+    from ml.scoring import steps as scoring
 
-    typer.echo(flow.open_run(stream, parse_date(date).isoformat(), trigger))
+    typer.echo(scoring.open_run(stream, parse_date(date).isoformat(), trigger))
 
 
 @step.command()
 def discover(run_id: RunId) -> None:
     """score 2: write the run's manifest; prints the number of new images."""
-    from ml.scoring import flow
+    from ml.scoring import steps as scoring
 
-    print_json(flow.discover(run_id))
+    print_json(scoring.discover(run_id))
 
 
 @step.command()
 def plan_shards(run_id: RunId) -> None:
     """score 3: print the numbers of the shards that are to be scored."""
-    from ml.scoring import flow
+    from ml.scoring import steps as scoring
 
-    print_json(flow.plan_shards(run_id))
+    print_json(scoring.plan_shards(run_id))
 
 
 @step.command()
 def score_shard(run_id: RunId, shard: Annotated[int, typer.Argument(help="Its number.")]) -> None:
     """score 4: score one shard and store its results."""
-    from ml.scoring import flow
+    from ml.scoring import steps as scoring
 
-    print_json(flow.score_shard(run_id, shard))
+    print_json(scoring.score_shard(run_id, shard))
 
 
 @step.command()
 def reconcile(run_id: RunId) -> None:
     """score 5: check that every image is scored or rejected, and close the run."""
-    from ml.scoring import flow
+    from ml.scoring import steps as scoring
 
-    print_json(flow.reconcile(run_id))
+    print_json(scoring.reconcile(run_id))
 
 
 @step.command()
 def report(run_id: RunId) -> None:
     """score 6: write the run's report; prints its URI."""
-    from ml.scoring import flow
+    from ml.scoring import steps as scoring
 
-    typer.echo(flow.report(run_id))
+    typer.echo(scoring.report(run_id))

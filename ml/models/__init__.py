@@ -5,7 +5,8 @@ A file offers one function::
     def build(size: tuple[int, int], classes: tuple[str, ...], options: dict) -> Network
 
 and its network does two things: `loss` for training and `forward` for scoring. The training loop
-(`ml.training.loop`), the export (`ml.program`) and everything behind them are the same for all.
+(`ml.training.loop`), the export (`ml.program.program`) and everything behind them are the same for
+all.
 """
 
 import hashlib
@@ -15,10 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ml.config import architectures
+from ml.config.schema import architectures
 from ml.errors import ConfigurationError
-
-NORMAL, ANOMALOUS = "normal", "anomalous"
 
 
 class Network(nn.Module):
@@ -36,11 +35,10 @@ class Network(nn.Module):
     def loss(self, pixels: Tensor, labels: Tensor) -> Tensor:
         """The training loss of a batch, a scalar; augmentation happens in here, on the device.
 
-        Parameters
-        ----------
-        pixels: uint8 (B, 3, H, W), RGB.
-        labels: int64 (B,), indices into `classes`. For the task `anomaly` the classes are
-            ("normal", "anomalous") and a data set may hold no anomalous image at all.
+        Args:
+            pixels: uint8 (B, 3, H, W), RGB.
+            labels: int64 (B,), indices into `classes`. For the task `anomaly` the classes are
+                ("normal", "anomalous") and a data set may hold no anomalous image at all.
         """
         raise NotImplementedError
 
@@ -48,10 +46,9 @@ class Network(nn.Module):
         """Called once before training, with fresh weights: fit what is computed from the images in
         closed form, and keep what every batch needs.
 
-        Parameters
-        ----------
-        pixels, labels: the images to train from, as `loss` takes them, all at once: uint8
-            (N, 3, H, W), perhaps a memory-mapped file. The network is on the CPU.
+        Args:
+            pixels, labels: the images to train from, as `loss` takes them, all at once: uint8 (N,
+                3, H, W), perhaps a memory-mapped file. The network is on the CPU.
         """
 
     def finish(self, pixels: Tensor, labels: Tensor) -> None:

@@ -2,14 +2,15 @@
 
 A small encoder-decoder gives a logit for every second pixel and row (the heat map) and one for
 the image. It is trained on normal images against copies with an anomaly put in: a drawn one
-(`ml.anomalies`) or a known anomalous image's, pasted whole or in part. So it learns what an anomaly
-looks like rather than what these particular moulds look like, which is what carries over to moulds
-it has not seen; for the same end every image is moved and put under other light, and harmless
-things pass in front of normal and anomalous images alike. After DRAEM (Zavrtanik et al., 2021),
-without its reconstruction half. The decoder narrows, enlarges and adds to the encoder's maps, as
-feature pyramids do (Lin et al., 2017, arXiv:1612.03144): a third of the work of convolving both,
-side by side, at the larger size. How unlike the normal training images an image is, anomalous or
-not, is measured on the features that its logit comes from (`ml.training.novelty`).
+(`ml.models.anomalies`) or a known anomalous image's, pasted whole or in part. So it learns what an
+anomaly looks like rather than what these particular moulds look like, which is what carries over
+to moulds it has not seen; for the same end every image is moved and put under other light, and
+harmless things pass in front of normal and anomalous images alike. After DRAEM (Zavrtanik et al.,
+2021), without its reconstruction half. The decoder narrows, enlarges and adds to the encoder's
+maps, as feature pyramids do (Lin et al., 2017, arXiv:1612.03144): a third of the work of
+convolving both, side by side, at the larger size. How unlike the normal training images an image
+is, anomalous or not, is measured on the features that its logit comes from
+(`ml.models.components.novelty`).
 """
 
 from typing import Any
@@ -18,11 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ml import anomalies
-from ml.models import Network
-from ml.training.augmentation import noisy, occluders, varied
-from ml.training.drawing import blob, chance, uniform
-from ml.training.novelty import Novelty
+from ml.models import Network, anomalies
+from ml.models.components.augmentation import noisy, occluders, varied
+from ml.models.components.drawing import blob, chance, uniform
+from ml.models.components.novelty import Novelty
 
 _KNOWN_SHARE = 0.15  # of the anomalies shown, how many are made from known ones
 _OCCLUDED_SHARE = 0.4
@@ -175,8 +175,8 @@ def _transplanted(normal: Tensor, known: Tensor) -> Tensor:
 
 
 def build(size: tuple[int, int], classes: tuple[str, ...], options: dict[str, Any]) -> Network:
-    """`options`: width (24), synthetic (names of kinds in `ml/anomalies/`; all), flips (true: a
-    mirrored image means the same)."""
+    """`options`: width (24), synthetic (names of kinds in `ml/models/anomalies/`; all), flips
+    (true: a mirrored image means the same)."""
     known = anomalies.kinds()
     defaults: dict[str, Any] = {"width": 24, "synthetic": known, "flips": True}
     if unknown := set(options) - set(defaults):

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ml.models import Network
-from ml.training.muon import Muon
+from ml.models.components.muon import Muon
 
 # Mean and deviation of natural photographs, close enough for any.
 _MEAN, _DEVIATION = 0.46, 0.25

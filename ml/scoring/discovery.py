@@ -9,14 +9,16 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from ml import night as nights
-from ml.config import Stream, configuration
-from ml.database import copy, session, statement
-from ml.formats import SUFFIXES
-from ml.rejection import TRANSIENT
+from ml.config.loading import configuration
+from ml.config.schema import Stream
+from ml.database.connection import statement, transaction
+from ml.database.copying import copy
+from ml.database.tables import Manifest
+from ml.images.formats import SUFFIXES
+from ml.images.rejection import TRANSIENT
 from ml.scoring import run as runs
-from ml.store import ObjectInfo, object_store
-from ml.tables import Manifest
+from ml.storage import nights
+from ml.storage.object_store import ObjectInfo, object_store
 
 log = logging.getLogger(__name__)
 
@@ -37,21 +39,20 @@ def discover(run_id: UUID) -> int:
     Lists the run's night and the nights it looks back on. Run again, it adds what is new since;
     nothing that is in the manifest leaves it.
 
-    Returns
-    -------
-    The number of images in the manifest.
+    Returns:
+        The number of images in the manifest.
     """
-    with session() as current:
-        run = runs.get(current, run_id)
+    with transaction() as session:
+        run = runs.get(session, run_id)
         stream = configuration().stream(run.stream)
-        current.execute(sa.text(_LISTING))
-        copy(current, "listing", _COLUMNS, _listed(stream, run.night))
+        session.execute(sa.text(_LISTING))
+        copy(session, "listing", _COLUMNS, _listed(stream, run.night))
         # Without statistics the planner takes a million rows for a few.
-        current.execute(sa.text("ANALYZE listing"))
-        _ensure_nights(current)
-        current.execute(statement("discover_images"), {"stream": run.stream})
-        current.execute(
-            statement("discover_manifest"),
+        session.execute(sa.text("ANALYZE listing"))
+        _ensure_nights(session)
+        session.execute(statement("scoring/sql/discover_images"), {"stream": run.stream})
+        session.execute(
+            statement("scoring/sql/discover_manifest"),
             {
                 "run_id": run_id,
                 "stream": run.stream,
@@ -61,7 +62,7 @@ def discover(run_id: UUID) -> int:
                 "max_shards": MAX_SHARDS,
             },
         )
-        run.discovered = current.scalar(
+        run.discovered = session.scalar(
             sa.select(sa.func.count()).select_from(Manifest).where(Manifest.run_id == run_id)
         )
         log.info("%s new images in the night %s of %s", run.discovered, run.night, run.stream)
@@ -70,9 +71,9 @@ def discover(run_id: UUID) -> int:
 
 def plan_shards(run_id: UUID) -> list[int]:
     """The numbers of the shards that are still to score, in order."""
-    with session() as current:
-        current.execute(statement("plan_shards"), {"run_id": run_id})
-        return list(current.scalars(statement("unfinished_shards"), {"run_id": run_id}))
+    with transaction() as session:
+        session.execute(statement("scoring/sql/plan_shards"), {"run_id": run_id})
+        return list(session.scalars(statement("scoring/sql/unfinished_shards"), {"run_id": run_id}))
 
 
 def _listed(stream: Stream, night: date) -> Iterator[tuple[Any, ...]]:
@@ -87,6 +88,6 @@ def _image_rows(night: date, page: Iterable[ObjectInfo]) -> Iterator[tuple[Any, 
             yield night, found.uri, found.etag, found.size, found.modified
 
 
-def _ensure_nights(current: Session) -> None:
-    for night in current.scalars(sa.text("SELECT DISTINCT night FROM listing ORDER BY night")):
-        current.execute(sa.select(sa.func.nightscore.ensure_night(night)))
+def _ensure_nights(session: Session) -> None:
+    for night in session.scalars(sa.text("SELECT DISTINCT night FROM listing ORDER BY night")):
+        session.execute(sa.select(sa.func.nightscore.ensure_night(night)))

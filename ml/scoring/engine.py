@@ -5,7 +5,7 @@ decode it and run it through the programs; this thread hands their results on. B
 lie queues of bounded length, so memory does not grow with the number of images. An image is
 fetched and decoded once, however many models score it.
 
-Needs numpy, Pillow, simplejpeg, OpenCV, what runs the programs (`ml.runtime`) and a `fetch`
+Needs numpy, Pillow, simplejpeg, OpenCV, what runs the programs (`ml.program.runtime`) and a `fetch`
 function; neither mlflow nor Postgres nor Airflow.
 """
 
@@ -17,13 +17,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ml.device import Device
-from ml.download import Download, Wanted
-from ml.images import decode, resize, room
-from ml.parallel import in_background, map_ahead
-from ml.program import Outputs, Program
-from ml.program_info import CLASSIFICATION
-from ml.rejection import Reason, Rejected
+from ml.images.decoding import decode
+from ml.images.rejection import Reason, RejectedError
+from ml.images.resizing import empty_batch, resize
+from ml.parallel import parallel_map, prefetch
+from ml.program.device import Device
+from ml.program.info import ANOMALOUS, CLASSIFICATION, NORMAL
+from ml.program.program import Outputs, Program
+from ml.storage.download import DownloadRequest, DownloadResult
 
 # Images a forward pass: on a GPU enough to fill it, on a CPU no more than its caches hold.
 BATCH = {"cpu": 128, "cuda": 256}
@@ -42,7 +43,7 @@ class Item(NamedTuple):
     bytes: int
 
 
-Fetch = Callable[[Iterable[Wanted[Item]]], Iterator[Download[Item]]]
+Fetch = Callable[[Iterable[DownloadRequest[Item]]], Iterator[DownloadResult[Item]]]
 
 
 class Result(NamedTuple):
@@ -77,7 +78,7 @@ class Limits:
     max_bytes: int
 
 
-Loaded = tuple[Item, bytes | Rejected]
+Loaded = tuple[Item, bytes | RejectedError]
 
 
 def score(
@@ -89,19 +90,17 @@ def score(
 ) -> Iterator[list[Result]]:
     """Score images with one or more programs, all on the same device.
 
-    Parameters
-    ----------
-    items: the images; read as the work proceeds, not ahead of it.
-    programs: the versions that score each image.
-    fetch: as `ml.download.download`. An error it raises stops the scoring and is the caller's to
-        retry: an outage must not turn into rejections.
-    limits: what is rejected instead of decoded.
-    batch_size: images a forward pass; None: what suits the device.
+    Args:
+        items: the images; read as the work proceeds, not ahead of it.
+        programs: the versions that score each image.
+        fetch: as `ml.storage.download.download`. An error it raises stops the scoring and is the
+            caller's to retry: an outage must not turn into rejections.
+        limits: what is rejected instead of decoded.
+        batch_size: images a forward pass; None: what suits the device.
 
-    Yields
-    ------
-    The results of a batch: one for each image and program. The images come in the order in which
-    they arrived.
+    Yields:
+        The results of a batch: one for each image and program. The images come in the order in
+        which they arrived.
     """
     if not programs:
         return
@@ -113,9 +112,9 @@ def score(
     def work(batch: list[Loaded]) -> list[Result]:
         return _score_batch(batch, programs, sizes, limits)
 
-    arriving = in_background(batches, ahead=threads)
+    arriving = prefetch(batches, buffer_size=threads)
     try:
-        yield from map_ahead(work, arriving, threads=threads, ahead=threads + 1)
+        yield from parallel_map(work, arriving, threads=threads, buffer_size=threads + 1)
     finally:
         arriving.close()
 
@@ -131,25 +130,25 @@ def _load(items: Iterable[Item], fetch: Fetch, limits: Limits) -> Iterator[Loade
     """Each image's bytes as they arrive, or why there are none."""
     refused: list[Item] = []
 
-    def wanted() -> Iterator[Wanted[Item]]:
+    def wanted() -> Iterator[DownloadRequest[Item]]:
         for item in items:
             if item.bytes > limits.max_bytes:
                 refused.append(item)
             else:
-                yield Wanted(item, item.uri, item.bytes, item.etag)
+                yield DownloadRequest(item, item.uri, item.bytes, item.etag)
 
     for item, content, etag in fetch(wanted()):
         if content is None:
             detail = "the object was there when the night was listed"
-            yield item, Rejected(Reason.GONE, detail)
+            yield item, RejectedError(Reason.GONE, detail)
         elif etag != item.etag:
             detail = f"ETag {etag} instead of {item.etag} as listed"
-            yield item, Rejected(Reason.CHANGED, detail)
+            yield item, RejectedError(Reason.CHANGED, detail)
         else:
             yield item, content
     for item in refused:
         detail = f"{item.bytes} bytes; limit {limits.max_bytes}"
-        yield item, Rejected(Reason.TOO_MANY_BYTES, detail)
+        yield item, RejectedError(Reason.TOO_MANY_BYTES, detail)
 
 
 def _batches(loaded: Iterable[Loaded], size: int) -> Iterator[list[Loaded]]:
@@ -169,14 +168,14 @@ def _batches(loaded: Iterable[Loaded], size: int) -> Iterator[list[Loaded]]:
 def _score_batch(
     batch: Sequence[Loaded], programs: Sequence[Program], sizes: Sequence[Size], limits: Limits
 ) -> list[Result]:
-    pixels = {size: room(len(batch), size) for size in sizes}
+    pixels = {size: empty_batch(len(batch), size) for size in sizes}
     good: list[Item] = []
-    bad: list[tuple[Item, Rejected]] = []
+    bad: list[tuple[Item, RejectedError]] = []
     for item, content in batch:
         try:
             _decode(content, pixels, len(good), limits)
             good.append(item)
-        except Rejected as rejected:
+        except RejectedError as rejected:
             bad.append((item, rejected))
     results: list[Result] = []
     for program in programs:
@@ -190,12 +189,12 @@ def _score_batch(
 
 
 def _decode(
-    content: bytes | Rejected, pixels: dict[Size, np.ndarray], row: int, limits: Limits
+    content: bytes | RejectedError, pixels: dict[Size, np.ndarray], row: int, limits: Limits
 ) -> None:
-    if isinstance(content, Rejected):
+    if isinstance(content, RejectedError):
         raise content
     largest = max(size[0] for size in pixels), max(size[1] for size in pixels)
-    image = decode(content, max_pixels=limits.max_pixels, at_least=largest)
+    image = decode(content, max_pixels=limits.max_pixels, target_size=largest)
     for size, batch in pixels.items():
         resize(image, size, out=batch[row])
 
@@ -241,13 +240,13 @@ def _judged(
             results.append(_not_finite(item, program))
             continue
         result = Result(
-            item, name, version, "normal", None, value, threshold, novelty=novelty, review=review
+            item, name, version, NORMAL, None, value, threshold, novelty=novelty, review=review
         )
         if flagged:
             # Copies, so that one anomaly does not keep its whole batch in memory.
             seen, heat = pixels[row].copy(), outputs.heatmaps[row].copy()
             result = result._replace(
-                predicted_class="anomalous", flagged=True, pixels=seen, heat=heat
+                predicted_class=ANOMALOUS, flagged=True, pixels=seen, heat=heat
             )
         results.append(result)
     return results

@@ -7,11 +7,11 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from ml.database import rows, session
-from ml.errors import RunFailed
-from ml.rejection import TRANSIENT
+from ml.database.connection import rows, transaction
+from ml.database.tables import FAILED, FINISHED, ModelVersion, ScoringRun
+from ml.errors import RunFailedError
+from ml.images.rejection import TRANSIENT
 from ml.scoring import run as runs
-from ml.tables import FAILED, FINISHED, ModelVersion, ScoringRun
 
 log = logging.getLogger(__name__)
 
@@ -25,34 +25,37 @@ def reconcile(run_id: UUID) -> dict[str, Any]:
     the stream's limit; else it is `failed`, with the reason in its row. Either way everything
     that was stored stays.
 
-    Returns
-    -------
-    `discovered`, `scored`, `rejected`, `anomalies`, `to_review`: numbers of images; `synthetic`:
-    whether an image or a model comes from the built-in samples; `seconds`: the whole time of the
-    run so far; `engine_images_per_second`: the rate while images were scored, None without any.
+    Returns:
+        `discovered`, `scored`, `rejected`, `anomalies`, `to_review`: numbers of images;
+        `synthetic`: whether an image or a model comes from the built-in samples; `seconds`: the
+        whole time of the run so far; `engine_images_per_second`: the rate while images were scored,
+        None without any.
 
-    Raises
-    ------
-    RunFailed: the run failed; the message says why.
+    Raises:
+        RunFailedError: the run failed; the message says why.
     """
-    with session() as current:
-        run = runs.get(current, run_id)
+    with transaction() as session:
+        run = runs.get(session, run_id)
         listed = run.discovered is not None
-        counts = dict(rows(current, "reconcile", run_id=run_id, transient=list(TRANSIENT))[0])
+        counts = dict(
+            rows(session, "scoring/sql/reconcile", run_id=run_id, transient=list(TRANSIENT))[0]
+        )
         error = _fault(run, counts) if listed else "the images of the night were not listed"
         run.discovered = counts["discovered"] if listed else None
         run.scored, run.rejected = counts["scored"], counts["rejected"]
         run.anomalies, run.to_review = counts["anomalies"], counts["to_review"]
         run.synthetic = synthetic = counts["synthetic"] or _models_are_synthetic(run_id)
         run.status, run.error = (FAILED, error) if error else (FINISHED, None)
-        run.finished_at = current.scalar(sa.select(sa.func.clock_timestamp()))
-        current.flush()  # the views are of what is in the tables
-        summary = rows(current, "report_summary", run_id=run_id)[0]
+        run.finished_at = session.scalar(sa.select(sa.func.clock_timestamp()))
+        session.flush()  # the views are of what is in the tables
+        summary = rows(session, "report/sql/summary", run_id=run_id)[0]
         if counts["missing"]:
-            run.error = error = f"{error}{_missing(current, run_id)}"
+            run.error = error = f"{error}{_missing(session, run_id)}"
         name = f"run {run_id} of {run.stream} for {run.night}"
     if error:
-        raise RunFailed(f"The scoring {name} failed: {error}.", "What was stored stays stored.")
+        raise RunFailedError(
+            f"The scoring {name} failed: {error}.", "What was stored stays stored."
+        )
     log.info("The scoring %s is finished: %s", name, counts)
     names = ("discovered", "scored", "rejected", "anomalies", "to_review")
     rates = {name: summary[name] for name in ("seconds", "engine_images_per_second")}
@@ -60,11 +63,11 @@ def reconcile(run_id: UUID) -> dict[str, Any]:
 
 
 def require_finished(run_id: UUID) -> None:
-    """Raise RunFailed, with the run's error, unless its status is `finished`."""
-    with session() as current:
-        run = runs.get(current, run_id)
+    """Raise RunFailedError, with the run's error, unless its status is `finished`."""
+    with transaction() as session:
+        run = runs.get(session, run_id)
         if run.status != FINISHED:
-            raise RunFailed(
+            raise RunFailedError(
                 f"The scoring run {run_id} is {run.status}: {run.error or 'see its log'}."
             )
 
@@ -85,9 +88,9 @@ def _fault(run: ScoringRun, counts: dict[str, Any]) -> str | None:
     return None
 
 
-def _missing(current: Session, run_id: UUID) -> str:
+def _missing(session: Session, run_id: UUID) -> str:
     """Which images are missing and how their shards failed, for the run's row."""
-    missing = rows(current, "missing_images", run_id=run_id, most=_MOST_NAMED)
+    missing = rows(session, "report/sql/missing_images", run_id=run_id, most=_MOST_NAMED)
     failures = {
         row["shard"]: f"; shard {row['shard']} failed {row['attempts']} times, {row['error']}"
         for row in missing
@@ -100,10 +103,10 @@ def _missing(current: Session, run_id: UUID) -> str:
 
 
 def _models_are_synthetic(run_id: UUID) -> bool:
-    with session() as current:
-        pinned = runs.pinned(current, run_id)
+    with transaction() as session:
+        pinned = runs.pinned(session, run_id)
         return any(
             version.synthetic
             for model, number in pinned.items()
-            if (version := current.get(ModelVersion, (model, number))) is not None
+            if (version := session.get(ModelVersion, (model, number))) is not None
         )

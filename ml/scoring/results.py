@@ -13,11 +13,12 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from ml import heatmap
-from ml.database import copy, engine, statement
-from ml.parallel import map_ahead
+from ml.database.connection import engine, statement
+from ml.database.copying import copy
+from ml.images import heatmap
+from ml.parallel import parallel_map
 from ml.scoring.engine import Result
-from ml.store import object_store
+from ml.storage.object_store import object_store
 
 _STAGING = """
 CREATE TEMPORARY TABLE staging (
@@ -46,10 +47,9 @@ _COLUMNS = (
 class Results:
     """Collects the results of one shard; use as a context manager.
 
-    Parameters
-    ----------
-    stream: names the lock under which merges of the stream wait for each other.
-    heatmaps: URI below which the heat maps of flagged images are put.
+    Args:
+        stream: names the lock under which merges of the stream wait for each other.
+        heatmaps: URI below which the heat maps of flagged images are put.
     """
 
     def __init__(self, run_id: UUID, shard: int, stream: str, heatmaps: str) -> None:
@@ -88,10 +88,9 @@ class Results:
     def merge(self, images: int, seconds: float) -> None:
         """Make everything added visible and mark the shard finished, in one transaction.
 
-        Parameters
-        ----------
-        images, seconds: how many images the engine has scored, and how long it took from the
-            request of the first to the result of the last.
+        Args:
+            images, seconds: how many images the engine has scored, and how long it took from the
+                request of the first to the result of the last.
         """
         self._finish_thread()
         self._raise_error()
@@ -103,11 +102,11 @@ class Results:
                 sa.text("SELECT pg_advisory_xact_lock(hashtext('merge'), hashtext(:stream))"),
                 {"stream": self.stream},
             )
-            self._connection.execute(statement("merge_scored"), parameters)
-            self._connection.execute(statement("merge_unreject"))
-            self._connection.execute(statement("merge_rejected"), parameters)
+            self._connection.execute(statement("scoring/sql/merge_scored"), parameters)
+            self._connection.execute(statement("scoring/sql/merge_unreject"))
+            self._connection.execute(statement("scoring/sql/merge_rejected"), parameters)
             finished = {"shard": self.shard, "images": images, "seconds": seconds}
-            self._connection.execute(statement("finish_shard"), parameters | finished)
+            self._connection.execute(statement("scoring/sql/finish_shard"), parameters | finished)
 
     def _write(self) -> None:
         try:
@@ -126,7 +125,7 @@ class Results:
 
     def _rows(self, results: Sequence[Result]) -> Iterator[tuple[Any, ...]]:
         flagged = [result for result in results if result.heat is not None]
-        uris = dict(map_ahead(self._upload, flagged, threads=8, ahead=16))
+        uris = dict(parallel_map(self._upload, flagged, threads=8, buffer_size=16))
         for result in results:
             item = result.item
             yield (

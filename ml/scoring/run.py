@@ -10,11 +10,11 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from ml import promotion
-from ml.config import configuration
-from ml.database import engine, session
+from ml.config.loading import configuration
+from ml.database.connection import engine, transaction
+from ml.database.tables import FAILED, OPEN, ScoringRun, ScoringRunModel
 from ml.errors import DataError
-from ml.tables import FAILED, OPEN, ScoringRun, ScoringRunModel
+from ml.registry import promotion
 
 log = logging.getLogger(__name__)
 
@@ -26,28 +26,26 @@ _IS_ABANDONED = sa.text("SELECT pg_try_advisory_xact_lock(hashtext('run'), hasht
 def open_run(stream_name: str, night: date, trigger: str | None = None) -> UUID:
     """Open a run for a night and pin the champion of each model of the stream.
 
-    Parameters
-    ----------
-    trigger: who asked, for instance Airflow's run id. Opening again for the same trigger returns
-        the same run with the versions it was opened with, so a retried or cleared task cannot mix
-        versions.
+    Args:
+        trigger: who asked, for instance Airflow's run id. Opening again for the same trigger
+            returns the same run with the versions it was opened with, so a retried or cleared task
+            cannot mix versions.
 
-    Raises
-    ------
-    DataError: a model of the stream has no champion yet.
-    ServiceError: MLflow cannot be reached.
+    Raises:
+        DataError: a model of the stream has no champion yet.
+        ServiceError: MLflow cannot be reached.
     """
     stream = configuration().stream(stream_name)
     trigger = trigger or f"{_MANUAL}{uuid4()}"
-    with session() as current:
-        run = current.scalar(sa.select(ScoringRun).where(ScoringRun.trigger == trigger))
+    with transaction() as session:
+        run = session.scalar(sa.select(ScoringRun).where(ScoringRun.trigger == trigger))
         if run is not None:
             log.info("Run %s was opened before; its versions stay pinned", run.run_id)
             run.status, run.error, run.finished_at = OPEN, None, None
             return run.run_id
     versions = {model: _champion(model) for model in stream.models}
-    with session() as current:
-        run_id: UUID | None = current.execute(
+    with transaction() as session:
+        run_id: UUID | None = session.execute(
             insert(ScoringRun)
             .values(
                 run_id=uuid4(),
@@ -63,10 +61,10 @@ def open_run(stream_name: str, night: date, trigger: str | None = None) -> UUID:
             .returning(ScoringRun.run_id)
         ).scalar_one_or_none()
         if run_id is None:  # another try for the same trigger was quicker
-            return current.scalars(
+            return session.scalars(
                 sa.select(ScoringRun.run_id).where(ScoringRun.trigger == trigger)
             ).one()
-        current.execute(
+        session.execute(
             insert(ScoringRunModel).values(
                 [{"run_id": run_id, "model": m, "version": v} for m, v in versions.items()]
             )
@@ -102,8 +100,8 @@ def close_abandoned(stream: str, night: date) -> None:
     Raises ConfigurationError when there is no such stream.
     """
     configuration().stream(stream)
-    with session() as current:
-        left = current.scalars(
+    with transaction() as session:
+        left = session.scalars(
             sa.select(ScoringRun).where(
                 ScoringRun.stream == stream,
                 ScoringRun.night == night,
@@ -112,30 +110,30 @@ def close_abandoned(stream: str, night: date) -> None:
             )
         )
         for run in left:
-            if current.scalar(_IS_ABANDONED, {"run_id": str(run.run_id)}):
+            if session.scalar(_IS_ABANDONED, {"run_id": str(run.run_id)}):
                 run.status, run.finished_at = FAILED, sa.func.clock_timestamp()
                 run.error = "its process ended before the run was closed"
                 log.warning("Run %s is marked failed: %s", run.run_id, run.error)
 
 
-def get(current: Session, run_id: UUID) -> ScoringRun:
+def get(session: Session, run_id: UUID) -> ScoringRun:
     """The run of that id; raises DataError when there is none."""
-    run = current.get(ScoringRun, run_id)
+    run = session.get(ScoringRun, run_id)
     if run is None:
         raise DataError(f"There is no scoring run {run_id}.")
     return run
 
 
-def pinned(current: Session, run_id: UUID) -> dict[str, int]:
+def pinned(session: Session, run_id: UUID) -> dict[str, int]:
     """Model → version of a run."""
-    found = current.scalars(sa.select(ScoringRunModel).where(ScoringRunModel.run_id == run_id))
+    found = session.scalars(sa.select(ScoringRunModel).where(ScoringRunModel.run_id == run_id))
     return {row.model: row.version for row in found}
 
 
 def newest(stream: str, night: date) -> UUID:
     """The id of the newest run of a night; raises DataError when the night was never scored."""
-    with session() as current:
-        run_id = current.scalar(
+    with transaction() as session:
+        run_id = session.scalar(
             sa.select(ScoringRun.run_id)
             .where(ScoringRun.stream == stream, ScoringRun.night == night)
             .order_by(ScoringRun.opened_at.desc())

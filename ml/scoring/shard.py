@@ -11,19 +11,20 @@ from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from ml import registration
-from ml.config import Stream, configuration
-from ml.database import session, statement
-from ml.device import choose
-from ml.download import download
+from ml.config.loading import configuration
+from ml.config.schema import Stream
+from ml.database.connection import statement, transaction
 from ml.errors import ServiceError
-from ml.parallel import in_background
-from ml.program import Program
-from ml.rejection import TRANSIENT
+from ml.images.rejection import TRANSIENT
+from ml.parallel import prefetch
+from ml.program.device import select_device
+from ml.program.program import Program
+from ml.registry import programs
 from ml.scoring import run as runs
 from ml.scoring.engine import Item, Limits, score
 from ml.scoring.results import Results
-from ml.store import object_store
+from ml.storage.download import download
+from ml.storage.object_store import object_store
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +40,8 @@ Load = Callable[[dict[str, int]], list[Program]]
 
 def load_programs(versions: dict[str, int]) -> list[Program]:
     """The exported programs of the pinned versions, checked and on the best device."""
-    device = choose()
-    return [registration.load(model, version, device) for model, version in versions.items()]
+    device = select_device()
+    return [programs.load(model, version, device) for model, version in versions.items()]
 
 
 def score_shard(
@@ -53,20 +54,17 @@ def score_shard(
 
     Safe to repeat at any point: what is stored is not scored again.
 
-    Parameters
-    ----------
-    on_images: hears how many images each batch had.
-    load: the programs of pinned versions (model → version).
+    Args:
+        on_images: hears how many images each batch had.
+        load: the programs of pinned versions (model → version).
 
-    Returns
-    -------
-    How many results were stored: `scored`, and `rejected` with each reason code.
+    Returns:
+        How many results were stored: `scored`, and `rejected` with each reason code.
 
-    Raises
-    ------
-    DataError: a pinned version is not registered, or its program is not what was registered; no
-        image has been fetched.
-    ServiceError: S3, Postgres or MLflow failed; nothing of the shard is visible, retry it.
+    Raises:
+        DataError: a pinned version is not registered, or its program is not what was registered; no
+            image has been fetched.
+        ServiceError: S3, Postgres or MLflow failed; nothing of the shard is visible, retry it.
     """
     try:
         return _score_shard(run_id, number, on_images, load)
@@ -78,19 +76,19 @@ def score_shard(
 def _note_failure(run_id: UUID, number: int, error: Exception) -> None:
     """Keep with the shard how it failed, for whoever reads the run's row; if Postgres is there."""
     text = " ".join(str(error).split())[:_LONGEST_ERROR].rstrip(".") or type(error).__name__
-    with suppress(ServiceError, SQLAlchemyError), session() as current:
+    with suppress(ServiceError, SQLAlchemyError), transaction() as session:
         wanted = {"run_id": run_id, "shard": number, "error": text}
-        current.execute(statement("fail_shard"), wanted)
+        session.execute(statement("scoring/sql/fail_shard"), wanted)
 
 
 def _score_shard(run_id: UUID, number: int, on_images: OnImages, load: Load) -> dict[str, int]:
-    with session() as current:
-        run = runs.get(current, run_id)
+    with transaction() as session:
+        run = runs.get(session, run_id)
         stream_name = run.stream
-        versions = runs.pinned(current, run_id)
-        current.execute(statement("start_shard"), {"run_id": run_id, "shard": number})
+        versions = runs.pinned(session, run_id)
+        session.execute(statement("scoring/sql/start_shard"), {"run_id": run_id, "shard": number})
     # The first images are fetched while the rest are still being listed.
-    with closing(in_background(_owed(run_id, number), ahead=_WHOLE_SHARD)) as pages:
+    with closing(prefetch(_owed(run_id, number), buffer_size=_WHOLE_SHARD)) as pages:
         first = next(pages, [])
         programs = load(versions) if first else []
         items = chain(first, chain.from_iterable(pages))
@@ -101,9 +99,10 @@ def _score_shard(run_id: UUID, number: int, on_images: OnImages, load: Load) -> 
 
 def _owed(run_id: UUID, number: int) -> Iterator[list[Item]]:
     wanted = {"run_id": run_id, "shard": number, "transient": list(TRANSIENT)}
-    with session() as current:
+    with transaction() as session:
         as_read = {"stream_results": True}
-        found = current.execute(statement("shard_images"), wanted, execution_options=as_read)
+        images = statement("scoring/sql/shard_images")
+        found = session.execute(images, wanted, execution_options=as_read)
         for page in found.partitions(_PAGE):
             yield [Item(*row) for row in page]
 

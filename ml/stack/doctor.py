@@ -101,7 +101,7 @@ def _disk(_: Settings) -> str:
 
 
 def _configuration(_: Settings) -> str:
-    from ml.config import configuration, path_in_use
+    from ml.config.loading import configuration, path_in_use
 
     config = configuration()
     return f"{path_in_use()}: {len(config.streams)} streams, {len(config.models)} models"
@@ -109,7 +109,7 @@ def _configuration(_: Settings) -> str:
 
 def _postgres(current: Settings) -> str:
     where = _connect(current.require_database_url())
-    from ml.database import is_migrated
+    from ml.database.migrate import is_migrated
 
     if not is_migrated():
         raise _Wrong(f"{where}: the tables are missing or old: run `nightscore migrate`")
@@ -124,7 +124,7 @@ def _connect(url: str) -> str:
     import psycopg2
     import sqlalchemy as sa
 
-    from ml.database import POSTGRES_PORT, place
+    from ml.database.connection import POSTGRES_PORT, place
 
     parsed = sa.make_url(url)
     where = f"{parsed.username} at {place(parsed)}"
@@ -152,8 +152,8 @@ def _s3(current: Settings) -> str:
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 
-    from ml.config import configuration
-    from ml.store import split
+    from ml.config.loading import configuration
+    from ml.storage.object_store import split
 
     bucket, _ = split(configuration().storage)
     where = current.s3_endpoint or f"AWS {current.s3_region}"
@@ -229,7 +229,7 @@ def _airflow(current: Settings) -> str:
     ill = [name for name in parts if health.get(name, {}).get("status") != "healthy"]
     if ill:
         raise _Wrong(f"Airflow at {where}: {', '.join(ill)} not healthy: see `nightscore status`")
-    from ml.airflow_api import AirflowApi
+    from ml.stack.airflow_client import AirflowApi
 
     with AirflowApi(current) as api:
         if broken := api.import_errors():
@@ -238,9 +238,9 @@ def _airflow(current: Settings) -> str:
 
 
 def _device(_: Settings) -> str:
-    from ml.device import choose
+    from ml.program.device import select_device
 
-    if choose() == "cpu":
+    if select_device() == "cpu":
         return "cpu (no GPU)"
     import torch
 

@@ -108,9 +108,8 @@ def choose_ports(
     is; otherwise the next free one from the default on. Call it while nothing of the stack runs.
     Until `reservations` is closed, no other stack that starts at the same time chooses these ports.
 
-    Raises
-    ------
-    ConfigurationError: a port that the user named is taken by another program.
+    Raises:
+        ConfigurationError: a port that the user named is taken by another program.
     """
     path = layout.conf / "ports.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

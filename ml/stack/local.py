@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ml.config import path_in_use
+from ml.config.loading import path_in_use
 from ml.errors import ServiceError
 from ml.settings import OWNER_ENV, STACK_ENV, settings
 from ml.stack import airflow_server, mlflow_server, postgres, s3
@@ -61,10 +61,9 @@ class LocalStack:
 
         `on_storage` is called as soon as Postgres and S3 may be used, while the rest still starts.
 
-        Raises
-        ------
-        ConfigurationError: a port that the user named is taken.
-        ServiceError: a process did not come up; the message ends with its log.
+        Raises:
+            ConfigurationError: a port that the user named is taken.
+            ServiceError: a process did not come up; the message ends with its log.
         """
         self.layout.make()
         with self._alone():
@@ -142,7 +141,7 @@ class LocalStack:
         s3.prepare(self.layout)
         self._launch(storage, say)
         if "postgres" in services:
-            from ml.database import migrate
+            from ml.database.migrate import migrate
 
             postgres.prepare(self.layout, ports["postgres"])
             migrate()
@@ -208,7 +207,7 @@ class LocalStack:
         return stranger(self.layout, process.service, HOST, port)
 
     def _make_pool(self) -> None:
-        from ml.airflow_api import AirflowApi
+        from ml.stack.airflow_client import AirflowApi
 
         with AirflowApi(settings()) as api:
             api.ensure_pool("gpu", GPU_SLOTS, "Training and scoring: one slot a GPU (or machine)")

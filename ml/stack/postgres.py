@@ -123,7 +123,7 @@ def prepare(layout: Layout, port: int) -> None:
         # Every role may connect to these two otherwise.
         cursor.execute("REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC")
     with _administrator(layout, port, "nightscore") as cursor:
-        file = resources.files("ml") / "sql" / "administrator.sql"
+        file = resources.files("ml.stack") / "sql" / "administrator.sql"
         cursor.execute(file.read_text(encoding="utf-8"))
 
 

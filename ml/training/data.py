@@ -6,16 +6,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ml.config import Model
+from ml.config.schema import Model
+from ml.data.snapshot import (
+    CALIBRATION,
+    FIT,
+    HOLDOUT,
+    REPORT,
+    TEST,
+    THRESHOLD,
+    TRAIN,
+    Row,
+    Snapshot,
+)
 from ml.errors import DataError
-from ml.evaluation import NORMAL
-from ml.snapshot import CALIBRATION, FIT, HOLDOUT, REPORT, TEST, THRESHOLD, TRAIN, Row, Snapshot
+from ml.program.info import ANOMALOUS, NORMAL
 from ml.training import pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ANOMALY_CLASSES = (NORMAL, "anomalous")
+ANOMALY_CLASSES = (NORMAL, ANOMALOUS)
 # Images of rows at a size, for a key that names them: `ml.training.pixels.load`.
 Read = Callable[[Sequence[Row], tuple[int, int], str], np.ndarray]
 
@@ -54,9 +64,9 @@ def load(snapshot: Snapshot, model: Model, read: Read = pixels.load) -> Parts:
 
     `read` is where the images come from: S3, unless a benchmark has them in memory.
 
-    Raises
-    ------
-    DataError: a part that is needed is empty, or there are fewer than two classes to tell apart.
+    Raises:
+        DataError: a part that is needed is empty, or there are fewer than two classes to tell
+            apart.
     """
     classes = ANOMALY_CLASSES if model.task == "anomaly" else snapshot.classes
     parts = Parts(

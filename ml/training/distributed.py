@@ -25,10 +25,10 @@ import numpy as np
 import torch
 
 import ml
-from ml.config import Model
-from ml.device import Device
+from ml.config.schema import Model
 from ml.errors import ConfigurationError, DataError, NightscoreError
 from ml.models import Network
+from ml.program.device import Device
 from ml.settings import state_folder
 from ml.training import data
 from ml.training.loop import Epoch
@@ -88,11 +88,10 @@ def fit(
 
     However this process ends, the others end with it.
 
-    Raises
-    ------
-    ConfigurationError: there are fewer GPUs than processes.
-    DataError: see `ml.training.loop.fit`.
-    NightscoreError: a process ended early; the message has its last lines.
+    Raises:
+        ConfigurationError: there are fewer GPUs than processes.
+        DataError: see `ml.training.loop.fit`.
+        NightscoreError: a process ended early; the message has its last lines.
     """
     if place == "cuda" and torch.cuda.device_count() < processes:
         raise ConfigurationError(

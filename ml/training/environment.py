@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from ml import device
-from ml.device import Device
-from ml.gpu_memory import apply_limit, memory_errors
+from ml.program import device
+from ml.program.device import Device
+from ml.program.gpu_memory import apply_limit, memory_errors
 
 PACKAGES = (
     "torch", "torchvision", "numpy", "scipy", "scikit-learn", "opencv-python-headless",

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ml.config import Training
-from ml.device import has_fast_bfloat16
+from ml.config.schema import Training
 from ml.errors import DataError
 from ml.models import Network
+from ml.program.device import has_fast_bfloat16
 from ml.training import memory
 from ml.training.group import Group, Loss
 
@@ -68,17 +68,15 @@ def fit(
     is what `validate` measures. On a CPU the same seed, data and number of threads and processes
     give the same weights to the bit.
 
-    Parameters
-    ----------
-    pixels: uint8 (N, 3, H, W); may be a view of a memory-mapped file, it is only read.
-    labels: int64 (N,).
-    group: the processes that train together, each of which calls this with the same arguments;
-        a batch is divided among them. None: this one alone.
-    validate: measures the network after each epoch, in eval mode.
+    Args:
+        pixels: uint8 (N, 3, H, W); may be a view of a memory-mapped file, it is only read.
+        labels: int64 (N,).
+        group: the processes that train together, each of which calls this with the same arguments;
+            a batch is divided among them. None: this one alone.
+        validate: measures the network after each epoch, in eval mode.
 
-    Raises
-    ------
-    DataError: there is no image, or fewer than processes; or the loss is no longer finite.
+    Raises:
+        DataError: there is no image, or fewer than processes; or the loss is no longer finite.
     """
     group = group or Group()
     batch_size = _batch_size(len(pixels), parameters.batch_size, group.size)
@@ -191,9 +189,8 @@ def holdout_loss(
 def predict(network: Network, pixels: Tensor, batch_size: int = 512) -> Any:
     """The outputs of a network in training for all images, as numpy arrays.
 
-    Returns
-    -------
-    probabilities (N, classes), or the scores (N,) of an anomaly detector without its heat maps.
+    Returns:
+        probabilities (N, classes), or the scores (N,) of an anomaly detector without its heat maps.
     """
     device = next(network.parameters()).device
     outputs = []

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ml import dataset
-from ml.images import resize
+from ml.data import dataset
+from ml.data.snapshot import Row
+from ml.images.resizing import resize
 from ml.settings import state_folder
-from ml.snapshot import Row
 
 KEPT = 6
 
@@ -19,14 +19,12 @@ KEPT = 6
 def load(rows: Sequence[Row], size: tuple[int, int], key: str) -> np.ndarray:
     """The images of `rows`, in their order, at `size` (height, width) in pixels.
 
-    Returns
-    -------
-    uint8 (N, 3, H, W), memory-mapped from a cache file named by `key` and the size, which never
-    changes; memory holds what is in use, whatever N.
+    Returns:
+        uint8 (N, 3, H, W), memory-mapped from a cache file named by `key` and the size, which never
+        changes; memory holds what is in use, whatever N.
 
-    Raises
-    ------
-    DataError: an image is gone, was changed since the snapshot, or cannot be decoded.
+    Raises:
+        DataError: an image is gone, was changed since the snapshot, or cannot be decoded.
     """
     folder = state_folder() / "cache" / "pixels"
     path = folder / f"{key}-{size[0]}x{size[1]}.npy"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ml.config import Threshold
+from ml.config.schema import Threshold
 from ml.errors import DataError
 
 MIN_NORMAL = 20
@@ -59,17 +59,16 @@ def choose(
 ) -> ChosenThreshold:
     """Choose a threshold from the scores of held-out normal and anomalous images.
 
-    Parameters
-    ----------
-    normal, anomalous: float arrays of scores in [0, 1]; `anomalous` may be empty, then `midpoint`
-        and `cost` fall back to `target_fpr`.
-    groups: int (len(normal),), the same number for normal images of one scene. The bootstrap draws
-        scenes then instead of images: frames of a scene are not independent of each other.
+    Args:
+        normal, anomalous: float arrays of scores in [0, 1]; `anomalous` may be empty, then
+            `midpoint` and `cost` fall back to `target_fpr`.
+        groups: int (len(normal),), the same number for normal images of one scene. The bootstrap
+            draws scenes then instead of images: frames of a scene are not independent of each
+            other.
 
-    Raises
-    ------
-    DataError: too few normal images to estimate a quantile, or scores that are all equal or not
-        finite. Guessing would give a threshold that looks like any other.
+    Raises:
+        DataError: too few normal images to estimate a quantile, or scores that are all equal or not
+            finite. Guessing would give a threshold that looks like any other.
     """
     everything = np.concatenate([normal, anomalous])
     _require_enough(normal)
@@ -93,9 +92,8 @@ def choose(
 def above_share(values: np.ndarray, share: float) -> float:
     """The float32 from which on at most `share` of the values of held-out normal images lie.
 
-    Raises
-    ------
-    DataError: too few values to estimate a quantile.
+    Raises:
+        DataError: too few values to estimate a quantile.
     """
     _require_enough(values)
     return _above_share(values, share)

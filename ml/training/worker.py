@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ml.config import Model
+from ml.config.schema import Model
 from ml.errors import NightscoreError
 from ml.models import build
-from ml.training import data, distributed, environment, job, loop
+from ml.training import data, distributed, environment, loop, train
 from ml.training.group import Processes
 
 
@@ -58,11 +58,11 @@ def _train(folder: Path, described: distributed.Job) -> None:
             network,
             pixels,
             labels,
-            job.parameters(model, described.place),
+            train.parameters(model, described.place),
             device=device,
             seed=model.seed,
             group=group,
-            validate=lambda trained: job.validate(trained, model, holdout) if first else {},
+            validate=lambda trained: train.validate(trained, model, holdout) if first else {},
             on_epoch=report if first else lambda epoch: None,
         )
         if first:

@@ -111,7 +111,7 @@ def test_a_second_run_trains_nothing_and_finds_nothing_new(home, airflow):
 
 
 def test_ten_more_images_of_which_three_are_broken(home, tmp_path):
-    from ml import samples
+    from ml.data import samples
 
     written = samples.write(tmp_path / "samples")
     night = tmp_path / "more"

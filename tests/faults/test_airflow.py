@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ml import tracking
-from ml.airflow_api import AirflowApi, DagRun
+from ml.registry import client
+from ml.stack.airflow_client import AirflowApi, DagRun
 from ml.stack.local import LocalStack
 from tests.faults.conftest import trials
 from tests.support import evidence, night, stacks
@@ -42,7 +42,7 @@ def with_airflow(trained, shared_folder, tmp_path, monkeypatch) -> Iterator[Loca
             assert not _processes_in(home)
             shutil.rmtree(home, ignore_errors=True)
     stacks.forget_connections()
-    tracking.mlflow_client()
+    client.mlflow_client()
 
 
 def test_the_scheduler_is_killed_in_mid_run(outcome, with_airflow):

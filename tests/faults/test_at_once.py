@@ -1,6 +1,7 @@
 """Two scoring runs of one night, and a retraining, at the same time."""
 
-from ml import promotion, registry, retrain
+from ml.registry import promotion, versions
+from ml.retrain import steps as retrain
 from tests.faults.conftest import trials
 from tests.support import evidence, night
 from tests.support.process import Scoring
@@ -24,7 +25,7 @@ def test_a_retraining_while_a_night_is_scored(outcome):
     found = outcome("retraining and promotion during a scoring run")
     for _ in range(trials(3)):
         tonight = night.make(images=400)
-        before = registry.version_of_alias("shades", "champion")
+        before = versions.version_of_alias("shades", "champion")
         process = Scoring(tonight)
         process.go()
         trained = retrain.retrain("shades")

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from ml.config import configuration
-from ml.scoring import flow
+from ml.config.loading import configuration
+from ml.scoring import steps as scoring
 from ml.settings import settings
 from ml.stack.process import package_folder
-from ml.store import object_store
+from ml.storage.object_store import object_store
 from tests.support import drawing, evidence, night
 
 _NAMES = [
@@ -32,7 +32,7 @@ _NAMES = [
 
 
 def _score(tonight: night.Night) -> None:
-    flow.score_night(tonight.stream, tonight.date.isoformat())
+    scoring.score_night(tonight.stream, tonight.date.isoformat())
 
 
 @pytest.mark.parametrize("images", [0, 1])

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from ml.errors import NightscoreError
-from ml.network import network
-from ml.scoring import flow
+from ml.scoring import steps as scoring
 from ml.settings import settings
+from ml.timeouts import network
 from tests.faults.conftest import FULL, trials
 from tests.support import evidence, night
 from tests.support.process import Failed, Scoring
@@ -22,7 +22,7 @@ _SLOW_S = 2 if FULL else 0.3
 
 
 def _score(tonight: night.Night) -> None:
-    flow.score_night(tonight.stream, tonight.date.isoformat())
+    scoring.score_night(tonight.stream, tonight.date.isoformat())
 
 
 def test_the_server_is_stopped_for_a_while(outcome, services):

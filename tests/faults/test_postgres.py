@@ -9,8 +9,8 @@ import psycopg2
 import pytest
 import sqlalchemy as sa
 
-from ml.database import engine
-from ml.scoring import flow
+from ml.database.connection import engine
+from ml.scoring import steps as scoring
 from ml.settings import settings
 from tests.faults.conftest import trials
 from tests.support import evidence, night
@@ -75,6 +75,6 @@ def test_postgres_is_killed_during_a_merge(outcome, services, victim):
                 process.finish()
             except Failed:
                 evidence.wait_for(_is_up)
-                flow.score_night(tonight.stream, tonight.date.isoformat())
+                scoring.score_night(tonight.stream, tonight.date.isoformat())
         found.add(evidence.of_complete_night(tonight), struck=struck)
     assert found.is_clean

@@ -11,11 +11,12 @@ from itertools import count
 
 import pytest
 
-from ml import promotion, registry, retrain, tracking
 from ml.errors import ServiceError
-from ml.network import network
-from ml.scoring import flow
+from ml.registry import client, promotion, versions
+from ml.retrain import steps as retrain
+from ml.scoring import steps as scoring
 from ml.settings import settings
+from ml.timeouts import network
 from tests.faults.conftest import trials
 from tests.support import evidence, night
 from tests.support.proxy import Asked, Proxy, Wrong
@@ -23,10 +24,9 @@ from tests.support.versions import other_than_champion
 
 _PROMOTE = """
 import sys
-from ml import promotion
-import ml.registry
-from ml import tracking
-tracking.mlflow_client()
+from ml.registry import promotion
+from ml.registry.client import mlflow_client
+mlflow_client()
 print("ready", flush=True)
 sys.stdin.readline()
 promotion.promote("shades", int(sys.argv[1]), reason="fault suite", by="test")
@@ -36,7 +36,7 @@ promotion.promote("shades", int(sys.argv[1]), reason="fault suite", by="test")
 @pytest.fixture
 def two_versions(trained):
     """Two versions of `shades`; the first is champion before and after."""
-    first = registry.version_of_alias("shades", "champion")
+    first = versions.version_of_alias("shades", "champion")
     yield first, other_than_champion("shades")
     promotion.promote("shades", first, reason="as it was", by="test")
 
@@ -50,13 +50,13 @@ def test_mlflow_is_down_when_versions_are_pinned(outcome, services, monkeypatch)
         services.supervisor.stop("mlflow")
         try:
             with pytest.raises(ServiceError, match="MLflow failed at"):
-                flow.score_night(tonight.stream, tonight.date.isoformat())
+                scoring.score_night(tonight.stream, tonight.date.isoformat())
         finally:
             services.supervisor.launch("mlflow")
         found.add(_no_run(tonight), counts=False)
         with found.recovery():
             evidence.wait_for(lambda: evidence.answers(f"{settings().mlflow_uri}/health"))
-            flow.score_night(tonight.stream, tonight.date.isoformat())
+            scoring.score_night(tonight.stream, tonight.date.isoformat())
         found.add(evidence.of_complete_night(tonight))
     network.cache_clear()
     assert found.is_clean
@@ -74,14 +74,14 @@ def _no_run(tonight: night.Night) -> evidence.Evidence:
 def test_mlflow_fails_in_the_middle_of_a_registration(outcome, services, monkeypatch):
     """At one of its requests, another one in each trial; then it is done again."""
     found = outcome("MLflow fails at a request of a registration")
-    champion = registry.version_of_alias("shades", "champion")
+    champion = versions.version_of_alias("shades", "champion")
     snapshot = retrain.snapshot("shades")
     requests = _requests_of_a_registration(monkeypatch)
     assert requests > 5
     tried = trials(6)
     for trial in range(tried):
         decided = retrain.gate(retrain.evaluate(retrain.train(snapshot)))
-        before = registry.versions("shades")
+        before = versions.versions("shades")
         struck = (
             _register(
                 decided, monkeypatch, fail_at=requests * (2 * trial + 1) // (2 * tried)
@@ -90,14 +90,14 @@ def test_mlflow_fails_in_the_middle_of_a_registration(outcome, services, monkeyp
         )
         with found.recovery():
             registered = retrain.register(decided)
-        new = [v for v in registry.versions("shades") if v not in before]
+        new = [v for v in versions.versions("shades") if v not in before]
         wrong = [f"one training made the versions {new}"] if new != [registered["version"]] else []
         rows = evidence.query(
             "SELECT FROM nightscore.model_version WHERE mlflow_run_id = :r", r=decided["run_id"]
         )
         wrong += [f"{len(rows)} rows of one version"] if len(rows) != 1 else []
         wrong += evidence.champions()
-        if registry.version_of_alias("shades", "champion") != champion:
+        if versions.version_of_alias("shades", "champion") != champion:
             wrong.append("a registration has moved the champion")
         found.add(evidence.Evidence(inconsistent=wrong), struck=struck)
     assert found.is_clean
@@ -105,7 +105,7 @@ def test_mlflow_fails_in_the_middle_of_a_registration(outcome, services, monkeyp
 
 def _requests_of_a_registration(monkeypatch) -> int:
     """As many as a repeated one makes, which is nearly as many."""
-    first = tracking.mlflow_client().get_model_version("shades", "1")
+    first = client.mlflow_client().get_model_version("shades", "1")
     decided = {"model": "shades", "run_id": first.run_id, "passed": True}
     return _register(decided, monkeypatch).seen.total()
 
@@ -131,23 +131,23 @@ def _register(decided: dict, monkeypatch, fail_at: int | None = None) -> Proxy:
 def _connect_anew() -> None:
     settings.cache_clear()
     network.cache_clear()
-    tracking.mlflow_client.cache_clear()
-    tracking.mlflow_client()
+    client.mlflow_client.cache_clear()
+    client.mlflow_client()
 
 
 def test_the_champion_moves_between_pin_and_scoring(outcome, two_versions):
     found = outcome("champion moved between pin and scoring")
     for _ in range(trials(5)):
         tonight = night.make()
-        run_id = flow.open_run(tonight.stream, tonight.date.isoformat())
-        pinned = registry.version_of_alias("shades", "champion")
-        flow.discover(run_id)
+        run_id = scoring.open_run(tonight.stream, tonight.date.isoformat())
+        pinned = versions.version_of_alias("shades", "champion")
+        scoring.discover(run_id)
         other = next(v for v in two_versions if v != pinned)
         promotion.promote("shades", other, reason="fault suite", by="test")
-        for shard in flow.plan_shards(run_id):
-            flow.score_shard(run_id, shard)
-        flow.reconcile(run_id)
-        flow.report(run_id)
+        for shard in scoring.plan_shards(run_id):
+            scoring.score_shard(run_id, shard)
+        scoring.reconcile(run_id)
+        scoring.report(run_id)
         found.add(evidence.of_complete_night(tonight))
         used = evidence.query(
             "SELECT DISTINCT version FROM nightscore.prediction WHERE run_id = :r"
@@ -166,7 +166,7 @@ def test_kill_9_of_a_promotion_at_random_moments(outcome, two_versions):
     promotion.promote("shades", two_versions[1], reason="fault suite", by="test")
     whole_s = time.monotonic() - started
     for _ in range(trials(25)):
-        before = registry.version_of_alias("shades", "champion")
+        before = versions.version_of_alias("shades", "champion")
         wanted = next(v for v in two_versions if v != before)
         process = subprocess.Popen(
             [sys.executable, "-c", _PROMOTE, str(wanted)],

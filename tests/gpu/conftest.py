@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ml.device import Device, has_gpu
+from ml.program.device import Device, has_gpu
 from tests.gpu.trained import Trained, train
 
 IS_REHEARSAL = os.environ.get("NIGHTSCORE_GPU_REHEARSAL") == "1"

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from ml.errors import NightscoreError
-from ml.program import Program
-from ml.program_info import ProgramInfo
+from ml.program.info import ProgramInfo
+from ml.program.program import Program
 from ml.scoring.engine import BATCH, threads_for
 
 

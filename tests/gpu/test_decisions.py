@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from ml.download import Download
-from ml.metrics import anomaly_metrics
-from ml.program import Outputs, Program
-from ml.program_info import CLASSIFICATION, ProgramInfo
-from ml.runtime import TOLERANCE, TorchRuntime
+from ml.evaluation.metrics import anomaly_metrics
+from ml.program.info import CLASSIFICATION, ProgramInfo
+from ml.program.program import Outputs, Program
+from ml.program.runtime import TOLERANCE, TorchRuntime
 from ml.scoring.engine import Item, Limits, Result, score
+from ml.storage.download import DownloadResult
 from tests.gpu.conftest import IS_REHEARSAL
 from tests.gpu.trained import ARCHITECTURES, Trained
 
@@ -110,7 +110,7 @@ def _engine(trained: Trained, program: Program) -> dict[int, Result]:
 
     def fetch(wanted):
         for one in wanted:
-            yield Download(one.token, trained.files[one.token.image_id], one.token.etag)
+            yield DownloadResult(one.token, trained.files[one.token.image_id], one.token.etag)
 
     batches = score(items, [program], fetch, Limits(10**6, 10**6))
     results = [result for batch in batches for result in batch]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ml.gpu_memory import VARIABLE
+from ml.program.gpu_memory import VARIABLE
 from tests.gpu.conftest import IS_REHEARSAL
 
 _BATCHES = 2 if IS_REHEARSAL else 300

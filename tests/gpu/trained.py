@@ -8,13 +8,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ml import samples
-from ml.config import Model, load
-from ml.device import Device
+from ml.config.loading import load
+from ml.config.schema import Model
+from ml.data import samples
 from ml.models import Network, build
-from ml.program import export
-from ml.program_info import ANOMALY, CLASSIFICATION, ProgramInfo, sha256
-from ml.training import environment, job, loop, thresholds
+from ml.program.device import Device
+from ml.program.info import ANOMALY, CLASSIFICATION, ProgramInfo, sha256
+from ml.program.program import export
+from ml.training import environment, loop, thresholds
+from ml.training import train as job
 
 ARCHITECTURES = ("residual_network", "anomaly_segmenter", "attention_autoencoder")
 SHAPES = tuple(samples.SHAPES)

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
-from ml.download import Download, Wanted
-from ml.program import Program, export
-from ml.program_info import ProgramInfo, sha256
-from ml.rejection import Reason
+from ml.images.rejection import Reason
+from ml.program.info import ProgramInfo, sha256
+from ml.program.program import Program, export
 from ml.scoring.engine import Item, Limits, Result, score
+from ml.storage.download import DownloadRequest, DownloadResult
 
-# Those of a stream that sets none (ml.config.Limits).
+# Those of a stream that sets none (ml.config.schema.Limits).
 LIMITS = Limits(max_pixels=64_000_000, max_bytes=64 * 2**20)
 MOST_LETTERS = 300
 
@@ -62,9 +62,9 @@ def scored(files: Sequence[tuple[str, bytes]], versions: Sequence[Program]) -> l
         for number, (name, content) in enumerate(files)
     ]
 
-    def fetch(wanted: Iterable[Wanted[Item]]) -> Iterator[Download[Item]]:
+    def fetch(wanted: Iterable[DownloadRequest[Item]]) -> Iterator[DownloadResult[Item]]:
         for item, *_ in wanted:
-            yield Download(item, files[item.image_id][1], item.etag)
+            yield DownloadResult(item, files[item.image_id][1], item.etag)
 
     return [result for batch in score(items, versions, fetch, LIMITS) for result in batch]
 

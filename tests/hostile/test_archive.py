@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ml.archive import MAX_BYTES, MAX_NAME_BYTES, entries
+from ml.data.archive import MAX_BYTES, MAX_NAME_BYTES, entries
 from ml.errors import DataError
 
 MB = 2**20
@@ -269,7 +269,7 @@ BOMBS = {
 READER = """
 import sys
 from pathlib import Path
-from ml.archive import entries
+from ml.data.archive import entries
 from ml.errors import DataError
 from tests.hostile.child import peak_bytes
 before = peak_bytes()

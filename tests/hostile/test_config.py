@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ml.config import MAX_BYTES, Configuration, load
+from ml.config.loading import MAX_BYTES, load
+from ml.config.schema import Configuration
 from ml.errors import ConfigurationError
 
 OWN = (Path(__file__).parents[2] / "nightscore.yaml").read_text(encoding="utf-8")
@@ -184,7 +185,7 @@ def test_every_hostile_file_stays_within_memory(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from ml.config import load
+from ml.config.loading import load
 from ml.errors import ConfigurationError
 from tests.hostile.child import peak_bytes
 before = peak_bytes()

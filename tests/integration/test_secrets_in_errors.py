@@ -11,13 +11,14 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import sqlalchemy as sa
 
-from ml import database, registry, tracking
-from ml.airflow_api import AirflowApi
-from ml.download import Wanted, download
+from ml.database import connection, migrate
 from ml.errors import NightscoreError
-from ml.network import network
+from ml.registry import client, tracking, versions
 from ml.settings import settings
-from ml.store import ObjectStore, object_store
+from ml.stack.airflow_client import AirflowApi
+from ml.storage.download import DownloadRequest, download
+from ml.storage.object_store import ObjectStore, object_store
+from ml.timeouts import network
 
 WRONG = "wr0ng-s3cret-of-a-user"
 LOGINS = {
@@ -35,12 +36,12 @@ def _free_port() -> int:
 
 
 def _postgres() -> None:
-    with database.session() as current:
-        current.execute(sa.text("SELECT 1"))
+    with connection.transaction() as session:
+        session.execute(sa.text("SELECT 1"))
 
 
 def _analyst() -> None:
-    with database.analyst_engine().connect():
+    with connection.analyst_engine().connect():
         pass
 
 
@@ -61,12 +62,12 @@ def _put() -> None:
 
 
 def _many() -> None:
-    wanted = [Wanted(n, f"s3://nightscore/{n}.png", 10, "e") for n in range(3)]
+    wanted = [DownloadRequest(n, f"s3://nightscore/{n}.png", 10, "e") for n in range(3)]
     list(download(object_store(), wanted))
 
 
 def _mlflow() -> None:
-    registry.versions("shades")
+    versions.versions("shades")
 
 
 def _mlflow_by_its_library() -> None:
@@ -79,7 +80,7 @@ def _airflow() -> None:
 
 
 ACTIONS: list[Callable[[], None]] = [
-    _postgres, _analyst, database.migrate, _get, _odd_key, _list, _put, _many, _mlflow,
+    _postgres, _analyst, migrate.migrate, _get, _odd_key, _list, _put, _many, _mlflow,
     _mlflow_by_its_library, _airflow,
 ]  # fmt: skip
 
@@ -88,7 +89,7 @@ def _clear() -> None:
     settings.cache_clear()
     network.cache_clear()
     object_store.cache_clear()
-    tracking.mlflow_client.cache_clear()
+    client.mlflow_client.cache_clear()
 
 
 @pytest.fixture
@@ -96,8 +97,8 @@ def pretend(monkeypatch, services):
     """Gives every service a wrong password, and with `unreachable` an address where none is."""
 
     def change(unreachable: bool) -> None:
-        current = settings()
-        port = sa.make_url(current.require_database_url()).port
+        session = settings()
+        port = sa.make_url(session.require_database_url()).port
         nowhere = _free_port()
         for name, form in LOGINS.items():
             monkeypatch.setenv(name, form.format(WRONG, nowhere if unreachable else port))
@@ -106,9 +107,9 @@ def pretend(monkeypatch, services):
         monkeypatch.setenv("NIGHTSCORE_AIRFLOW_PASSWORD", WRONG)
         # Airflow does not run here; MLflow refuses its addresses as well.
         for name, address in {
-            "AWS_ENDPOINT_URL": current.s3_endpoint,
-            "MLFLOW_TRACKING_URI": current.mlflow_uri,
-            "NIGHTSCORE_AIRFLOW_URL": current.mlflow_uri,
+            "AWS_ENDPOINT_URL": session.s3_endpoint,
+            "MLFLOW_TRACKING_URI": session.mlflow_uri,
+            "NIGHTSCORE_AIRFLOW_URL": session.mlflow_uri,
         }.items():
             monkeypatch.setenv(name, f"http://127.0.0.1:{nowhere}" if unreachable else address)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -124,7 +125,7 @@ def pretend(monkeypatch, services):
     yield change
     monkeypatch.undo()
     _clear()
-    tracking.mlflow_client()  # puts the right login back into the environment
+    client.mlflow_client()  # puts the right login back into the environment
 
 
 @pytest.mark.parametrize("unreachable", [False, True], ids=["refused", "unreachable"])
@@ -151,7 +152,7 @@ def test_settings_do_not_show_what_they_hold(pretend):
     shown = f"{settings()!r} {settings()} {settings().model_dump()} {settings().model_dump_json()}"
     assert "127.0.0.1" in shown
     assert WRONG not in shown
-    engine = database.engine()
+    engine = connection.engine()
     assert WRONG not in f"{engine!r} {engine.url}"
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import sqlalchemy as sa
 
-from ml import registry
-from ml.database import session
-from ml.store import object_store
+from ml.database.connection import transaction
+from ml.registry import versions
+from ml.storage.object_store import object_store
 from tests.support.night import Night
 
 
@@ -33,8 +33,8 @@ class Evidence:
 
 def query(sql: str, **values: Any) -> list[dict[str, Any]]:
     """Rows of a query, as mappings."""
-    with session() as current:
-        return [dict(row) for row in current.execute(sa.text(sql), values).mappings()]
+    with transaction() as session:
+        return [dict(row) for row in session.execute(sa.text(sql), values).mappings()]
 
 
 def of_complete_night(night: Night, models: tuple[str, ...] = ("shades", "moulds")) -> Evidence:
@@ -215,7 +215,7 @@ def champions() -> list[str]:
     found = []
     for row in query("SELECT DISTINCT model FROM nightscore.model_version"):
         model = row["model"]
-        champion = registry.version_of_alias(model, "champion")
+        champion = versions.version_of_alias(model, "champion")
         mirrored = query(
             "SELECT version FROM nightscore.model_alias WHERE model = :m AND alias = 'champion'",
             m=model,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ml.config import Training
+from ml.config.schema import Training
 from ml.models import build
 from ml.training.group import Processes
 from ml.training.loop import fit

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from itertools import count
 
-from ml.config import configuration
-from ml.parallel import map_ahead
-from ml.store import object_store
+from ml.config.loading import configuration
+from ml.parallel import parallel_map
+from ml.storage.object_store import object_store
 from tests.support import drawing
 
 STREAM = "faults"
@@ -37,8 +37,11 @@ def of(content: dict[str, bytes], broken: set[str] = frozenset()) -> Night:  # t
     on = next(_DATES)
     folder = f"{configuration().stream(STREAM).prefix}/dt={on}"
     uris = {name: f"{folder}/{name}" for name in content}
-    for _ in map_ahead(
-        lambda name: object_store().put(uris[name], content[name]), content, threads=8, ahead=16
+    for _ in parallel_map(
+        lambda name: object_store().put(uris[name], content[name]),
+        content,
+        threads=8,
+        buffer_size=16,
     ):
         pass
     return Night(on, frozenset(uris.values()), frozenset(uris[name] for name in broken))

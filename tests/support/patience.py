@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ml.network import network
+from ml.timeouts import network
 
 _NAME = "NIGHTSCORE_RETRY_FOR_S"
 

@@ -14,27 +14,26 @@ _REPOSITORY = Path(__file__).parents[2]
 # What takes most of the start is imported first, so that a kill at a random moment meets the work.
 _CODE = """
 import json, logging, resource, sys
-import ml.registry, ml.report.page, ml.scoring.shard, openvino
-from ml import tracking
-from ml.scoring import flow
+import ml.registry.programs, ml.report.nightly, ml.scoring.shard, openvino
+from ml.registry.client import mlflow_client
+from ml.scoring.steps import score_night
 logging.basicConfig(level="INFO", stream=sys.stderr)
-tracking.mlflow_client()
+mlflow_client()
 most_bytes = int(sys.argv[3])
 if most_bytes:
     resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
 print("ready", flush=True)
 sys.stdin.readline()
-print(json.dumps(flow.score_night(sys.argv[1], sys.argv[2])), flush=True)
+print(json.dumps(score_night(sys.argv[1], sys.argv[2])), flush=True)
 """
 
 
 class Scoring:
     """Scores a night in a process of its own, which imports what it needs and waits for `go`.
 
-    Parameters
-    ----------
-    variables: of the environment, beside those of this process.
-    most_bytes: the largest file that it can write, as on a full disk; 0: any.
+    Args:
+        variables: of the environment, beside those of this process.
+        most_bytes: the largest file that it can write, as on a full disk; 0: any.
     """
 
     def __init__(self, night: Night, most_bytes: int = 0, **variables: str) -> None:

@@ -12,11 +12,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ml import tracking
+from ml.registry import client
 from ml.settings import settings
 from ml.stack.layout import DEFAULT_PORTS
 from ml.stack.local import LocalStack
-from ml.store import object_store
+from ml.storage.object_store import object_store
 from tests.support import drawing
 
 REPOSITORY = Path(__file__).parents[2]
@@ -84,15 +84,14 @@ def forget_connections() -> None:
         del os.environ[name]
     settings.cache_clear()
     object_store.cache_clear()
-    tracking.mlflow_client.cache_clear()
+    client.mlflow_client.cache_clear()
 
 
 def copy_of_trained(folder: Path, home: Path) -> None:
     """Make `home` the state folder of a stack that has both models trained; nothing is started.
 
-    Parameters
-    ----------
-    folder: shared by the processes of a test session; the first makes the template there.
+    Args:
+        folder: shared by the processes of a test session; the first makes the template there.
     """
     template = folder / "trained"
     with (folder / "trained.lock").open("w") as lock:
@@ -114,7 +113,8 @@ def _make(unfinished: Path, template: Path) -> None:
 def train(folder: Path, bucket: str) -> None:
     """Import the drawn data sets of both models and train them, in seconds: the images are small
     and easy."""
-    from ml import dataset, retrain
+    from ml.data import dataset
+    from ml.retrain import steps as retrain
 
     for name in MODELS:
         drawing.write_dataset(folder / name, name)

@@ -9,17 +9,18 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from ml import promotion, registry, retrain, tracking
-from ml.database import session
+from ml.database.connection import transaction
+from ml.database.tables import ModelVersion
+from ml.registry import client, promotion, tracking, versions
+from ml.retrain import steps as retrain
 from ml.settings import settings, state_folder
-from ml.store import object_store
-from ml.tables import ModelVersion
+from ml.storage.object_store import object_store
 
 
 def query(sql: str, **values) -> list[dict]:
     """The rows of a statement, as mappings."""
-    with session() as current:
-        return [dict(row) for row in current.execute(sa.text(sql), values).mappings()]
+    with transaction() as session:
+        return [dict(row) for row in session.execute(sa.text(sql), values).mappings()]
 
 
 def folder(model: str, version: int) -> Path:
@@ -30,7 +31,7 @@ def folder(model: str, version: int) -> Path:
 def other_than_champion(model: str) -> int:
     """A registered version of a model that is not the champion; one is trained if there is none."""
     champion = promotion.champion(model)
-    for version in registry.versions(model):
+    for version in versions.versions(model):
         if version != champion:
             return version
     trained = retrain.retrain(model)["version"]
@@ -57,13 +58,13 @@ def uncached(model: str, version: int) -> Iterator[None]:
 
 def run_of(model: str, version: int) -> str:
     """The training run that a version came from."""
-    return tracking.mlflow_client().get_model_version(model, str(version)).run_id
+    return client.mlflow_client().get_model_version(model, str(version)).run_id
 
 
 def artifact(model: str, version: int, name: str) -> str:
     """The URI of a file of a version's logged model, in the bucket."""
     stored = tracking.read_json(run_of(model, version), "program.json")
-    location = tracking.mlflow_client().get_logged_model(stored["model_id"]).artifact_location
+    location = client.mlflow_client().get_logged_model(stored["model_id"]).artifact_location
     return "s3://mlflow/artifacts" + location.removeprefix("mlflow-artifacts:") + "/" + name
 
 
@@ -86,24 +87,24 @@ def changed_object(uri: str, change: Callable[[bytes], bytes | None]) -> Iterato
 @contextmanager
 def as_owner() -> Iterator[Session]:
     """A transaction of the tables' owner: the writer may not remove a version."""
-    with Session(sa.create_engine(settings().require_owner_url())) as current, current.begin():
-        yield current
+    with Session(sa.create_engine(settings().require_owner_url())) as session, session.begin():
+        yield session
 
 
 @contextmanager
 def changed_row(model: str, version: int, **other) -> Iterator[None]:
     """A version's row has other values, or is not there when none are given."""
-    with as_owner() as current:
-        row = current.get(ModelVersion, (model, version))
+    with as_owner() as session:
+        row = session.get(ModelVersion, (model, version))
         names = [column.key for column in ModelVersion.__table__.columns]
         before = {name: getattr(row, name) for name in names}
         if other:
             for name, value in other.items():
                 setattr(row, name, value)
         else:
-            current.delete(row)
+            session.delete(row)
     try:
         yield
     finally:
-        with as_owner() as current:
-            current.merge(ModelVersion(**before))
+        with as_owner() as session:
+            session.merge(ModelVersion(**before))

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ml.parallel import Budget, in_background, in_batches, map_ahead
+from ml.parallel import WeightedSemaphore, in_batches, parallel_map, prefetch
 
 
 def test_order_is_kept_whatever_finishes_first():
@@ -13,7 +13,9 @@ def test_order_is_kept_whatever_finishes_first():
         time.sleep(0.002 * (item % 3))
         return item * item
 
-    assert list(map_ahead(work, range(50), threads=8, ahead=10)) == [i * i for i in range(50)]
+    assert list(parallel_map(work, range(50), threads=8, buffer_size=10)) == [
+        i * i for i in range(50)
+    ]
 
 
 def test_no_more_than_ahead_items_are_taken_early():
@@ -27,7 +29,7 @@ def test_no_more_than_ahead_items_are_taken_early():
                 taken += 1
             yield item
 
-    results = map_ahead(lambda item: item, source(), threads=2, ahead=10)
+    results = parallel_map(lambda item: item, source(), threads=2, buffer_size=10)
     for _ in range(5):
         next(results)
     assert taken <= 5 + 10
@@ -43,7 +45,7 @@ def test_an_error_comes_where_its_result_would_have_and_stops_the_rest():
         done.append(item)
         return item
 
-    results = map_ahead(work, range(10_000), threads=2, ahead=4)
+    results = parallel_map(work, range(10_000), threads=2, buffer_size=4)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="three"):
         next(results)
@@ -51,25 +53,25 @@ def test_an_error_comes_where_its_result_would_have_and_stops_the_rest():
 
 
 def test_nothing_in_nothing_out():
-    assert list(map_ahead(str, [], threads=4, ahead=4)) == []
+    assert list(parallel_map(str, [], threads=4, buffer_size=4)) == []
     assert list(in_batches([], 3)) == []
     assert list(in_batches(range(5), 2)) == [[0, 1], [2, 3], [4]]
 
 
-def test_in_background_gives_the_items_in_order_and_raises_the_sources_error_in_its_place():
+def test_prefetch_gives_the_items_in_order_and_raises_the_sources_error_in_its_place():
     def source():
         yield from range(5)
         raise ValueError("the sixth")
 
-    items = in_background(source(), ahead=2)
+    items = prefetch(source(), buffer_size=2)
     assert [next(items) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="the sixth"):
         next(items)
-    assert list(in_background([], ahead=1)) == []
-    assert list(in_background([None, 0, None], ahead=1)) == [None, 0, None]
+    assert list(prefetch([], buffer_size=1)) == []
+    assert list(prefetch([None, 0, None], buffer_size=1)) == [None, 0, None]
 
 
-def test_in_background_runs_ahead_by_a_bound_and_closes_its_source():
+def test_prefetch_buffers_a_bounded_number_and_closes_its_source():
     closed = threading.Event()
     taken = 0
 
@@ -82,7 +84,7 @@ def test_in_background_runs_ahead_by_a_bound_and_closes_its_source():
         finally:
             closed.set()
 
-    items = in_background(source(), ahead=3)
+    items = prefetch(source(), buffer_size=3)
     assert next(items) == 1
     time.sleep(0.1)
     assert taken <= 1 + 3 + 2  # one in the producer's hands, one waiting to be taken
@@ -91,12 +93,12 @@ def test_in_background_runs_ahead_by_a_bound_and_closes_its_source():
 
 
 def test_a_budget_is_never_exceeded_and_what_is_too_large_goes_alone():
-    budget, lock = Budget(10), threading.Lock()
+    semaphore, lock = WeightedSemaphore(10), threading.Lock()
     held: list[int] = []
     seen: list[list[int]] = []
 
     def work(amount: int) -> None:
-        with budget.of(amount):
+        with semaphore.acquire(amount):
             with lock:
                 held.append(amount)
                 seen.append(list(held))
@@ -104,35 +106,35 @@ def test_a_budget_is_never_exceeded_and_what_is_too_large_goes_alone():
             with lock:
                 held.remove(amount)
 
-    list(map_ahead(work, [3, 4, 25, 1, 6, 10, 2] * 10, threads=8, ahead=8))
+    list(parallel_map(work, [3, 4, 25, 1, 6, 10, 2] * 10, threads=8, buffer_size=8))
     assert len(seen) == 70
     assert all(sum(amounts) <= 10 or amounts == [25] for amounts in seen)
     assert any(len(amounts) > 1 for amounts in seen)
 
 
 def test_a_budget_is_given_back_after_an_error():
-    budget = Budget(1)
-    with pytest.raises(ValueError), budget.of(1):
+    semaphore = WeightedSemaphore(1)
+    with pytest.raises(ValueError), semaphore.acquire(1):
         raise ValueError
-    with budget.of(1):
+    with semaphore.acquire(1):
         pass
 
 
 def test_a_budget_may_be_used_up():
-    budget, entered = Budget(10), threading.Event()
+    semaphore, entered = WeightedSemaphore(10), threading.Event()
 
     def enter() -> None:
-        with budget.of(6):
+        with semaphore.acquire(6):
             entered.set()
 
-    with budget.of(4):
+    with semaphore.acquire(4):
         threading.Thread(target=enter, daemon=True).start()
         assert entered.wait(10)
 
 
 def test_a_source_that_stands_still_does_not_keep_the_process():
-    items = in_background(range(3), ahead=1)
+    items = prefetch(range(3), buffer_size=1)
     next(items)
-    (own,) = [thread for thread in threading.enumerate() if thread.name == "in_background"]
+    (own,) = [thread for thread in threading.enumerate() if thread.name == "prefetch"]
     assert own.daemon
     items.close()

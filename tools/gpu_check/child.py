@@ -26,11 +26,10 @@ def run(
 ) -> int | None:
     """Run a command in the repository; returns its exit status, None when it was stopped.
 
-    Parameters
-    ----------
-    log: what it prints on standard error is added there.
-    deadline: by `time.monotonic()`; it is then asked to end, and killed after `GRACE_S`.
-    on_line: is called with each line of its standard output, on_poll a few times a second.
+    Args:
+        log: what it prints on standard error is added there.
+        deadline: by `time.monotonic()`; it is then asked to end, and killed after `GRACE_S`.
+        on_line: is called with each line of its standard output, on_poll a few times a second.
     """
     with log.open("ab") as errors:
         process = subprocess.Popen(

@@ -102,14 +102,12 @@ def check_wheels(found: Sequence[str], wanted: Mapping[str, str]) -> None:
 def transfers(groups: Mapping[str, Sequence[Piece]], tree: int) -> list[Transfer]:
     """The transfers, one for each group; a group that is too large is divided, largest files first.
 
-    Parameters
-    ----------
-    groups: name → files.
-    tree: bytes of the working tree, which is sent with each.
+    Args:
+        groups: name → files.
+        tree: bytes of the working tree, which is sent with each.
 
-    Raises
-    ------
-    PlanError: a file, or the tree, is too large to travel.
+    Raises:
+        PlanError: a file, or the tree, is too large to travel.
     """
     room = LARGEST_TRANSFER - tree
     found = []

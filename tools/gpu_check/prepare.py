@@ -54,9 +54,8 @@ def tree_files() -> list[Path]:
 def wheels(python: str, tree: int) -> list[Transfer]:
     """Download the wheels for a version of Python and lay them out by transfer.
 
-    Raises
-    ------
-    PlanError: some cannot be had, or do not fit.
+    Raises:
+        PlanError: some cannot be had, or do not fit.
     """
     folder = layout.wheels(layout.tag(python))
     wanted = plan.names(python=python)
@@ -110,9 +109,8 @@ def resolve(python: str) -> None:
 
     What the machine has is taken for given: whether its versions do is known there only.
 
-    Raises
-    ------
-    PlanError: a package is missing; the message names it.
+    Raises:
+        PlanError: a package is missing; the message names it.
     """
     folders = sorted(path for path in layout.wheels(layout.tag(python)).iterdir() if path.is_dir())
     with tempfile.TemporaryDirectory(prefix="nightscore-resolve-") as scratch:

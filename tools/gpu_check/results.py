@@ -29,9 +29,9 @@ _CODE = ("ml/**/*", "benchmarks/**/*.py", "tests/gpu/*.py", "nightscore.yaml")
 class Results:
     """What a step has found so far; `folders` are written to, and read from, the first one first.
 
-    Parameters
-    ----------
-    machine: as `benchmarks.machine.describe`; `gpu` must be the same for results to be continued.
+    Args:
+        machine: as `benchmarks.machine.describe`; `gpu` must be the same for results to be
+            continued.
     """
 
     def __init__(

@@ -1,0 +1,15 @@
+"""Run by Alembic: migrates with the connection that `ml.database.migrate.migrate` hands over."""
+
+from alembic import context
+
+from ml.database.tables import SCHEMA, Base
+
+connection = context.config.attributes["connection"]
+context.configure(
+    connection=connection,
+    target_metadata=Base.metadata,
+    version_table_schema=SCHEMA,
+    include_schemas=True,
+)
+with context.begin_transaction():
+    context.run_migrations()

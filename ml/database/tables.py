@@ -1,0 +1,214 @@
+"""The tables of schema `nightscore`, as SQLAlchemy sees them.
+
+The statements that made them are in `ml/database/migrations/versions/*.sql`; a test compares the
+two. Code reads and writes small tables through these classes. The large ones (image, manifest,
+prediction, rejection) are filled by COPY and the set-based statements in `ml/scoring/sql/`.
+"""
+
+from datetime import date, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import REAL, BigInteger, Double, ForeignKey, Identity, MetaData, Text, func
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+SCHEMA = "nightscore"
+OPEN, FINISHED, FAILED = "open", "finished", "failed"
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+PENDING, DONE, ABANDONED = "pending", "done", "abandoned"
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(schema=SCHEMA)
+    type_annotation_map = {  # noqa: RUF012  # SQLAlchemy reads a plain class attribute
+        datetime: TIMESTAMP(timezone=True),
+        str: Text,
+    }
+
+
+class ScoringRun(Base):
+    """One attempt at a night; its versions are in `ScoringRunModel`."""
+
+    __tablename__ = "scoring_run"
+
+    run_id: Mapped[UUID] = mapped_column(primary_key=True)
+    trigger: Mapped[str] = mapped_column(unique=True)
+    stream: Mapped[str]
+    night: Mapped[date]
+    status: Mapped[str]
+    lookback_from: Mapped[date]
+    max_rejected_share: Mapped[float] = mapped_column(REAL)
+    shard_size: Mapped[int]
+    opened_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    finished_at: Mapped[datetime | None]
+    discovered: Mapped[int | None] = mapped_column(BigInteger)
+    scored: Mapped[int | None] = mapped_column(BigInteger)
+    rejected: Mapped[int | None] = mapped_column(BigInteger)
+    anomalies: Mapped[int | None] = mapped_column(BigInteger)
+    to_review: Mapped[int | None] = mapped_column(BigInteger)
+    synthetic: Mapped[bool] = mapped_column(server_default="false")
+    error: Mapped[str | None]
+    report_uri: Mapped[str | None]
+
+
+class ScoringRunModel(Base):
+    """A version pinned by a run."""
+
+    __tablename__ = "scoring_run_model"
+
+    run_id: Mapped[UUID] = mapped_column(ForeignKey(ScoringRun.run_id), primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int]
+
+
+class Shard(Base):
+    """A slice of a run's manifest; `started_at` is that of the first attempt, `error` says how the
+    newest one failed. `engine_images` is how many images the attempt that finished has scored, in
+    `engine_seconds` from the request of the first to the result of the last."""
+
+    __tablename__ = "shard"
+
+    run_id: Mapped[UUID] = mapped_column(ForeignKey(ScoringRun.run_id), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    images: Mapped[int]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    error: Mapped[str | None]
+    engine_images: Mapped[int | None] = mapped_column(BigInteger)
+    engine_seconds: Mapped[float | None] = mapped_column(Double)
+
+
+class Image(Base):
+    """An image as discovered: a URI with one content (ETag)."""
+
+    __tablename__ = "image"
+
+    night: Mapped[date] = mapped_column(primary_key=True)
+    image_id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    stream: Mapped[str]
+    uri: Mapped[str]
+    etag: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    modified: Mapped[datetime]
+    discovered_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Manifest(Base):
+    """An image that a run has to score."""
+
+    __tablename__ = "manifest"
+
+    run_id: Mapped[UUID] = mapped_column(ForeignKey(ScoringRun.run_id), primary_key=True)
+    night: Mapped[date] = mapped_column(primary_key=True)
+    image_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    shard: Mapped[int]
+
+
+class Prediction(Base):
+    """What a version said of an image.
+
+    `confidence` is set for classification; `score`, `threshold` and `flagged` for anomaly, and
+    `novelty` and `review` where the version gives a novelty.
+    """
+
+    __tablename__ = "prediction"
+
+    night: Mapped[date] = mapped_column(primary_key=True)
+    image_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[UUID]
+    predicted_class: Mapped[str]
+    confidence: Mapped[float | None] = mapped_column(REAL)
+    score: Mapped[float | None] = mapped_column(REAL)
+    threshold: Mapped[float | None] = mapped_column(REAL)
+    flagged: Mapped[bool] = mapped_column(server_default="false")
+    heatmap_uri: Mapped[str | None]
+    novelty: Mapped[float | None] = mapped_column(REAL)
+    review: Mapped[bool] = mapped_column(server_default="false")
+    scored_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Rejection(Base):
+    """An image that a version could not score, and why."""
+
+    __tablename__ = "rejection"
+
+    night: Mapped[date] = mapped_column(primary_key=True)
+    image_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[UUID]
+    reason: Mapped[str]
+    detail: Mapped[str] = mapped_column(server_default="")
+    rejected_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ModelVersion(Base):
+    """A registered version: what MLflow holds of it, for SQL, and its score distribution.
+
+    `reference_edges` are the inner edges of the bins of the held-out scores, `reference_shares`
+    the share of held-out images in each bin, one more than there are edges. `gate` is the decision
+    as `ml.evaluation.gate.Decision`, `threshold_detail` an
+    `ml.training.thresholds.ChosenThreshold`, `program` the whole `ml.program.info.ProgramInfo`,
+    with which what is loaded has to agree; null for a version registered before there were such.
+    `openvino_sha256` and `openvino_version` are a `ml.program.info.ConvertedInfo`; null where the
+    program was not converted.
+    """
+
+    __tablename__ = "model_version"
+
+    model: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True)
+    task: Mapped[str]
+    mlflow_run_id: Mapped[str]
+    program_sha256: Mapped[str]
+    program: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    snapshot_uri: Mapped[str]
+    metrics: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    threshold: Mapped[float | None] = mapped_column(Double)
+    threshold_detail: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    novelty_threshold: Mapped[float | None] = mapped_column(Double)
+    classes: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    reference_edges: Mapped[list[float]] = mapped_column(ARRAY(Double))
+    reference_shares: Mapped[list[float]] = mapped_column(ARRAY(Double))
+    synthetic: Mapped[bool]
+    gate_passed: Mapped[bool]
+    gate_reason: Mapped[str]
+    gate: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    registered_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    openvino_sha256: Mapped[str | None]
+    openvino_version: Mapped[str | None]
+
+
+class ModelAlias(Base):
+    """Which version an alias names; written together with MLflow's own alias."""
+
+    __tablename__ = "model_alias"
+
+    model: Mapped[str] = mapped_column(primary_key=True)
+    alias: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int]
+    set_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Promotion(Base):
+    """A change of champion, by `promote` or `rollback`, or `outside` of Nightscore.
+
+    `state` is pending from before MLflow is told until after, then done; or abandoned, when MLflow
+    never heard of it.
+    """
+
+    __tablename__ = "promotion"
+
+    promotion_id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    model: Mapped[str]
+    version: Mapped[int]
+    replaced: Mapped[int | None]
+    action: Mapped[str]
+    reason: Mapped[str]
+    promoted_by: Mapped[str]
+    promoted_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    state: Mapped[str] = mapped_column(server_default="done")

@@ -1,0 +1,189 @@
+"""The same snapshot, seed, versions and machine give the same model; a run can be repeated."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from ml.cli import models
+from ml.config.loading import configuration
+from ml.data import dataset
+from ml.errors import DataError
+from ml.registry import client, programs, tracking, versions
+from ml.retrain import reproduction
+from ml.retrain import steps as retrain
+from ml.storage.object_store import object_store
+from tests.support import drawing, stacks
+
+
+def _tensors(run_id: str) -> dict[str, torch.Tensor]:
+    path, _ = programs.program_of_run(run_id)
+    return torch.export.load(path).state_dict
+
+
+def _run_of(model: str, version: int) -> str:
+    return client.mlflow_client().get_model_version(model, str(version)).run_id
+
+
+def _use(monkeypatch, path: Path, text: str) -> None:
+    path.write_text(text)
+    monkeypatch.setenv("NIGHTSCORE_CONFIG", str(path))
+
+
+@pytest.mark.parametrize("model", ["shades", "moulds"])
+def test_two_trainings_give_the_same_weights_to_the_bit(trained, model):
+    first = _run_of(model, 1)
+    value = retrain.train(retrain.snapshot(model))
+    one, other = _tensors(first), _tensors(value["run_id"])
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    digests = {tracking.run_tags(run)[tracking.WEIGHTS_TAG] for run in (first, value["run_id"])}
+    assert len(digests) == 1
+
+
+def test_a_run_records_what_it_can_be_repeated_from(trained):
+    run_id = _run_of("moulds", 1)
+    recorded = reproduction.recording("moulds", run_id)
+    assert recorded.settings == configuration().model("moulds")
+    assert object_store().exists(recorded.snapshot_uri)
+    assert recorded.environment["package torch"] == torch.__version__.split("+")[0]
+    assert recorded.environment["device"] == "cpu"
+    assert recorded.environment["threads"] >= 1
+    assert recorded.environment["cpu capability"]
+    assert all(recorded.environment[name] for name in ("code", "python", "cpu"))
+
+
+def test_a_run_is_repeated_from_its_record_and_not_from_todays_configuration(
+    trained, monkeypatch, tmp_path
+):
+    text = Path(os.environ["NIGHTSCORE_CONFIG"]).read_text()
+    changed = text.replace("holdout_share: 0.3", "holdout_share: 0.2\n    seed: 5")
+    _use(monkeypatch, tmp_path / "nightscore.yaml", changed.replace("epochs: 2", "epochs: 1"))
+    run_id, champion = _run_of("moulds", 1), versions.version_of_alias("moulds", "champion")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        done = CliRunner().invoke(models.app, ["train", "moulds", "--from-run", run_id, "--json"])
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)
+    assert done.exception is None
+    result = json.loads(done.stdout)
+    assert (result["weights_identical"], result["metrics_identical"]) == (True, True)
+    assert (result["circumstances"], result["metrics"]) == ({}, {})
+    assert result["repeats"] == run_id != result["run_id"]
+    assert not result["promoted"]
+    assert versions.version_of_alias("moulds", "champion") == champion
+    assert versions.version_of_alias("moulds", "challenger") == result["version"]
+    version = client.mlflow_client().get_model_version("moulds", str(result["version"]))
+    assert version.tags["nightscore.repeats"] == run_id
+    assert tracking.run_tags(result["run_id"])["nightscore.repeats"] == run_id
+    assert tracking.read_json(result["run_id"], "repetition.json")["weights_identical"]
+
+
+def test_what_is_no_longer_the_same_is_said(trained):
+    run_id = _run_of("moulds", 1)
+    environment = tracking.read_json(run_id, tracking.ENVIRONMENT)
+    settings = tracking.read_json(run_id, tracking.MODEL)
+    tracking.log_json(run_id, tracking.ENVIRONMENT, environment | {"package torch": "1.0"})
+    tracking.log_json(run_id, tracking.MODEL, settings | {"seed": 7})
+    try:
+        done = CliRunner().invoke(models.app, ["train", "moulds", "--from-run", run_id])
+    finally:
+        tracking.log_json(run_id, tracking.ENVIRONMENT, environment)
+        tracking.log_json(run_id, tracking.MODEL, settings)
+    assert done.exception is None
+    (line,) = (line for line in done.stdout.splitlines() if "package torch" in line)
+    assert "1.0" in line
+    assert environment["package torch"] in line
+    assert "weights NOT identical, metrics NOT identical" in done.stdout
+
+
+def test_a_run_in_two_processes_is_logged_as_any_and_can_be_repeated(
+    trained, monkeypatch, tmp_path
+):
+    text = Path(os.environ["NIGHTSCORE_CONFIG"]).read_text()
+    changed = text.replace("learning_rate: 0.1}", "learning_rate: 0.1, processes: 2}")
+    assert changed != text
+    _use(monkeypatch, tmp_path / "nightscore.yaml", changed)
+    first = retrain.gate(retrain.evaluate(retrain.train(retrain.snapshot("shades"))))
+    assert first["passed"]
+    run = client.mlflow_client().get_run(first["run_id"])
+    assert run.data.params["processes"] == "2"
+    epochs = client.mlflow_client().get_metric_history(first["run_id"], "train_loss")
+    assert [epoch.step for epoch in epochs] == [1, 2]
+    result = retrain.repeat("shades", first["run_id"])
+    assert (result["weights_identical"], result["metrics_identical"]) == (True, True)
+
+
+class TestARunThatCannotBeRepeated:
+    def test_there_is_none(self, trained):
+        for unknown in ("0" * 32, "not-an-id"):
+            with pytest.raises(DataError, match="There is no run"):
+                retrain.repeat("moulds", unknown)
+
+    def test_it_is_of_another_model(self, trained):
+        with pytest.raises(DataError, match="is of shades, not of moulds"):
+            retrain.repeat("moulds", _run_of("shades", 1))
+
+    def test_it_is_unfinished(self, trained):
+        run_id = tracking.start_run("moulds", None, {tracking.MODEL_TAG: "moulds"})
+        with pytest.raises(DataError, match="is running"):
+            retrain.repeat("moulds", run_id)
+        tracking.end_run(run_id, failed=True)
+        with pytest.raises(DataError, match="is failed"):
+            retrain.repeat("moulds", run_id)
+
+    def test_it_recorded_too_little(self, trained):
+        run_id = tracking.start_run("moulds", None, {tracking.MODEL_TAG: "moulds"})
+        tracking.end_run(run_id)
+        with pytest.raises(DataError, match=r"has no environment\.json, evaluation\.json, model"):
+            retrain.repeat("moulds", run_id)
+
+    def test_its_snapshot_is_gone(self, trained):
+        run_id = _run_of("moulds", 1)
+        uri = tracking.run_tags(run_id)["nightscore.snapshot"]
+        content, _ = object_store().get(uri)
+        object_store().delete([uri])
+        try:
+            with pytest.raises(DataError, match="There is no snapshot"):
+                retrain.repeat("moulds", run_id)
+        finally:
+            object_store().put(uri, content)
+
+    def test_its_configuration_is_of_another_version(self, trained):
+        run_id = _run_of("moulds", 1)
+        settings = tracking.read_json(run_id, tracking.MODEL)
+        tracking.log_json(run_id, tracking.MODEL, settings | {"task": "segmentation"})
+        try:
+            with pytest.raises(DataError, match="is not one of this version") as caught:
+                retrain.repeat("moulds", run_id)
+        finally:
+            tracking.log_json(run_id, tracking.MODEL, settings)
+        assert tracking.read_json(run_id, tracking.ENVIRONMENT)["code"] in caught.value.hint
+
+
+def test_test_images_influence_neither_weights_nor_threshold(
+    services, bucket, monkeypatch, tmp_path
+):
+    _use(monkeypatch, tmp_path / "nightscore.yaml", stacks.CONFIGURATION.format(bucket=bucket))
+    drawing.write_dataset(tmp_path / "moulds", "moulds")
+    dataset.import_(tmp_path / "moulds", "moulds", storage=bucket)
+    before = retrain.snapshot("moulds")
+    first = retrain.evaluate(retrain.train(before))["run_id"]
+    for number, path in enumerate(sorted((tmp_path / "moulds" / "test").rglob("*.png"))):
+        path.write_bytes(drawing.shade(("dark", "light")[number % 2], number))
+    dataset.import_(tmp_path / "moulds", "moulds", storage=bucket)
+    after = retrain.snapshot("moulds")
+    second = retrain.evaluate(retrain.train(after))["run_id"]
+    assert after != before
+    one, other = _tensors(first), _tensors(second)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    programs = [programs.program_of_run(run)[1] for run in (first, second)]
+    assert programs[0].threshold == programs[1].threshold
+    measured = [tracking.read_json(run, tracking.EVALUATION) for run in (first, second)]
+    assert measured[0]["holdout"] == measured[1]["holdout"]
+    assert measured[0]["test"] != measured[1]["test"]

@@ -1,0 +1,232 @@
+"""The example policies of docs/iam are enough for the work that they are for, and no more.
+
+All requests of a retraining, a night, an import and MLflow's artifacts go through a proxy that
+notes them; each must be allowed, and each thing that is allowed must have been asked for.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import boto3
+import pytest
+
+from ml.settings import settings
+from ml.storage.object_store import object_store
+from tests.support import drawing, stacks
+from tests.support.iam import Request, requests
+from tests.support.proxy import Asked, Proxy
+
+DOCUMENTS = Path(__file__).parents[3] / "docs" / "iam"
+IMAGES, STORAGE, ARTIFACTS = "example-images", "example-nightscore", "example-mlflow"
+NIGHT = date(2026, 2, 3)
+
+
+def _statements(name: str) -> list[dict]:
+    document = json.loads((DOCUMENTS / f"{name}.json").read_text(encoding="utf-8"))
+    return document["Statement"]
+
+
+def _grants(name: str) -> set[tuple[str, str]]:
+    """Each action with each resource that a policy allows."""
+    found = set()
+    for statement in _statements(name):
+        # What this file understands; a document that says more needs an evaluator that does.
+        assert set(statement) == {"Sid", "Effect", "Action", "Resource"}
+        assert statement["Effect"] == "Allow"
+        actions = statement["Action"]
+        for action in [actions] if isinstance(actions, str) else actions:
+            assert "*" not in action
+            found |= {(action, resource) for resource in statement["Resource"]}
+    return found
+
+
+def _needed(name: str, asked: Request) -> set[tuple[str, str]]:
+    """The grants of a policy that allow a request."""
+    return {
+        (action, resource)
+        for action, resource in _grants(name)
+        if action == asked.action and fnmatchcase(asked.resource, resource)
+    }
+
+
+def _refused(name: str, asked: list[Request]) -> set[str]:
+    """The addresses that a policy does not allow."""
+    return {one.address for one in asked if not _needed(name, one)}
+
+
+def _unused(name: str, asked: list[Request]) -> set:
+    """What a policy grants and nothing has asked for."""
+    return _grants(name) - set().union(*(_needed(name, one) for one in asked))
+
+
+@contextmanager
+def _recorded() -> Iterator[list[Request]]:
+    """Whatever this process asks of S3 goes through the proxy."""
+    noted: list[Request] = []
+
+    def note(asked: Asked) -> None:
+        noted.extend(requests(*asked))
+
+    with Proxy(settings().s3_endpoint, note) as proxy:
+        os.environ["AWS_ENDPOINT_URL"] = proxy.url
+        settings.cache_clear()
+        object_store.cache_clear()
+        try:
+            yield noted
+        finally:
+            del os.environ["AWS_ENDPOINT_URL"]
+            settings.cache_clear()
+            object_store.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def plant(services, tmp_path_factory):
+    """A configuration with the documents' buckets; gives the folder of its images."""
+    for name in (IMAGES, STORAGE, ARTIFACTS):
+        object_store().ensure_bucket(name)
+    text = stacks.CONFIGURATION.format(bucket=f"s3://{STORAGE}")
+    for before, after in (
+        ("  both:\n", "  both-of-policy:\n"),
+        ("  line:\n", "  line-of-policy:\n"),
+        (f"s3://{STORAGE}/streams/", f"s3://{IMAGES}/line/"),
+        ("shades", "policy-shades"),
+        ("moulds", "policy-moulds"),
+    ):
+        assert before in text
+        text = text.replace(before, after)
+    # Of the scenes' images too, which are read when the snapshot is taken.
+    text = text.replace(
+        "dataset: policy-moulds\n", "dataset: policy-moulds\n    holdout_by: scene\n"
+    )
+    folder = tmp_path_factory.mktemp("plant")
+    (folder / "nightscore.yaml").write_text(text)
+    for name in ("shades", "moulds"):
+        drawing.write_dataset(folder / f"policy-{name}", name)
+    before = os.environ.get("NIGHTSCORE_CONFIG")
+    os.environ["NIGHTSCORE_CONFIG"] = str(folder / "nightscore.yaml")
+    yield folder
+    if before is None:
+        del os.environ["NIGHTSCORE_CONFIG"]
+    else:
+        os.environ["NIGHTSCORE_CONFIG"] = before
+
+
+@pytest.fixture(scope="module")
+def brought(plant) -> list[Request]:
+    """What the import of data sets and a night's images asks for."""
+    from ml.config.loading import configuration
+    from ml.data import dataset, ingest
+
+    stream = configuration().stream("both-of-policy")
+    sample = plant / "sample"
+    sample.mkdir()
+    (sample / "synthetic-1.png").write_bytes(drawing.mould("normal", 1))
+    with _recorded() as requests:
+        for name in ("policy-shades", "policy-moulds"):
+            dataset.import_(plant / name, name, storage=configuration().storage)
+        (plant / "policy-shades" / "train" / "dark" / "0001.png").unlink()
+        dataset.import_(
+            plant / "policy-shades", "policy-shades", storage=configuration().storage, replace=True
+        )
+        assert dataset.summaries(configuration().storage)
+        ingest.ingest(sample, stream, NIGHT)
+        ingest.remove_samples(stream, NIGHT)
+        ingest.ingest(plant / "policy-moulds", stream, NIGHT, split="test")
+    return requests
+
+
+@pytest.fixture(scope="module")
+def worked(brought) -> list[Request]:
+    """What a retraining of both kinds of model and a night ask for."""
+    from ml.report import nightly
+    from ml.retrain import steps as retrain
+    from ml.scoring import run
+    from ml.scoring import steps as scoring
+    from ml.stack.doctor import examine
+
+    with _recorded() as requests:
+        for name in ("policy-shades", "policy-moulds"):
+            retrain.retrain(name)
+        counts = scoring.score_night("both-of-policy", NIGHT.isoformat())
+        assert counts["anomalies"]
+        assert nightly.read(run.newest("both-of-policy", NIGHT))
+        assert {check.name: check.ok for check in examine()}["s3"]
+    return requests
+
+
+def test_a_data_engineer_s_policy_is_enough_and_no_more(brought):
+    assert _refused("data-engineer", brought) == set()
+    assert _unused("data-engineer", brought) == set()
+
+
+def test_a_worker_s_policy_is_enough_and_no_more(worked):
+    assert _refused("worker", worked) == set()
+    assert _unused("worker", worked) == set()
+
+
+def test_a_worker_writes_results_only_and_deletes_nothing(worked):
+    written = {asked.resource for asked in worked if asked.action == "s3:PutObject"}
+    folders = {resource.split(":::")[1].split("/")[1] for resource in written}
+    assert folders == {"snapshots", "heatmaps", "reports"}
+    assert {asked.action for asked in worked} == {"s3:ListBucket", "s3:GetObject", "s3:PutObject"}
+    assert not any(f":::{IMAGES}" in resource for resource in written)
+
+
+def test_a_camera_may_put_images_and_neither_read_nor_list_them(services, plant):
+    with _recorded() as requests:
+        current = settings()
+        camera = boto3.client(
+            "s3",
+            endpoint_url=current.s3_endpoint,
+            aws_access_key_id=current.s3_access_key,
+            aws_secret_access_key=current.s3_secret_key.get_secret_value(),
+            region_name=current.s3_region,
+        )
+        camera.put_object(Bucket=IMAGES, Key=f"line/both/dt={NIGHT}/1.png", Body=b"an image")
+    assert _refused("camera", requests) == set()
+    assert _unused("camera", requests) == set()
+    for action, resource in (
+        ("s3:GetObject", f"arn:aws:s3:::{IMAGES}/line/both/1.png"),
+        ("s3:DeleteObject", f"arn:aws:s3:::{IMAGES}/line/both/1.png"),
+        ("s3:ListBucket", f"arn:aws:s3:::{IMAGES}"),
+        ("s3:PutObject", f"arn:aws:s3:::{STORAGE}/datasets/policy-shades/train/dark/1.png"),
+    ):
+        assert not _needed("camera", Request(action, resource, ""))
+
+
+def test_what_mlflow_s_server_does_with_artifacts_is_allowed_and_no_more(
+    services, plant, tmp_path, monkeypatch
+):
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    (tmp_path / "small.txt").write_text("small")
+    (tmp_path / "large.bin").write_bytes(os.urandom(9_000_000))  # sent in parts
+    with _recorded() as requests:
+        current = settings()
+        monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", current.s3_endpoint)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", current.s3_access_key)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", current.s3_secret_key.get_secret_value())
+        monkeypatch.setenv("AWS_DEFAULT_REGION", current.s3_region)
+        artifacts = get_artifact_repository(f"s3://{ARTIFACTS}/artifacts/1/run")
+        artifacts.log_artifacts(str(tmp_path))
+        assert {found.path for found in artifacts.list_artifacts()} == {"small.txt", "large.bin"}
+        assert Path(artifacts.download_artifacts("small.txt")).read_text() == "small"
+        artifacts.delete_artifacts("small.txt")
+    assert _refused("mlflow-server", requests) == set()
+    assert _unused("mlflow-server", requests) == set()
+
+
+def test_the_bucket_policy_refuses_plain_http_for_everything_in_the_bucket():
+    (statement,) = _statements("bucket-policy")
+    assert (statement["Effect"], statement["Principal"], statement["Action"]) == (
+        "Deny",
+        "*",
+        "s3:*",
+    )
+    assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+    assert statement["Resource"] == [f"arn:aws:s3:::{STORAGE}", f"arn:aws:s3:::{STORAGE}/*"]

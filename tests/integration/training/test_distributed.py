@@ -1,0 +1,204 @@
+"""Training in several processes: real torchrun, on the CPU."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from ml.config.schema import Model
+from ml.errors import ConfigurationError, DataError, NightscoreError
+from ml.models import build
+from ml.training import data, distributed, loop
+from ml.training.group import Group
+from tests.support import group_script
+from tests.support.drawing import bright
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path, monkeypatch):
+    monkeypatch.setenv("NIGHTSCORE_HOME", str(tmp_path / "home"))
+
+
+def _model(**training) -> Model:
+    given = {"epochs": 2, "batch_size": 16, "learning_rate": 0.05, "processes": 2} | training
+    return Model(
+        task="classification",
+        dataset="shades",
+        architecture="residual_network",
+        input_size=(16, 24),
+        options={"width": 4},
+        training={"cpu": given},
+    )
+
+
+def _parts() -> data.Parts:
+    def part(count: int) -> data.Part:
+        return data.Part(*bright(count, (16, 24)), ())
+
+    return data.Parts(("dark", "bright"), part(100), part(40), part(0))
+
+
+def _fit(model: Model, on_epoch=lambda epoch: None):
+    network = build(model.architecture, model.input_size, ("dark", "bright"), model.options)
+    parts = _parts()
+    distributed.fit(network, model, parts, place="cpu", processes=2, on_epoch=on_epoch)
+    return network, parts
+
+
+def _workers() -> list[psutil.Process]:
+    """The processes below this one that train."""
+    return [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if "ml.training.worker" in child.cmdline()
+        and "torch.distributed.run" not in child.cmdline()
+    ]
+
+
+def test_two_processes_reach_what_one_reaches_and_have_the_same_weights(tmp_path):
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        "-m", "tests.support.group_script", str(tmp_path),
+    ]  # fmt: skip
+    subprocess.run(command, cwd=REPOSITORY, check=True, timeout=300)
+    pixels, labels = bright(200, group_script.SIZE)
+    for name in group_script.TASKS:
+        saved = [torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1)]
+        for key, tensor in saved[0]["weights"].items():
+            assert torch.equal(tensor, saved[1]["weights"][key]), key
+        assert saved[0]["losses"] == saved[1]["losses"]
+        assert saved[0]["drawn"] != saved[1]["drawn"]
+        alone, together = (group_script.network(name, seed=0) for _ in range(2))
+        losses = []
+        alone.start(torch.from_numpy(pixels), torch.from_numpy(labels))
+        loop.fit(
+            alone,
+            torch.from_numpy(pixels),
+            torch.from_numpy(labels),
+            group_script.PARAMETERS,
+            device=torch.device("cpu"),
+            seed=0,
+            on_epoch=lambda epoch, losses=losses: losses.append(epoch.train_loss),
+        )
+        together.load_state_dict(saved[0]["weights"])
+        reached = [_quality(network.eval(), pixels, labels) for network in (alone, together)]
+        assert min(reached) > 0.95, (name, reached)
+        assert saved[0]["losses"][-1] == pytest.approx(losses[-1], rel=0.3)
+
+
+def _quality(network, pixels, labels) -> float:
+    outputs = loop.predict(network, torch.from_numpy(pixels))
+    return float(roc_auc_score(labels, outputs if outputs.ndim == 1 else outputs[:, 1]))
+
+
+def test_every_image_comes_once_an_epoch_whichever_process_takes_it():
+    class Half(Group):
+        size = 2
+
+        def __init__(self, rank: int) -> None:
+            self.rank = rank
+
+        def order(self, seed):
+            return torch.Generator().manual_seed(seed)
+
+        def share(self, chosen):
+            return chosen[self.rank :: self.size]
+
+    seen = []
+    for rank in (0, 1):
+        group = Half(rank)
+        batches = loop._batches(96, 32, group.order(3))
+        seen += [group.share(next(batches)) for _ in range(3)]
+    assert torch.equal(torch.cat(seen).sort().values, torch.arange(96))
+
+
+def test_epochs_weights_and_last_gradients_come_back():
+    epochs: list[loop.Epoch] = []
+    network, parts = _fit(_model(), epochs.append)
+    assert [epoch.number for epoch in epochs] == [1, 2]
+    assert epochs[-1].train_loss < epochs[0].train_loss
+    measured = (loop.predict(network, torch.from_numpy(parts.holdout.pixels)).argmax(1)
+                == parts.holdout.labels).mean()  # fmt: skip
+    assert measured == pytest.approx(epochs[-1].validation["holdout_accuracy"])
+    assert measured > 0.9
+    layers = [layer for layer in network.parameters() if layer.requires_grad]
+    assert all(layer.grad is not None and layer.grad.shape == layer.shape for layer in layers)
+    assert any(layer.grad.abs().max() > 0 for layer in layers)
+    assert not _workers()
+
+
+def test_a_failure_of_the_training_is_the_same_error_as_in_one_process():
+    with pytest.raises(DataError, match="The training loss is") as caught:
+        _fit(_model(learning_rate=1e30))
+    assert caught.value.hint == "Lower the learning rate."
+
+
+def test_a_killed_process_is_reported_and_nothing_is_left_running():
+    errors: list[BaseException] = []
+    first = threading.Event()
+
+    def train() -> None:
+        try:
+            _fit(_model(epochs=100_000), lambda epoch: first.set())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    assert first.wait(300)
+    workers = _workers()
+    assert len(workers) == 2
+    workers[1].kill()
+    thread.join(300)
+    (error,) = errors
+    assert isinstance(error, NightscoreError)
+    assert "One of 2 training processes ended early" in error.message
+    assert "SIGKILL" in error.message
+    psutil.wait_procs(workers, timeout=60)
+    assert not _workers()
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    script = (
+        "from tests.integration.test_distributed import _fit, _model\n"
+        "_fit(_model(epochs=100_000), lambda epoch: print(epoch.number, flush=True))\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout.readline() == "1\n"
+    started = psutil.Process(parent.pid).children(recursive=True)
+    assert len(started) >= 3
+    os.kill(parent.pid, signal.SIGTERM)
+    parent.wait(60)
+    _, alive = psutil.wait_procs(started, timeout=60)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_more_processes_than_gpus_are_an_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    network = build("residual_network", (16, 24), ("dark", "bright"), {"width": 4})
+    with pytest.raises(ConfigurationError, match=r"processes is 2; this machine has 1 GPUs"):
+        distributed.fit(network, _model(), _parts(), place="cuda", processes=2)
+
+
+def test_fewer_images_than_processes_are_an_error():
+    class Many(Group):
+        size = 8
+
+    pixels, labels = map(torch.from_numpy, bright(6, (16, 24)))
+    network = build("residual_network", (16, 24), ("dark", "bright"), {"width": 4})
+    with pytest.raises(DataError, match="smaller than the number of processes, 8"):
+        loop.fit(
+            network, pixels, labels, _model().training["cpu"],
+            device=torch.device("cpu"), seed=0, group=Many(),
+        )  # fmt: skip

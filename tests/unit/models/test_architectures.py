@@ -1,0 +1,401 @@
+"""Every architecture: shapes, training, reproducibility, export."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import nll_loss
+
+import ml.models
+from ml.config.schema import Training
+from ml.errors import ConfigurationError, DataError
+from ml.models import build
+from ml.program.info import ANOMALY, CLASSIFICATION, ProgramInfo, sha256
+from ml.program.program import Program, export
+from ml.training.loop import Epoch, fit, holdout_loss, predict
+
+SIZE = (16, 24)
+TASKS = {
+    "residual_network": CLASSIFICATION,
+    "anomaly_segmenter": ANOMALY,
+    "attention_autoencoder": ANOMALY,
+}
+DETECTORS = [name for name, task in TASKS.items() if task == ANOMALY]
+CLASSES = {CLASSIFICATION: ("a", "b", "c"), ANOMALY: ("normal", "anomalous")}
+PARAMETERS = Training(epochs=1, batch_size=16, learning_rate=0.01, weight_decay=1e-4)
+CPU = torch.device("cpu")
+
+
+def _network(name: str, seed: int = 0):
+    torch.manual_seed(seed)
+    return build(name, SIZE, CLASSES[TASKS[name]], {"width": 4})
+
+
+def _images(count: int = 48):
+    """Images whose brightness tells their label."""
+    random = np.random.default_rng(0)
+    labels = np.arange(count) % 2
+    noise = random.integers(0, 60, (count, 3, *SIZE))
+    return torch.from_numpy(
+        (noise + 150 * labels[:, None, None, None]).astype(np.uint8)
+    ), torch.from_numpy(labels)
+
+
+def test_every_architecture_is_tested_here():
+    files = {p.stem for p in Path(ml.models.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == set(TASKS)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_outputs_have_the_shapes_and_ranges_that_the_tables_need(name):
+    pixels, _ = _images(5)
+    with torch.inference_mode():
+        outputs = _network(name).eval()(pixels)
+    if TASKS[name] == CLASSIFICATION:
+        assert outputs.shape == (5, 3)
+        assert torch.allclose(outputs.sum(1), torch.ones(5), atol=1e-5)
+    else:
+        scores, heatmaps, *novelties = outputs
+        assert len(novelties) == (name == "anomaly_segmenter")
+        assert all(found.shape == (5,) for found in (scores, *novelties))
+        assert heatmaps.shape == (5, SIZE[0] // 2, SIZE[1] // 2)
+        assert ((heatmaps >= 0) & (heatmaps <= 1)).all() and ((scores >= 0) & (scores <= 1)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+def test_training_lowers_the_loss_and_the_same_seed_gives_the_same_weights(name):
+    pixels, labels = _images()
+    losses: list[float] = []
+    trained = []
+    for _ in range(2):
+        losses.clear()
+        network = _network(name)
+        parameters = PARAMETERS.model_copy(update={"epochs": 3})
+        fit(
+            network,
+            pixels,
+            labels,
+            parameters,
+            device=CPU,
+            seed=1,
+            on_epoch=lambda e: losses.append(e.train_loss),
+        )
+        trained.append(network)
+    assert losses[-1] < losses[0]
+    for one, other in zip(*(network.state_dict().values() for network in trained), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+def test_validation_leaves_training_as_it_is_and_measures_the_same_each_time(name):
+    pixels, labels = _images()
+    parameters = PARAMETERS.model_copy(update={"epochs": 2})
+    measured: list[float] = []
+
+    def validate(network):
+        found = [holdout_loss(network, pixels, labels, seed=3) for _ in range(2)]
+        assert found[0] == found[1]
+        measured.append(found[0])
+        return {"holdout_loss": found[0]}
+
+    trained = [
+        fit(_network(name), pixels, labels, parameters, device=CPU, seed=1, **how)
+        for how in ({}, {"validate": validate})
+    ]
+    assert len(measured) == 2
+    assert measured[1] < measured[0]
+    for one, other in zip(*(network.state_dict().values() for network in trained), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_loss_of_held_out_images_is_finite_when_the_kinds_come_one_after_the_other():
+    pixels, labels = _images(40)
+    network = _network("anomaly_segmenter").eval()
+    assert np.isfinite(holdout_loss(network, pixels, labels.sort().values, seed=0, batch_size=10))
+
+
+def test_an_epoch_tells_the_norms_of_gradient_and_weights():
+    pixels, labels = _images()
+    epochs: list[Epoch] = []
+    network = fit(
+        _network("residual_network"), pixels, labels, PARAMETERS,
+        device=CPU, seed=1, on_epoch=epochs.append,
+    )  # fmt: skip
+    weights = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+    assert epochs[-1].weight_norm == pytest.approx(float(weights.norm()), rel=1e-5)
+    assert epochs[-1].gradient_norm > 0
+
+
+def test_a_moving_average_of_the_weights_is_validated_and_returned():
+    pixels, labels = _images()
+    last, averaged = _network("anomaly_segmenter"), _network("anomaly_segmenter")
+    # Reaching back so far that the first step's weights stay.
+    last.averaging, averaged.averaging = 0.0, 1000.0
+    validated: list[torch.Tensor] = []
+
+    def validate(network):
+        assert not network.training
+        validated.append(network.image.weight.detach().clone())
+        return {}
+
+    for network in (last, averaged):
+        fit(network, pixels, labels, PARAMETERS, device=CPU, seed=1, validate=validate)
+    fresh = _network("anomaly_segmenter").image.weight
+    assert torch.equal(validated[0], last.image.weight)
+    assert torch.equal(validated[1], averaged.image.weight)
+    moved, moved_on_average = (
+        float((network.image.weight - fresh).detach().norm()) for network in (last, averaged)
+    )
+    assert 0 < moved_on_average < moved / 4
+    assert int(averaged.to_half[0][1].num_batches_tracked) > 0
+
+
+def test_a_detector_says_the_same_of_a_mirrored_image():
+    pixels, _ = _images(3)
+    network = _network("anomaly_segmenter").eval()
+    with torch.inference_mode():
+        score, heat, _ = network(pixels)
+        mirrored_score, mirrored_heat, _ = network(pixels.flip(-1))
+        network.flips = False
+        assert not torch.allclose(network(pixels)[0], network(pixels.flip(-1))[0], atol=1e-6)
+    torch.testing.assert_close(score, mirrored_score)
+    torch.testing.assert_close(heat, mirrored_heat.flip(-1))
+
+
+def test_a_classifier_learns_what_is_easy():
+    pixels, labels = _images(200)
+    network = fit(
+        _network("residual_network"),
+        pixels,
+        labels,
+        PARAMETERS.model_copy(update={"epochs": 3}),
+        device=CPU,
+        seed=0,
+    )
+    assert (predict(network, pixels).argmax(1) == labels.numpy()).mean() > 0.95
+
+
+def test_a_classifier_is_as_sure_as_it_is_right():
+    pixels, labels = _images()
+    network = fit(_network("residual_network"), pixels, labels, PARAMETERS, device=CPU, seed=0)
+    # A fifth of the labels say something else than the images do.
+    labels = torch.where(torch.arange(48) % 5 == 0, 1 - labels, labels)
+
+    def outputs():
+        with torch.inference_mode():
+            return network(pixels)
+
+    before = outputs()
+    network.calibrate(pixels, labels)
+    after = outputs()
+    assert not torch.equal(before, after)
+    assert torch.equal(before.argmax(1), after.argmax(1))
+    assert nll_loss(after.log(), labels) < nll_loss(before.log(), labels)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_detector_can_be_trained_without_a_single_anomaly(name):
+    pixels, _ = _images(40)
+    labels = torch.zeros(40, dtype=torch.int64)
+    network = fit(_network(name), pixels, labels, PARAMETERS, device=CPU, seed=0)
+    network.finish(pixels, labels)
+    assert np.isfinite(predict(network, pixels)).all()
+
+
+def _autoencoder(size: tuple[int, int] = SIZE):
+    torch.manual_seed(0)
+    return build("attention_autoencoder", size, CLASSES[ANOMALY], {"width": 4, "bottleneck": 4})
+
+
+def _errors(network, pixels):
+    with torch.inference_mode():
+        return network.eval()._errors(pixels.float() / 255)
+
+
+def test_an_autoencoder_finds_what_it_has_never_seen():
+    pixels, labels = _images(200)
+    parameters = PARAMETERS.model_copy(update={"epochs": 3})
+    network = fit(_autoencoder(), pixels, labels, parameters, device=CPU, seed=0)
+    network.finish(pixels, labels)
+    scores = predict(network, pixels)
+    assert scores[labels == 1].min() > scores[labels == 0].max()
+
+
+def test_an_autoencoder_learns_nothing_from_anomalies():
+    """The weights are the same whatever the anomalous images show, and a batch of them alone does
+    not stop the training."""
+    pixels, labels = _images()
+    other = torch.where((labels == 1)[:, None, None, None], 255 - pixels, pixels)
+    trained = [
+        fit(_autoencoder(), p, labels, PARAMETERS, device=CPU, seed=0) for p in (pixels, other)
+    ]
+    for one, another in zip(*(network.state_dict().values() for network in trained), strict=True):
+        assert torch.equal(one, another)
+    loss = _autoencoder().loss(pixels[labels == 1], labels[labels == 1])
+    loss.backward()
+    assert float(loss.detach()) == 0
+
+
+def test_an_autoencoders_scale_comes_from_normal_images_and_keeps_the_order():
+    pixels, labels = _images(300)
+    network = _autoencoder().eval()
+    _, errors = _errors(network, pixels)
+    network.finish(pixels, labels)
+    assert float(network.score_scale) == pytest.approx(
+        float(np.quantile(errors[labels == 0].numpy(), 0.99)), rel=1e-5
+    )
+    scores = predict(network, pixels)
+    # In bfloat16, where a processor has it, the last digits differ.
+    assert np.corrcoef(scores.argsort().argsort(), errors.argsort().argsort())[0, 1] > 0.99
+    assert (scores[labels == 0] < 0.5).mean() > 0.9
+
+
+@pytest.mark.parametrize("size", [(8, 8), (17, 23), (30, 50)])
+def test_an_autoencoder_takes_any_size(size):
+    pixels = torch.randint(256, (3, 3, *size), dtype=torch.uint8)
+    with torch.inference_mode():
+        scores, heat = _autoencoder(size).eval()(pixels)
+    assert scores.shape == (3,)
+    assert heat.shape == (3, size[0] // 2, size[1] // 2)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training():
+    pixels, labels = _images()
+    wild = PARAMETERS.model_copy(update={"learning_rate": 1e30})
+    with pytest.raises(DataError, match="Lower the learning rate"):
+        fit(_network("residual_network"), pixels, labels, wild, device=CPU, seed=0)
+
+
+def test_no_image_is_an_error():
+    with pytest.raises(DataError, match="no image"):
+        fit(
+            _network("residual_network"),
+            torch.empty(0, 3, *SIZE, dtype=torch.uint8),
+            torch.empty(0, dtype=torch.int64),
+            PARAMETERS,
+            device=CPU,
+            seed=0,
+        )
+
+
+def test_an_unknown_architecture_or_option_lists_the_known_ones():
+    with pytest.raises(
+        ConfigurationError, match="Known: anomaly_segmenter, attention_autoencoder, res"
+    ):
+        build("transformer", SIZE, ("a", "b"), {})
+    with pytest.raises(ConfigurationError, match=r"unknown: depth; known: width"):
+        build("residual_network", SIZE, ("a", "b"), {"depth": 3})
+    with pytest.raises(ConfigurationError, match="no kind dust"):
+        build("anomaly_segmenter", SIZE, ("normal", "anomalous"), {"synthetic": ["dust"]})
+    with pytest.raises(ConfigurationError, match=r"at least one kind.*known: empty, pasted"):
+        build("anomaly_segmenter", SIZE, ("normal", "anomalous"), {"synthetic": []})
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def original(request, tmp_path_factory):
+    """A network, its program's file and what is recorded of it."""
+    network = _network(request.param).eval()
+    network.finish(*_images())
+    network.calibrate(*_images())
+    path = tmp_path_factory.mktemp(request.param) / "model.pt2"
+    export(network, path, SIZE)
+    task = TASKS[request.param]
+    threshold = 0.5 if task == ANOMALY else None
+    return network, path, ProgramInfo("m", 1, task, CLASSES[task], SIZE, threshold, sha256(path))
+
+
+@pytest.fixture
+def exported(original, tmp_path):
+    """The same, with a copy of the file that a test may change."""
+    network, path, info = original
+    return network, Path(shutil.copy(path, tmp_path)), info
+
+
+# What does not depend on the architecture.
+of_one = pytest.mark.parametrize("original", ["residual_network"], indirect=True)
+
+
+@pytest.mark.slow
+class TestProgram:
+    def test_it_gives_what_the_network_gives_for_any_batch(self, exported, monkeypatch):
+        monkeypatch.setenv("NIGHTSCORE_PRECISION", "float32")
+        network, path, info = exported
+        program = Program.load(path, info, "cpu")
+        for count in (1, 2, 7):
+            pixels, _ = _images(count)
+            found = program.predict(pixels.numpy())
+            with torch.inference_mode():
+                wanted = network(pixels)
+            wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+            given = (
+                (found.probabilities,)
+                if info.task == CLASSIFICATION
+                else (found.scores, found.heatmaps, found.novelties)[: len(wanted)]
+            )
+            for one, other in zip(given, wanted, strict=True):
+                np.testing.assert_allclose(one, other.numpy(), rtol=1e-4, atol=1e-5)
+
+    @of_one
+    def test_a_changed_file_is_not_opened(self, exported):
+        _, path, info = exported
+        path.write_bytes(path.read_bytes() + b"x")
+        with pytest.raises(DataError, match="SHA-256"):
+            Program.load(path, info, "cpu")
+
+    @of_one
+    def test_a_pickle_is_not_executed(self, exported, tmp_path):
+        _, _, info = exported
+        trap = tmp_path / "trap"
+
+        class Bomb:
+            def __reduce__(self):
+                return (Path.touch, (trap,))
+
+        path = tmp_path / "model.pt2"
+        torch.save(Bomb(), path)
+        with pytest.raises(DataError, match="is not opened: it has a record"):
+            Program.load(path, ProgramInfo(**{**vars(info), "sha256": sha256(path)}), "cpu")
+        assert not trap.exists()
+
+    @of_one
+    def test_what_is_recorded_must_fit(self, exported):
+        _, path, info = exported
+        with pytest.raises(DataError):
+            Program.load(
+                path,
+                ProgramInfo(
+                    **{**vars(info), "input_size": (5, 5), "task": ANOMALY, "threshold": None}
+                ),
+                "cpu",
+            )
+        with pytest.raises(DataError, match="needs"):
+            Program.load(path, ProgramInfo(**{**vars(info), "classes": ("a", "b")}), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("images", "wanted", "batches"),
+    [
+        (70, 16, [16] * 30),  # goes through them several times
+        (70, 384, [32] * 30),
+        (20, 384, [20] * 30),
+        (1200, 384, [40] * 30),  # once
+        (1200, 16, [16] * 75),
+    ],
+)
+def test_an_epoch_of_few_images_has_smaller_batches_and_thirty_steps(images, wanted, batches):
+    network = _network("residual_network")
+    seen: list[int] = []
+    loss = network.loss
+
+    def counted(pixels, labels):
+        seen.append(len(pixels))
+        return loss(pixels, labels)
+
+    network.loss = counted
+    parameters = PARAMETERS.model_copy(update={"batch_size": wanted})
+    fit(network, *_images(images), parameters, device=CPU, seed=0)
+    assert seen == batches

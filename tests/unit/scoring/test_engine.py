@@ -1,0 +1,261 @@
+"""The scoring engine, fed from memory: one pass, bounded, every image accounted for."""
+
+import io
+import os
+from dataclasses import replace
+from datetime import date
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ml.images.rejection import Reason, RejectedError
+from ml.models import build
+from ml.program.info import ProgramInfo, sha256
+from ml.program.program import Program, export
+from ml.scoring import engine
+from ml.scoring.engine import Item, Limits, score
+from ml.storage.download import DownloadResult
+
+LIMITS = Limits(max_pixels=10_000, max_bytes=100_000)
+
+
+def _png(value: int, size=(24, 16)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (value % 256, 40, 200)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _known(size) -> torch.Tensor:
+    """Images that novelty is fitted to: of one colour each, as most of those below are."""
+    contents = [_png(value, (size[1], size[0])) for value in range(0, 256, 2)]
+    images = [np.asarray(Image.open(io.BytesIO(content))) for content in contents]
+    return torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())
+
+
+def _program(folder, name: str, architecture: str, classes, size) -> Program:
+    torch.manual_seed(0)
+    network = build(architecture, size, classes, {"width": 4}).eval()
+    known = _known(size)
+    network.finish(known, torch.zeros(len(known), dtype=torch.int64))
+    path = folder / f"{name}.pt2"
+    export(network, path, size)
+    task = "anomaly" if architecture == "anomaly_segmenter" else "classification"
+    # Below every score, so that everything is flagged and heat maps come along.
+    threshold = 1e-9 if task == "anomaly" else None
+    return Program.load(
+        path, ProgramInfo(name, 3, task, classes, size, threshold, sha256(path)), "cpu"
+    )
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("programs")
+    return [
+        _program(folder, "classifier", "residual_network", ("a", "b", "c"), (16, 16)),
+        _program(folder, "detector", "anomaly_segmenter", ("normal", "anomalous"), (16, 24)),
+    ]
+
+
+class Bucket:
+    """Objects in memory that counts how often each is fetched."""
+
+    def __init__(self, objects: dict[str, bytes]) -> None:
+        self.objects = objects
+        self.fetched: list[str] = []
+
+    def fetch(self, wanted):
+        for item, uri, *_ in wanted:
+            self.fetched.append(uri)
+            if uri in self.objects:
+                yield DownloadResult(item, self.objects[uri], f"etag of {uri}")
+            else:
+                yield DownloadResult(item, None, "")
+
+    def items(self) -> list[Item]:
+        return [
+            Item(date(2026, 1, 1), number, uri, f"etag of {uri}", len(content))
+            for number, (uri, content) in enumerate(self.objects.items())
+        ]
+
+
+def _all(items, programs, bucket, **options):
+    return [r for batch in score(items, programs, bucket.fetch, LIMITS, **options) for r in batch]
+
+
+def test_each_image_is_fetched_once_and_scored_by_every_program(programs):
+    bucket = Bucket({f"s3://b/{n}.png": _png(n) for n in range(50)})
+    results = _all(bucket.items(), programs, bucket, batch_size=16)
+    assert sorted(bucket.fetched) == sorted(bucket.objects)
+    for program in programs:
+        own = [r for r in results if r.model == program.info.model]
+        assert sorted(r.item.image_id for r in own) == list(range(50))
+        assert all(r.reason is None and r.version == 3 for r in own)
+    judged = [r for r in results if r.model == "detector"]
+    assert all(
+        r.flagged and r.pixels.shape == (3, 16, 24) and r.heat.shape == (8, 12) for r in judged
+    )
+    classified = [r for r in results if r.model == "classifier"]
+    assert all(
+        r.predicted_class in "abc" and 0 < r.confidence <= 1 and r.pixels is None
+        for r in classified
+    )
+
+
+def test_an_image_is_marked_for_review_exactly_when_its_novelty_reaches_the_threshold(programs):
+    noise = np.random.default_rng(0).integers(0, 256, (16, 24, 3)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    contents = [_png(5 * n) for n in range(40)] + [buffer.getvalue()]
+    bucket = Bucket({f"s3://b/{n}.png": content for n, content in enumerate(contents)})
+    detector = programs[1]
+    # That of one of the images, which reaches it.
+    before = _all(bucket.items(), [detector], bucket)
+    assert not any(r.review for r in before)
+    threshold = sorted(r.novelty for r in before)[30]
+    marking = Program(
+        detector.runtime, replace(detector.info, novelty_threshold=threshold), "cpu", detector.exact
+    )
+    results = _all(bucket.items(), [programs[0], marking], bucket)
+    judged = [r for r in results if r.model == "detector"]
+    assert all(0 <= r.novelty <= 1 and r.review == (r.novelty >= threshold) for r in judged)
+    assert sum(r.review for r in judged) == 11
+    assert max(judged, key=lambda r: r.novelty).item.image_id == 40
+    # The mark changes nothing else, and a classifier's images have none.
+    assert all(r.flagged and r.predicted_class == "anomalous" for r in judged)
+    classified = [r for r in results if r.model == "classifier"]
+    assert all(r.novelty is None and not r.review for r in classified)
+
+
+class _Shade(torch.nn.Module):
+    """A detector from before there was novelty; or one whose novelty is no number for dark images."""
+
+    def __init__(self, novelty: bool) -> None:
+        super().__init__()
+        self.novelty = novelty
+
+    def forward(self, pixels):
+        shade = pixels.float().mean((1, 2, 3)) / 255
+        outputs = shade, pixels[:, 0, ::2, ::2].float() / 255
+        return (*outputs, (shade - 0.4).sqrt()) if self.novelty else outputs
+
+
+@pytest.mark.parametrize("novelty", [False, True])
+def test_a_program_without_novelty_scores_and_one_that_is_no_number_rejects(novelty, tmp_path):
+    path = tmp_path / "model.pt2"
+    export(_Shade(novelty), path, (16, 16))
+    names = ("normal", "anomalous")
+    info = ProgramInfo("shade", 1, "anomaly", names, (16, 16), 0.5, sha256(path))
+    program = Program.load(path, info, "cpu")
+    # A mean shade of 0.31 and of 0.65.
+    bucket = Bucket({"s3://b/dark.png": _png(0), "s3://b/light.png": _png(255)})
+    dark, light = _all(bucket.items(), [program], bucket)
+    assert (light.flagged, light.review, light.reason) == (True, False, None)
+    if novelty:
+        assert light.novelty == pytest.approx(0.497, abs=1e-3)
+        assert (dark.reason, dark.novelty, dark.review) == ("not_finite", None, False)
+        assert (dark.model, dark.version) == ("shade", 1)
+    else:
+        assert light.novelty is None
+        assert (dark.reason, dark.novelty, dark.flagged, dark.review) == (None, None, False, False)
+
+
+def test_the_batch_size_changes_nothing(programs):
+    bucket = Bucket({f"s3://b/{n}.png": _png(n * 5) for n in range(37)})
+    one = _all(bucket.items(), programs[:1], bucket, batch_size=1)
+    many = _all(bucket.items(), programs[:1], bucket, batch_size=64)
+    assert [r.predicted_class for r in one] == [r.predicted_class for r in many]
+    np.testing.assert_allclose([r.confidence for r in one], [r.confidence for r in many], rtol=1e-4)
+
+
+def _batched(contents, size: int) -> list[int]:
+    item = Item(date(2026, 1, 1), 1, "s3://b/x.png", "e", 1)
+    return [len(batch) for batch in engine._batches([(item, one) for one in contents], size)]
+
+
+def test_batches_are_of_the_size_but_for_a_smaller_first_and_the_rest():
+    assert _batched([b"x"] * 21, 8) == [4, 8, 8, 1]
+    assert _batched([b"x"] * 12, 8) == [4, 8]
+    assert _batched([b"x"] * 11, 5) == [2, 4, 5]
+    assert _batched([b"x"] * 3, 1) == [1, 1, 1]
+    assert _batched([], 8) == []
+
+
+def test_a_batch_of_large_images_is_handed_over_earlier(monkeypatch):
+    monkeypatch.setattr(engine, "_BYTES_A_BATCH", 10)
+    rejected = RejectedError(Reason.GONE)
+    assert _batched([b"123"] * 10, 64) == [4, 4, 2]
+    assert _batched([b"12345"] * 6, 64) == [2, 2, 2]
+    # What is not there weighs nothing.
+    assert _batched([b"123", b"123", b"123", rejected, b"123", b"123"], 64) == [5, 1]
+
+
+def test_bad_images_are_rejected_with_a_reason_and_the_others_are_scored(programs):
+    bucket = Bucket(
+        {
+            "s3://b/good.png": _png(1),
+            "s3://b/empty.png": b"",
+            "s3://b/text.png": b"hello",
+            "s3://b/cut.png": _png(2, (90, 90))[:120],
+            "s3://b/wide.png": _png(3, (2000, 10)),
+        }
+    )
+    items = bucket.items()
+    day = date(2026, 1, 1)
+    items += [
+        Item(day, 10, "s3://b/gone.png", "x", 10),
+        Item(day, 11, "s3://b/good.png", "another", 10),
+        Item(day, 12, "s3://b/good.png", "etag of s3://b/good.png", 10**9),
+    ]
+    results = _all(items, programs, bucket)
+    reasons = {(r.model, r.item.image_id): r.reason for r in results}
+    for model in ("classifier", "detector"):
+        found = [reasons[model, image] for image in (0, 1, 2, 3, 4, 10, 11, 12)]
+        assert found == [
+            None,
+            "empty",
+            "not_an_image",
+            "truncated",
+            "too_many_pixels",
+            "gone",
+            "changed",
+            "too_many_bytes",
+        ]
+    assert all(r.detail for r in results if r.reason)
+    assert all(r.version == 3 for r in results)
+
+
+def test_it_reads_only_a_bounded_way_ahead(programs):
+    content = _png(7)
+    taken = 0
+
+    def items():
+        nonlocal taken
+        for number in range(100_000):
+            taken += 1
+            yield Item(date(2026, 1, 1), number, "s3://b/x.png", "e", len(content))
+
+    def fetch(wanted):
+        return (DownloadResult(item, content, "e") for item, *_ in wanted)
+
+    batches = score(items(), programs[:1], fetch, LIMITS, batch_size=8)
+    next(batches)
+    batches.close()
+    assert taken < 8 * 4 * (os.cpu_count() + 2)
+
+
+def test_an_outage_is_not_a_rejection(programs):
+    def fetch(wanted):
+        for number, (item, *_) in enumerate(wanted):
+            if number == 3:
+                raise ConnectionError("the store is away")
+            yield DownloadResult(item, _png(1), item.etag)
+
+    bucket = Bucket({f"s3://b/{n}.png": _png(n) for n in range(5)})
+    with pytest.raises(ConnectionError):
+        list(score(bucket.items(), programs[:1], fetch, LIMITS))
+
+
+def test_nothing_to_score_gives_nothing(programs):
+    assert list(score([], programs, Bucket({}).fetch, LIMITS)) == []
