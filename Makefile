@@ -42,9 +42,10 @@ test-unit: $(INSTALLED) $(AUDIT_INSTALLED)  ## run the quick tests that need no 
 faults: $(INSTALLED)  ## break everything that can break, often, and count what was lost (half an hour)
 	@FAULTS=full $(BIN)/pytest --numprocesses 0 tests/faults $(ARGS)
 
-lint: $(INSTALLED)  ## check style and types
+lint: $(INSTALLED)  ## check style, types and who imports whom
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo --no-cache
 	@$(BIN)/mypy
 
 format: $(INSTALLED)  ## rewrite the code in the project's style
