@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import machine
 from benchmarks.errors import ContenderError
-from benchmarks.models import division, report
+from benchmarks.models import dataset, report
 from benchmarks.models.figures import over_seeds
 from benchmarks.models.training import WANTED, Trained, train
 from benchmarks.paths import REPOSITORY
@@ -62,7 +62,7 @@ class Bench:
     def __init__(self, task: str, data: Path, folder: Path, quick: bool) -> None:
         self.name, self.folder, self.quick = NAMES[task], folder, quick
         self.model = _quick(_model(task), quick)
-        self.parts: Parts = division.load(data, self.model, _QUICK[task] if quick else None)
+        self.splits: Parts = dataset.load(data, self.model, _QUICK[task] if quick else None)
         self.first: Trained | None = None
 
     def contenders(self, leave_out: Sequence[str]) -> dict[str, Contender]:
@@ -87,13 +87,13 @@ class Bench:
         }
 
     def _ours(self, seed: int) -> Figures:
-        trained = train(self.name, self.model, self.parts, seed, self.folder)
+        trained = train(self.name, self.model, self.splits, seed, self.folder)
         self.first = self.first or trained
         return trained.figures
 
     def _short(self, seed: int) -> Figures:
         model = _in_epochs(self.model, 1 if self.quick else SHORT_EPOCHS)
-        return train(SHORT, model, self.parts, seed, self.folder).figures
+        return train(SHORT, model, self.splits, seed, self.folder).figures
 
     def _autoencoder(self, seed: int) -> Figures:
         model = _quick(
@@ -106,32 +106,32 @@ class Bench:
             ),
             self.quick,
         )
-        return train("autoencoder", model, self.parts, seed, self.folder).figures
+        return train("autoencoder", model, self.splits, seed, self.folder).figures
 
     def _without(self, kind: str) -> Contender:
-        model, parts = _left_out(kind, self.model, self.parts)
+        model, splits = _left_out(kind, self.model, self.splits)
         name = f"{self.name}-no-{kind}"
-        return Contender("", lambda seed: train(name, model, parts, seed, self.folder).figures)
+        return Contender("", lambda seed: train(name, model, splits, seed, self.folder).figures)
 
     def _peer(self, name: str, note: str) -> Contender:
         if not detectors.PYTHON.exists():
             return Contender("needs the environment that `make peers` installs", None)
         return Contender(
             note,
-            lambda seed: dict(detectors.detect(name, self.model, self.parts, seed, self.folder)),
+            lambda seed: dict(detectors.detect(name, self.model, self.splits, seed, self.folder)),
         )
 
     def _notebook(self) -> Contender:
         from benchmarks.peers import resnet_notebook as notebook
 
         steps = _QUICK_STEPS if self.quick else notebook.STEPS
-        fit = self.parts.fit
+        fit = self.splits.fit
         note = (
             f"torchvision's ResNet-18 at 224 x 224; seconds of an epoch extrapolated from {steps} "
             f"steps of {notebook.BATCH} images after {notebook.WARM_UP} to warm up; accuracy not "
             f"measured (published: {_NOTEBOOK_ACCURACY} after {_NOTEBOOK_MINUTES} minutes on a GPU)"
         )
-        classes = len(self.parts.classes)
+        classes = len(self.splits.classes)
         return Contender(
             note, lambda seed: dict(notebook.measure(fit.pixels, fit.labels, classes, seed, steps))
         )
@@ -151,9 +151,11 @@ def _in_epochs(model: Model, epochs: int) -> Model:
     return model.model_copy(update={"training": {"cpu": training}})
 
 
-def _left_out(kind: str, model: Model, parts: "Parts") -> "tuple[Model, Parts]":
-    """The model without a kind of drawn anomaly, or the parts without known anomalies to train from
-    (the held-out ones, which set the threshold, stay), or without several: `spill+known`.
+def _left_out(kind: str, model: Model, splits: "Parts") -> "tuple[Model, Parts]":
+    """The model without a kind of synthetic anomaly, or the splits without known anomalies.
+
+    Several kinds are joined by a plus sign: `spill+known`. Held-out known anomalies, which set the
+    threshold, stay.
     """
     left_out = set(kind.split("+"))
     drawn = model.options.get("synthetic", anomalies.kinds())
@@ -162,15 +164,15 @@ def _left_out(kind: str, model: Model, parts: "Parts") -> "tuple[Model, Parts]":
         raise SystemExit(f"--leave-out {'+'.join(sorted(unknown))}: known are {known}.")
     options = model.options | {"synthetic": [name for name in drawn if name not in left_out]}
     model = model.model_copy(update={"options": options})
-    return model, _of_normal_images(parts) if KNOWN in left_out else parts
+    return model, _of_normal_images(splits) if KNOWN in left_out else splits
 
 
-def _of_normal_images(parts: "Parts") -> "Parts":
+def _of_normal_images(splits: "Parts") -> "Parts":
     from ml.training.data import Part
 
-    normal = parts.fit.labels == 0
-    rows = [row for row, kept in zip(parts.fit.rows, normal, strict=True) if kept]
-    return replace(parts, fit=Part(parts.fit.pixels[normal], parts.fit.labels[normal], rows))
+    normal = splits.fit.labels == 0
+    rows = [row for row, kept in zip(splits.fit.rows, normal, strict=True) if kept]
+    return replace(splits, fit=Part(splits.fit.pixels[normal], splits.fit.labels[normal], rows))
 
 
 def measure(
@@ -225,14 +227,14 @@ def _ratio(name: str, figures: Mapping[str, Any], epoch: float) -> str:
 
 def _document(bench: Bench, arguments: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
-    parts = bench.parts
+    splits = bench.splits
     seeds = range(1 if bench.quick else arguments.seeds)
     rows = measure(_chosen(bench, arguments), seeds, _say)
     return {
         "task": arguments.task,
         "model": bench.name,
         "data": arguments.data.name,
-        "images": {part: len(getattr(parts, part)) for part in ("fit", "holdout", "test")},
+        "images": {part: len(getattr(splits, part)) for part in ("fit", "holdout", "test")},
         "seeds": len(seeds),
         "quick": bench.quick,
         "rows": rows,
@@ -259,7 +261,7 @@ def _write_errors(bench: Bench, path: Path) -> None:
         return
     threshold = bench.first.figures["threshold"]
     assert threshold is not None
-    path.write_bytes(picture(bench.first.program, bench.parts.test, bench.first.scores, threshold))
+    path.write_bytes(picture(bench.first.program, bench.splits.test, bench.first.scores, threshold))
 
 
 def _say(text: str) -> None:
@@ -291,7 +293,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         metavar="KIND",
         help="anomaly: instead of the contenders, ours trained without each of these in turn: a "
-        "kind of drawn anomaly that nightscore.yaml names, or `known`, the known anomalies, or "
+        "kind of synthetic anomaly that nightscore.yaml names, or `known`, the known anomalies, or "
         "several joined by +",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
@@ -315,6 +317,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Compare the contenders of a task and print the table."""
     found = _arguments(arguments)
     for name in list(os.environ):
         if name.startswith("NIGHTSCORE_"):  # a precision, for instance

@@ -23,14 +23,13 @@ def judged(
 ) -> dict[str, float]:
     """Measures of a detector on the test images, at the honest threshold and at the oracle's.
 
-    Parameters
-    ----------
-    policy: how the honest threshold is chosen, from held-out images alone.
-    holdout, test: float scores (N,) in [0, 1] and int labels (N,), 1 for anomalous.
+    Args:
+        policy: how the honest threshold is chosen, from held-out images alone.
+        holdout: float scores (N,) in [0, 1] and int labels (N,), 1 for anomalous.
+        test: the same of the test images.
 
-    Returns
-    -------
-    auroc, average_precision, threshold, tpr, tnr, oracle_tpr, oracle_tnr.
+    Returns:
+        auroc, average_precision, threshold, tpr, tnr, oracle_tpr, oracle_tnr.
     """
     scores, labels = holdout
     chosen = choose(policy, scores[labels == 0], scores[labels == 1])
@@ -83,7 +82,7 @@ def epoch_seconds(steps: Sequence[float], images: int, batch_size: int) -> float
     return mean(steps) * math.ceil(images / batch_size)
 
 
-def seconds_to(wanted: float, epochs: Iterable[tuple[float, float]]) -> float | None:
+def seconds_to(target: float, epochs: Iterable[tuple[float, float]]) -> float | None:
     """Training seconds until a metric is reached; None when it never is.
 
     `epochs`: the seconds of each epoch, and the metric after it.
@@ -91,14 +90,16 @@ def seconds_to(wanted: float, epochs: Iterable[tuple[float, float]]) -> float | 
     total = 0.0
     for seconds, reached in epochs:
         total += seconds
-        if reached >= wanted:
+        if reached >= target:
             return total
     return None
 
 
 def images_per_second(run: Callable[[], Any], images: int, least: float = _LEAST_SECONDS) -> float:
-    """The rate at which `run` goes through so many images; once to warm up, then for `least`
-    seconds or more."""
+    """The rate at which `run` goes through `images` images.
+
+    Runs once to warm up, then for `least` seconds or more.
+    """
     run()
     started, passes = time.perf_counter(), 0
     while not passes or time.perf_counter() - started < least:

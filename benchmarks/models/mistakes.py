@@ -18,9 +18,11 @@ def picture(program: Program, test: Part, scores: np.ndarray, threshold: float) 
     Each with its heat map and a caption: the file's name (its first 8 characters), the kind of
     mistake and the score. At most 60 of each.
 
-    Parameters
-    ----------
-    scores: float (N,), of the images of `test`.
+    Args:
+        program: the detector, which makes the anomaly maps.
+        test: the test images.
+        scores: float (N,), of the images of `test`.
+        threshold: scores at or above it are flagged.
     """
     flagged, anomalous = scores >= threshold, test.labels == 1
     order = np.argsort(scores)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import machine
-from benchmarks.models import division
+from benchmarks.models import dataset
 from benchmarks.models.training import train
 from benchmarks.paths import REPOSITORY
 from ml.config.loading import load
@@ -51,41 +51,41 @@ def source(dataset: str, data: Path | None, scratch: Path) -> tuple[Path, bool]:
 
 
 def measured(
-    wanted: Sequence[str], data: Path | None, place: Device, scratch: Path, quick: bool
+    runs: Sequence[str], data: Path | None, device: Device, scratch: Path, quick: bool
 ) -> Iterator[dict[str, Any]]:
-    """Train and measure what is wanted, MODEL/SEED each."""
+    """Train and measure each of `runs`, MODEL/SEED."""
     from ml.training.train import parameters
 
     known = load(REPOSITORY / "nightscore.yaml")
     loaded: dict[str, tuple[Parts, str]] = {}
-    for name in wanted:
+    for name in runs:
         model_name, _, seed = name.rpartition("/")
-        model = _quick(known.model(model_name), place) if quick else known.model(model_name)
+        model = _quick(known.model(model_name), device) if quick else known.model(model_name)
         if model_name not in loaded:
             path, synthetic = source(model.dataset, data, scratch)
             most = _QUICK[model_name] if quick else None
             about = f"synthetic samples ({path.name})" if synthetic else path.name
-            loaded[model_name] = division.load(path, model, most), about
-        parts, about = loaded[model_name]
+            loaded[model_name] = dataset.load(path, model, most), about
+        splits, about = loaded[model_name]
         started = time.perf_counter()
-        trained = train(model_name, model, parts, int(seed), scratch, place)
+        trained = train(model_name, model, splits, int(seed), scratch, device)
         yield {
             "part": name,
-            "device": place,
-            "gpu": machine.describe(place)["gpu"],
+            "device": device,
+            "gpu": machine.describe(device)["gpu"],
             "source": about,
-            "images": {part: len(getattr(parts, part)) for part in ("fit", "holdout", "test")},
-            "parameters": parameters(model, place).model_dump(),
+            "images": {part: len(getattr(splits, part)) for part in ("fit", "holdout", "test")},
+            "parameters": parameters(model, device).model_dump(),
             "figures": trained.figures,
             "seconds": time.perf_counter() - started,
             "quick": quick,
         }
 
 
-def _quick(model: Model, place: Device) -> Model:
+def _quick(model: Model, device: Device) -> Model:
     from ml.training.train import parameters
 
-    used = parameters(model, place).model_copy(update={"epochs": 1})
+    used = parameters(model, device).model_copy(update={"epochs": 1})
     return model.model_copy(update={"training": {"cpu": used, "gpu": used}})
 
 
@@ -109,15 +109,14 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Print a line of JSON for each model and seed as soon as it is measured."""
     arguments = _arguments()
     for name in list(os.environ):
         if name.startswith("NIGHTSCORE_") and name != "NIGHTSCORE_DEVICE":
             del os.environ[name]
-    wanted = [name for name in names(arguments.seeds) if name not in arguments.skip]
+    runs = [name for name in names(arguments.seeds) if name not in arguments.skip]
     with tempfile.TemporaryDirectory(prefix="nightscore-profiles-") as scratch:
-        for line in measured(
-            wanted, arguments.data, select_device(), Path(scratch), arguments.quick
-        ):
+        for line in measured(runs, arguments.data, select_device(), Path(scratch), arguments.quick):
             sys.stdout.write(json.dumps(line) + "\n")
             sys.stdout.flush()
 

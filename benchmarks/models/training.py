@@ -1,5 +1,6 @@
-"""A model of Nightscore's, trained from arrays and measured as it scores: its exported program, in
-OpenVINO on the CPU or in torch on a GPU.
+"""A model of Nightscore's, trained from arrays and measured as it scores.
+
+Its exported program is measured, in OpenVINO on the CPU or in torch on a GPU.
 """
 
 import time
@@ -39,7 +40,7 @@ class Trained:
 
 
 def train(
-    name: str, model: Model, parts: "Parts", seed: int, folder: Path, place: Device = "cpu"
+    name: str, model: Model, splits: "Parts", seed: int, folder: Path, device: Device = "cpu"
 ) -> Trained:
     """Train with a seed on a device and measure there; `folder` receives the program.
 
@@ -48,19 +49,19 @@ def train(
     both: train_seconds (evaluation left out), images_per_second and size_mb (of the program's file,
     1 MB = 10^6 bytes).
     """
-    network, epochs, other_seconds = _fitted(model, parts, seed, place)
+    network, epochs, other_seconds = _fitted(model, splits, seed, device)
     path = folder / f"{name}-{seed}.pt2"
     export(network, path, model.input_size)
     # The honest threshold is chosen from the program's own scores; until then any will do.
     threshold = None if model.task == CLASSIFICATION else 0.5
     info = ProgramInfo(
-        name, None, model.task, parts.classes, model.input_size, threshold, sha256(path)
+        name, None, model.task, splits.classes, model.input_size, threshold, sha256(path)
     )
-    program = Program.load(path, info, place)
-    test = evaluate(program, parts.test.pixels, parts.test.labels)
+    program = Program.load(path, info, device)
+    test = evaluate(program, splits.test.pixels, splits.test.labels)
     figures: dict[str, float | None] = {
         "train_seconds": sum(epoch.seconds for epoch in epochs) + other_seconds,
-        "images_per_second": _rate(program, parts.test.pixels),
+        "images_per_second": _rate(program, splits.test.pixels),
         "size_mb": path.stat().st_size / 1e6,
     }
     if model.task == CLASSIFICATION:
@@ -71,7 +72,7 @@ def train(
         figures["seconds_to_wanted"] = seconds_to(WANTED, reached)
         figures["epoch_seconds"] = float(np.mean([seconds for seconds, _ in reached]))
     else:
-        held = evaluate(program, parts.holdout.pixels, parts.holdout.labels)
+        held = evaluate(program, splits.holdout.pixels, splits.holdout.labels)
         figures |= judged(
             model.threshold,
             (held.outputs.scores, held.labels),
@@ -81,7 +82,7 @@ def train(
 
 
 def _fitted(
-    model: Model, parts: "Parts", seed: int, place: Device
+    model: Model, splits: "Parts", seed: int, device: Device
 ) -> "tuple[Network, list[Epoch], float]":
     """The network, its epochs, and the seconds that `start`, `finish` and `calibrate` took."""
     import torch
@@ -91,25 +92,25 @@ def _fitted(
     from ml.training import train as job
 
     torch.manual_seed(seed)
-    network = build(model.architecture, model.input_size, parts.classes, model.options)
-    test, _ = parts.test.tensors()
+    network = build(model.architecture, model.input_size, splits.classes, model.options)
+    test, _ = splits.test.tensors()
 
     def accuracy(trained: "Network") -> dict[str, float]:
         predicted = loop.predict(trained, test).argmax(axis=1)
-        return {"accuracy": float((predicted == parts.test.labels).mean())}
+        return {"accuracy": float((predicted == splits.test.labels).mean())}
 
     epochs: list[Epoch] = []
-    learned = parts.fit.tensors()
+    learned = splits.fit.tensors()
     is_classifier = model.task == CLASSIFICATION
     started = time.perf_counter()
     network.start(*learned)
     around = time.perf_counter() - started
-    with environment.fixed(place):
+    with environment.fixed(device):
         loop.fit(
             network,
             *learned,
-            job.parameters(model, place),
-            device=torch.device(place),
+            job.parameters(model, device),
+            device=torch.device(device),
             seed=seed,
             # Only reported, and not in the seconds of an epoch.
             validate=accuracy if is_classifier else lambda network: {},
@@ -117,7 +118,7 @@ def _fitted(
         )
     started = time.perf_counter()
     network.finish(*learned)
-    network.calibrate(*parts.holdout.tensors())
+    network.calibrate(*splits.holdout.tensors())
     return network, epochs, around + time.perf_counter() - started
 
 

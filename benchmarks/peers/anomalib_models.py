@@ -1,5 +1,6 @@
-"""PatchCore and PaDiM of anomalib: `python anomalib_models.py JOB.json`, in an environment of
-requirements/peers.txt.
+"""PatchCore and PaDiM of anomalib, in an environment of requirements/peers.txt.
+
+    python anomalib_models.py JOB.json
 
 The job names a model, a seed, the size of its input and an .npz with uint8 images (N, 3, H, W):
 `normal` to train from, `holdout` and `test` to score. Scores go to scores.npz beside the job, the
@@ -117,6 +118,7 @@ def _size_mb(model: Any) -> float:
 
 
 def main() -> None:
+    """Do the job, and write scores and figures beside it."""
     path = Path(sys.argv[1])
     job = json.loads(path.read_text(encoding="utf-8"))
     images = np.load(job["images"])

@@ -1,5 +1,8 @@
-"""The strongest version written by hand: a DataLoader whose workers make whole batches, each with
-16 threads that fetch with boto3 and decode, and a COPY for each batch of rows."""
+"""The strongest version written by hand.
+
+A DataLoader whose workers make whole batches, each with 16 threads that fetch with boto3 and
+decode, and a COPY for each batch of rows.
+"""
 
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +59,7 @@ class Batches(Dataset[tuple[list[str], torch.Tensor]]):
 
 
 def setup(job: Job) -> Run:
+    """Load the program and connect; the run is timed."""
     device = torch.device(job.device)
     on_gpu = device.type == "cuda"
     batch = 256 if on_gpu else 64

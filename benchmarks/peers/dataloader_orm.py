@@ -1,5 +1,7 @@
-"""A torch DataLoader whose workers fetch with boto3 and decode with Pillow, one image at a time,
-and SQLAlchemy's ORM for the rows: the usual pipeline."""
+"""The usual pipeline: a torch DataLoader and SQLAlchemy's ORM.
+
+The workers fetch with boto3 and decode with Pillow, one image at a time.
+"""
 
 import io
 from typing import Any
@@ -48,7 +50,7 @@ class Images(Dataset[tuple[str, torch.Tensor]]):
 
 
 class Base(DeclarativeBase):
-    pass
+    """Of the mapped classes."""
 
 
 def row_class(table: str) -> Any:
@@ -68,6 +70,7 @@ def row_class(table: str) -> Any:
 
 
 def setup(job: Job) -> Run:
+    """Load the program and connect; the run is timed."""
     device = torch.device(job.device)
     on_gpu = device.type == "cuda"
     exported = torch.export.load(job.program)
@@ -97,8 +100,8 @@ def setup(job: Job) -> Run:
         loader = DataLoader(Images(job), batch_size=BATCH, num_workers=job.cores, pin_memory=on_gpu)
         with Session(engine) as session:
             for uris, pixels in loader:
-                made = zip(uris, predict(pixels), strict=True)
-                session.add_all(row(uri=uri, **values) for uri, values in made)
+                predictions = zip(uris, predict(pixels), strict=True)
+                session.add_all(row(uri=uri, **values) for uri, values in predictions)
                 session.commit()
         return len(job.keys)
 

@@ -24,42 +24,42 @@ _LINES_OF_LOG = 30
 _MEASURED = ("train_seconds", "images_per_second", "size_mb")
 
 
-def detect(name: str, model: Model, parts: "Parts", seed: int, folder: Path) -> dict[str, float]:
-    """The figures of a peer: those of `benchmarks.models.figures.judged`, and train_seconds,
-    images_per_second and size_mb as the peer measured them itself.
+def detect(name: str, model: Model, splits: "Parts", seed: int, folder: Path) -> dict[str, float]:
+    """The figures of a peer.
 
-    It is given the normal images that `model` trains from, at the same size, which it enlarges to
-    twice as much; its threshold is chosen by the same rule from the same held-out images.
+    It trains on the normal images that `model` trains on, at the same size, which it enlarges to
+    twice as much. Its threshold is chosen by the same rule from the same held-out images. Its
+    figures are those of `benchmarks.models.figures.judged`, and train_seconds, images_per_second
+    and size_mb as the peer measured them itself.
 
     Raises:
-    ------
-    ContenderError: it failed or took more than an hour; the message ends with what it said.
+        ContenderError: it failed or took more than an hour; the message ends with what it said.
     """
-    place = folder / f"{name}-{seed}"
-    place.mkdir()
+    job_folder = folder / f"{name}-{seed}"
+    job_folder.mkdir()
     height, width = model.input_size
     np.savez(
-        place / "images.npz",
-        normal=parts.fit.pixels[parts.fit.labels == 0],
-        holdout=parts.holdout.pixels,
-        test=parts.test.pixels,
+        job_folder / "images.npz",
+        normal=splits.fit.pixels[splits.fit.labels == 0],
+        holdout=splits.holdout.pixels,
+        test=splits.test.pixels,
     )
     job = {
         "name": name,
         "seed": seed,
         "size": [2 * height, 2 * width],
-        "images": str(place / "images.npz"),
+        "images": str(job_folder / "images.npz"),
     }
-    answer = _run(job, place)
-    with np.load(place / "scores.npz") as raw:
-        normal = raw["holdout"][parts.holdout.labels == 0]
+    answer = _run(job, job_folder)
+    with np.load(job_folder / "scores.npz") as raw:
+        normal = raw["holdout"][splits.holdout.labels == 0]
         held, test = (unit_scores(raw[part], normal) for part in ("holdout", "test"))
-    found = judged(model.threshold, (held, parts.holdout.labels), (test, parts.test.labels))
+    found = judged(model.threshold, (held, splits.holdout.labels), (test, splits.test.labels))
     return found | {key: answer[key] for key in _MEASURED}
 
 
-def _run(job: dict[str, Any], place: Path) -> dict[str, Any]:
-    path, log = place / "job.json", place / "log.txt"
+def _run(job: dict[str, Any], job_folder: Path) -> dict[str, Any]:
+    path, log = job_folder / "job.json", job_folder / "log.txt"
     path.write_text(json.dumps(job), encoding="utf-8")
     command = [str(PYTHON), str(_SCRIPT), str(path)]
     with log.open("w", encoding="utf-8") as output:
@@ -72,7 +72,7 @@ def _run(job: dict[str, Any], place: Path) -> dict[str, Any]:
     if code:
         said = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LINES_OF_LOG:]
         raise ContenderError(f"{job['name']} ended with {code}. It said last:\n" + "\n".join(said))
-    answer: dict[str, Any] = json.loads((place / "answer.json").read_text(encoding="utf-8"))
+    answer: dict[str, Any] = json.loads((job_folder / "answer.json").read_text(encoding="utf-8"))
     return answer
 
 

@@ -19,6 +19,7 @@ ROWS_AN_INSERT = 100
 
 
 def setup(job: Job) -> Run:
+    """Load the program and connect; the run is timed."""
     device = torch.device(job.device)
     exported = torch.export.load(job.program)
     if device.type == "cuda":

@@ -42,6 +42,7 @@ class Predictor:
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Score a batch; its column `image` holds uint8 (B, H, W, 3)."""
         pixels = torch.from_numpy(np.array(batch["image"])).permute(0, 3, 1, 2)
         output = self.model(pixels.to(self.device))
         if self.job.task == "classification":
@@ -79,6 +80,7 @@ def images(job: Job, keys: tuple[str, ...]) -> ray.data.Dataset:
 
 
 def setup(job: Job) -> Run:
+    """Start Ray and its actors; the run is timed."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init("local", num_cpus=job.cores, include_dashboard=False, log_to_driver=False)
     logging.getLogger("ray.data").setLevel(logging.WARNING)

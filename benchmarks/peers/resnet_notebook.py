@@ -1,5 +1,7 @@
-"""The classifier of the usual notebook: torchvision's ResNet-18 in its ImageNet layout, the images
-enlarged to 224 x 224 pixels, Adam, batches of 64, float32.
+"""The classifier of the usual notebook.
+
+torchvision's ResNet-18 in its ImageNet layout, the images enlarged to 224 x 224 pixels, Adam,
+batches of 64, float32.
 
 On a CPU an epoch takes half an hour and more, so `benchmarks.models.compare` times some steps of
 one and extrapolates. This file, run by itself, trains whole epochs and prints the accuracy on the
@@ -19,9 +21,9 @@ import numpy as np
 import torch
 import torchvision
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
-from benchmarks.models import division
+from benchmarks.models import dataset
 from benchmarks.models.figures import epoch_seconds, images_per_second
 from benchmarks.paths import REPOSITORY
 from ml.config.loading import load
@@ -42,12 +44,17 @@ _DEVIATION = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 def measure(
     pixels: np.ndarray, labels: np.ndarray, classes: int, seed: int, steps: int = STEPS
 ) -> dict[str, float]:
-    """Seconds of an epoch (extrapolated from `steps` steps after a warm-up), images_per_second of
-    the forward pass in torch, and size_mb of the weights as torch.save writes them.
+    """What an epoch, the forward pass and the weights cost.
 
-    Parameters
-    ----------
-    pixels, labels: uint8 (N, 3, H, W) and int64 (N,), all that an epoch goes through.
+    epoch_seconds is extrapolated from `steps` steps after a warm-up, images_per_second is that of
+    the forward pass in torch, and size_mb that of the weights as torch.save writes them.
+
+    Args:
+        pixels: uint8 (N, 3, H, W), the images of an epoch.
+        labels: int64 (N,).
+        classes: their number.
+        seed: of the weights and of the order of the images.
+        steps: how many are timed.
     """
     network = _network(classes, seed)
     seconds = list(islice(_steps(network, pixels, labels), WARM_UP + steps))[WARM_UP:]
@@ -59,15 +66,15 @@ def measure(
 
 
 @memory.kept()
-def train(parts: data.Parts, seed: int, epochs: int) -> None:
+def train(splits: data.Parts, seed: int, epochs: int) -> None:
     """Train, and print the accuracy on the test images after each epoch."""
-    network = _network(len(parts.classes), seed)
+    network = _network(len(splits.classes), seed)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16()):
-        steps = _steps(network, parts.fit.pixels, parts.fit.labels)
+        steps = _steps(network, splits.fit.pixels, splits.fit.labels)
         for epoch in range(1, epochs + 1):
-            seconds = sum(islice(steps, math.ceil(len(parts.fit) / BATCH)))
-            accuracy = _accuracy(network, parts.test)
+            seconds = sum(islice(steps, math.ceil(len(splits.fit) / BATCH)))
+            accuracy = _accuracy(network, splits.test)
             print(f"epoch {epoch}: accuracy {accuracy:.4f}, {seconds:.0f} s", flush=True)
 
 
@@ -94,7 +101,9 @@ def _steps(network: nn.Module, pixels: np.ndarray, labels: np.ndarray) -> Iterat
     network.train()
     for chosen in _batches(len(pixels)):
         started = time.perf_counter()
-        loss = F.cross_entropy(network(_prepared(pixels[chosen])), torch.from_numpy(labels[chosen]))
+        loss = functional.cross_entropy(
+            network(_prepared(pixels[chosen])), torch.from_numpy(labels[chosen])
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -109,7 +118,7 @@ def _batches(count: int) -> Iterator[np.ndarray]:
 
 def _prepared(pixels: np.ndarray) -> torch.Tensor:
     images = torch.from_numpy(pixels).float() / 255
-    return (F.interpolate(images, (_SIDE, _SIDE), mode="bilinear") - _MEAN) / _DEVIATION
+    return (functional.interpolate(images, (_SIDE, _SIDE), mode="bilinear") - _MEAN) / _DEVIATION
 
 
 def _rate(network: nn.Module, pixels: np.ndarray) -> float:
@@ -125,6 +134,7 @@ def _size_mb(network: nn.Module) -> float:
 
 
 def main() -> None:
+    """Train whole epochs and print the accuracy after each."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.peers.resnet_notebook",
         description=__doc__,
@@ -138,10 +148,10 @@ def main() -> None:
     found = parser.parse_args()
     model = load(REPOSITORY / "nightscore.yaml").model("cifar10-classifier")
     try:
-        parts = division.load(found.data, model)
+        splits = dataset.load(found.data, model)
     except NightscoreError as error:
         raise SystemExit(str(error)) from None
-    train(parts, found.seed, found.epochs)
+    train(splits, found.seed, found.epochs)
 
 
 if __name__ == "__main__":

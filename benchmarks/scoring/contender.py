@@ -63,8 +63,10 @@ class Job:
 
 
 def main(*setups: Callable[[Job], Run]) -> None:
-    """Take part, once for each of `setups`, one after the other: a setup is not timed; what it
-    returns is, and returns the number of images."""
+    """Take part, once for each of `setups`, one after the other.
+
+    A setup is not timed. The run that it returns is, and returns the number of images.
+    """
     # Whatever else is printed must not get between the lines that the harness reads.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

@@ -85,7 +85,7 @@ def _night(count: int, folder: Path) -> Iterator[tuple[Job, list[psutil.Process]
 def _job(folder: Path) -> Job:
     current = settings()
     network = workloads.network(_WORKLOAD)
-    contents = workloads.drawn("spill", DISTINCT)
+    contents = workloads.draw_images("spill", DISTINCT)
     program = folder / "model.pt2"
     export(network, program, _WORKLOAD.input_size)
     job = Job(
@@ -159,6 +159,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
+    """Measure a night of each size and print the table."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.scoring.growth",
         description=__doc__,

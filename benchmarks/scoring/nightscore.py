@@ -27,8 +27,10 @@ def load_program(job: Job, version: int) -> Program:
 
 
 def open_run(job: Job, version: int) -> UUID:
-    """A run of the job's night that owes every image a result by `version`, discovered and cut
-    into shards. Without a registry, so its rows are written here.
+    """A run of the job's night that owes every image a result by `version`.
+
+    Its images are discovered and cut into shards. Its rows are written here, as there is no
+    registry.
     """
     run_id, night = uuid4(), date.fromisoformat(job.night)
     stream = configuration().stream(job.workload)
@@ -58,6 +60,7 @@ def _warm_up(job: Job, program: Program) -> None:
 
 
 def setup(job: Job) -> Run:
+    """Load the program, warm up and discover the night; the run is timed."""
     # A version of its own for each turn: so every image is to be scored again.
     program = load_program(job, job.turn)
     _warm_up(job, program)

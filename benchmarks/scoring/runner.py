@@ -23,9 +23,12 @@ _LINES_OF_LOG = 30
 
 @dataclass(frozen=True)
 class Pass:
-    """What a pass took: CPU seconds of its own processes and of the servers that it used, peak
-    memory of its own processes in MB; on a GPU how busy it was, in percent, and the most of its
-    memory that was taken, in MB (`benchmarks.scoring.processes.GpuUse`)."""
+    """What a pass took.
+
+    CPU seconds are those of its own processes and of the servers that it used, the peak of memory
+    that of its own processes, in MB. On a GPU: how busy it was, in percent, and the most of its
+    memory that was in use, in MB (`benchmarks.scoring.processes.GpuUse`).
+    """
 
     images: int
     seconds: float
@@ -65,9 +68,9 @@ def run_passes(
 ) -> list[Pass]:
     """Run `python -m ARGUMENTS JOB`, which makes `count` passes, each from setup to result.
 
-    Raises
-    ------
-    ContenderError: it failed, or was silent for `longest` seconds. Nothing of it is left running.
+    Raises:
+        ContenderError: it failed, or was silent for `longest` seconds. Nothing of it is left
+            running.
     """
     log = job.with_suffix(".log")
     mark = str(job)

@@ -364,6 +364,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Measure each workload and print its tables."""
     arguments = _arguments()
     names = list(dict.fromkeys(arguments.workload or ["spill"]))
     # Ended from outside, it stops what it started all the same.

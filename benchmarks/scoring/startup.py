@@ -231,6 +231,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
+    """Measure the commands in turns and print the table."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.scoring.startup", description=__doc__.partition("\n")[0]
     )

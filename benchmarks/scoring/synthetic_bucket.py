@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from urllib.parse import parse_qs, urlsplit
 
-from benchmarks.scoring.workloads import WORKLOADS, drawn
+from benchmarks.scoring.workloads import WORKLOADS, draw_images
 from ml.storage.object_store import split
 
 HOST = "127.0.0.1"
@@ -82,10 +82,12 @@ class Connection(asyncio.Protocol):
         self.buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport for the answers."""
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
+        """Answer each request that is complete."""
         self.buffer += data
         while (end := self.buffer.find(b"\r\n\r\n")) >= 0:
             head = self.buffer[:end].decode("latin-1")
@@ -105,11 +107,12 @@ def _content_length(head: str) -> int:
 
 
 async def serve(port: int, bucket: Bucket) -> None:
+    """Answer requests until the process is killed."""
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Connection(bucket), HOST, port)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    contents = drawn("spill", DISTINCT)
+    contents = draw_images("spill", DISTINCT)
     asyncio.run(serve(int(sys.argv[1]), Bucket(int(sys.argv[2]), contents)))

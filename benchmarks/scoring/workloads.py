@@ -104,26 +104,28 @@ def write_configuration(path: Path) -> None:
 
 
 def network(workload: Workload) -> "nn.Module":
-    """The reference architecture of `nightscore.yaml` (imagenet: ResNet-18), always with the same
-    weights, in the channels-last order in which they are exported; takes uint8 (B, 3, H, W).
+    """The reference architecture of `nightscore.yaml` (imagenet: ResNet-18), with fixed weights.
+
+    They are in the channels-last order in which they are exported. It takes uint8 (B, 3, H, W).
     """
     import torch
 
     torch.manual_seed(0)
-    made: Any = _resnet18(1000) if workload.name == "imagenet" else _reference(workload)
-    _normalise(made, workload)
-    network: nn.Module = made.to(memory_format=torch.channels_last).eval()
+    built: Any = _resnet18(1000) if workload.name == "imagenet" else _reference(workload)
+    _normalise(built, workload)
+    network: nn.Module = built.to(memory_format=torch.channels_last).eval()
     return network
 
 
 def _normalise(network: "nn.Module", workload: Workload) -> None:
-    """Set the statistics of batch normalisation from drawn images, as a training would: with fresh
-    ones the outputs for any two images are all but equal.
+    """Set the statistics of batch normalisation from drawn images, as a training would.
+
+    With fresh statistics the outputs for any two images are nearly equal.
     """
     import torch
 
     kind = "cifar10" if workload.task == CLASSIFICATION else "spill"
-    images = [_pixels(content, workload.input_size) for content in drawn(kind, 64)]
+    images = [_pixels(content, workload.input_size) for content in draw_images(kind, 64)]
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
@@ -163,9 +165,10 @@ def _resnet18(classes: int) -> "nn.Module":
     return Classifier().eval()
 
 
-def threshold(workload: Workload, made: "nn.Module", contents: list[bytes]) -> float | None:
-    """A threshold that flags the wished share of the first images, but one at least, and lies
-    between the scores of two of them; None for a classifier.
+def threshold(workload: Workload, model: "nn.Module", contents: list[bytes]) -> float | None:
+    """A threshold that flags `FLAGGED_SHARE` of the first images, at least one of them.
+
+    It lies between the scores of two of them. None for a classifier.
     """
     import torch
 
@@ -174,7 +177,7 @@ def threshold(workload: Workload, made: "nn.Module", contents: list[bytes]) -> f
     distinct = list(dict.fromkeys(contents[:_CALIBRATED_ON]))
     with torch.inference_mode():
         pixels = (torch.from_numpy(_pixels(content, workload.input_size)) for content in distinct)
-        scores = sorted({float(made(one)[0]) for one in pixels}, reverse=True)
+        scores = sorted({float(model(one)[0]) for one in pixels}, reverse=True)
     flagged = max(1, round(FLAGGED_SHARE * len(scores)))
     return mean(scores[flagged - 1 : flagged + 1])
 
@@ -192,10 +195,12 @@ def _pixels(content: bytes, size: tuple[int, int]) -> np.ndarray:
 def images(workload: Workload, count: int, data: Path | None) -> tuple[list[bytes], str]:
     """`count` image files and, for the table, where they are from.
 
-    Parameters
-    ----------
-    data: a folder that holds NAME.tar, NAME.tar.xz or a folder NAME; only for workloads that are
-        data sets. None: the data sets beside the checkout where there are any, else drawn images.
+    Args:
+        workload: whose images.
+        count: how many; a data set that is smaller is repeated.
+        data: a folder that holds NAME.tar, NAME.tar.xz or a folder NAME; only for workloads that
+            are data sets. None: the data sets beside the checkout where there are any, else drawn
+            images.
     """
     source = _source(workload.name, data)
     if source is not None:
@@ -204,7 +209,7 @@ def images(workload: Workload, count: int, data: Path | None) -> tuple[list[byte
         random.Random(0).shuffle(found)
         origin = source.name
     else:
-        found = drawn(workload.name, min(count, _DISTINCT.get(workload.name, 1000)))
+        found = draw_images(workload.name, min(count, _DISTINCT.get(workload.name, 1000)))
         origin = "drawn"
     chosen = list(islice(cycle(found), count))
     return chosen, f"{origin}, {len(set(chosen))} distinct"
@@ -221,9 +226,10 @@ def _source(name: str, data: Path | None) -> Path | None:
     return found
 
 
-def drawn(name: str, count: int) -> list[bytes]:
-    """`count` image files of a workload, each another, always the same: each has a random generator
-    of its own, so that all cores draw.
+def draw_images(name: str, count: int) -> list[bytes]:
+    """`count` image files of a workload, all different, always the same.
+
+    Each has a random generator of its own, so that all cores draw.
     """
 
     def draw(number: int) -> bytes:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.errors import ContenderError
-from benchmarks.models import compare, division, figures
+from benchmarks.models import compare, dataset, figures
 from benchmarks.models.compare import OURS, SHORT, Contender
 from ml.config.loading import load
 from ml.config.schema import Threshold
@@ -147,7 +147,7 @@ def moulds(tmp_path_factory):
 
 
 def test_images_are_divided_as_in_a_snapshot_and_copies_stay_together(moulds, tmp_path):
-    parts = division.load(moulds, MODEL)
+    parts = dataset.load(moulds, MODEL)
     assert len(parts.fit) + len(parts.holdout) == 330
     assert (len(parts.test), parts.test.labels.sum()) == (40, 10)
     assert parts.fit.pixels.shape[1:] == (3, *MODEL.input_size)
@@ -156,21 +156,21 @@ def test_images_are_divided_as_in_a_snapshot_and_copies_stay_together(moulds, tm
         assert 0 < part.labels.sum() < len(part)
     with tarfile.open(tmp_path / "moulds.tar", "w") as tar:
         tar.add(moulds, "moulds")
-    again = division.load(tmp_path / "moulds.tar", MODEL)
+    again = dataset.load(tmp_path / "moulds.tar", MODEL)
     assert [row.uri for row in again.fit.rows] == [row.uri for row in parts.fit.rows]
     assert np.array_equal(again.fit.pixels, parts.fit.pixels)
 
 
 def test_few_images_are_read_for_a_quick_run_and_none_to_test_on_is_an_error(moulds, tmp_path):
-    parts = division.load(moulds, MODEL, most=200)
+    parts = dataset.load(moulds, MODEL, most=200)
     assert len(parts.fit) + len(parts.holdout) == 230
     shutil.copytree(moulds / "train", tmp_path / "some" / "train")
     with pytest.raises(DataError, match="two kinds"):
-        division.load(tmp_path / "some", MODEL)
+        dataset.load(tmp_path / "some", MODEL)
 
 
 def test_a_kind_is_left_out_of_training_only(moulds):
-    parts = division.load(moulds, MODEL)
+    parts = dataset.load(moulds, MODEL)
     model, same = compare._left_out("empty", MODEL, parts)
     assert model.options["synthetic"] == ["spill", "torn"]
     assert model.options["width"] == MODEL.options["width"]

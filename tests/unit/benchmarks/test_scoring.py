@@ -133,7 +133,7 @@ def test_rows_and_stages_say_how_a_gpu_was_used():
 
 
 def test_images_are_drawn_the_same_however_many_and_each_another():
-    few, many = workloads.drawn("spill", 3), workloads.drawn("spill", 20)
+    few, many = workloads.draw_images("spill", 3), workloads.draw_images("spill", 20)
     assert many[:3] == few
     assert len(set(many)) == 20
 

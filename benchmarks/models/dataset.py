@@ -31,14 +31,13 @@ Listed = tuple[ObjectInfo, str, str]
 def load(path: Path, model: Model, most: int | None = None) -> "Parts":
     """The parts that the model trains on, is held out from and is tested on.
 
-    Parameters
-    ----------
-    path: a folder or tar laid out SPLIT/CLASS/FILE.
-    most: so many images of each SPLIT/CLASS at most, the first ones; None: all.
+    Args:
+        path: a folder or tar laid out SPLIT/CLASS/FILE.
+        model: its data are divided as this model's snapshot would divide them.
+        most: the largest number of images of each SPLIT/CLASS, the first ones; None: all.
 
-    Raises
-    ------
-    DataError: an image cannot be decoded, or a part that is needed has none.
+    Raises:
+        DataError: an image cannot be decoded, or a part that is needed has none.
     """
     from ml.training import data
 
