@@ -247,7 +247,7 @@ def test_convert_makes_anew_what_is_older_damaged_or_lost(shades, fault):
         assert not _converted(name, version).made
 
 
-def _converted(name: str, version: int) -> conversion.Conversion:
+def _converted(name: str, version: int) -> conversions.Conversion:
     return next(one for one in conversions.convert(name) if one.version == version)
 
 

@@ -11,8 +11,9 @@ from itertools import count
 import pytest
 
 from ml.errors import ServiceError
-from ml.registry import artifacts, library, rest
+from ml.registry import artifacts, rest
 from ml.registry.client import mlflow_client
+from ml.registry.library import Library
 from ml.registry.rest import Mlflow, Rest
 from ml.settings import settings
 from ml.storage.object_store import object_store
@@ -35,7 +36,7 @@ def impatient() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("ask", [_rest, library.Library], ids=["REST", "library"])
+@pytest.mark.parametrize("ask", [_rest, Library], ids=["REST", "library"])
 def test_both_ways_to_mlflow_give_the_same(trained, ask: Callable[[], Mlflow], tmp_path):
     mlflow, client = ask(), mlflow_client()
     version = mlflow.version_of_alias("moulds", "champion")
@@ -188,7 +189,7 @@ def test_where_only_the_library_knows_the_way_it_is_used(
     monkeypatch.setenv(name, value)
     settings.cache_clear()
     try:
-        assert isinstance(rest.server(), library.Library if library else Rest)
+        assert isinstance(rest.server(), Library if library else Rest)
     finally:
         monkeypatch.undo()
         settings.cache_clear()
@@ -201,4 +202,4 @@ def test_logins_that_lie_in_the_library_s_own_file_are_left_to_it(services, monk
     assert isinstance(rest.server(), Rest)
     without = settings().model_copy(update={"mlflow_username": ""})
     monkeypatch.setattr(rest, "settings", lambda: without)
-    assert isinstance(rest.server(), library.Library)
+    assert isinstance(rest.server(), Library)

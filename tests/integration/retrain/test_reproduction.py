@@ -182,8 +182,8 @@ def test_test_images_influence_neither_weights_nor_threshold(
     assert after != before
     one, other = _tensors(first), _tensors(second)
     assert all(torch.equal(one[name], other[name]) for name in one)
-    programs = [programs.program_of_run(run)[1] for run in (first, second)]
-    assert programs[0].threshold == programs[1].threshold
+    logged = [programs.program_of_run(run)[1] for run in (first, second)]
+    assert logged[0].threshold == logged[1].threshold
     measured = [tracking.read_json(run, tracking.EVALUATION) for run in (first, second)]
     assert measured[0]["holdout"] == measured[1]["holdout"]
     assert measured[0]["test"] != measured[1]["test"]

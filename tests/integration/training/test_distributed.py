@@ -169,7 +169,7 @@ def test_a_killed_process_is_reported_and_nothing_is_left_running():
 
 def test_processes_end_with_the_one_that_started_them(tmp_path):
     script = (
-        "from tests.integration.test_distributed import _fit, _model\n"
+        "from tests.integration.training.test_distributed import _fit, _model\n"
         "_fit(_model(epochs=100_000), lambda epoch: print(epoch.number, flush=True))\n"
     )
     parent = subprocess.Popen(
