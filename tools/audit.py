@@ -32,12 +32,14 @@ KNOWN_TO_BE_VULNERABLE = Pin("jinja2", "2.10", ())
 FOUND, NOT_CHECKED = 1, 3
 
 
-class Unreachable(Exception):
+class UnreachableError(Exception):
     """No database of known vulnerabilities answers."""
 
 
 @dataclass(frozen=True, order=True)
 class Finding:
+    """A known vulnerability of one pinned package."""
+
     package: str
     version: str
     id: str
@@ -51,7 +53,7 @@ class Finding:
 
 
 def ask(database: str, asked: Iterable[Pin]) -> tuple[list[Finding], list[str]]:
-    """What a database knows against the pins, and the packages that it gives no answer about.
+    """Ask a database for the known vulnerabilities of pins, and which packages it does not know.
 
     Raises:
         Unreachable: when it cannot be asked at all.
@@ -90,7 +92,9 @@ def _report(database: str, asked: list[Pin]) -> list[dict[str, Any]]:
     except json.JSONDecodeError:
         # A traceback of its HTTP client, or one line.
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise Unreachable(f"{database}: {last.partition(': ')[0].rpartition('.')[2]}") from None
+        raise UnreachableError(
+            f"{database}: {last.partition(': ')[0].rpartition('.')[2]}"
+        ) from None
 
 
 def _finding(package: dict[str, Any], known: dict[str, Any]) -> Finding:
@@ -115,9 +119,9 @@ def trusted_database() -> str:
             if ask(database, [KNOWN_TO_BE_VULNERABLE])[0]:
                 return database
             wrong.append(f"{database}: gives no advisories")
-        except Unreachable as error:
+        except UnreachableError as error:
             wrong.append(str(error))
-    raise Unreachable("; ".join(wrong))
+    raise UnreachableError("; ".join(wrong))
 
 
 def accepted(today: date) -> dict[tuple[str, str], str]:
@@ -144,11 +148,12 @@ def divide(
 
 
 def main() -> int:
+    """Print the findings; returns the exit status of docs/dependencies.md."""
     asked = {(pin.name, pin.version): pin for path in lock_files() for pin in pins(path)}
     try:
         database = trusted_database()
         found, unanswered = ask(database, asked.values())
-    except Unreachable as error:
+    except UnreachableError as error:
         print(f"Nothing was checked: no database of known vulnerabilities answers ({error}).")
         return NOT_CHECKED
     stand, live_with = divide(found, accepted(date.today()))

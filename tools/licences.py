@@ -22,7 +22,7 @@ MARK = "<!-- Below here `make licences` writes. -->\n"
 _ROW = re.compile(r"\| `(?P<name>[^`]+)` \| (?P<versions>[^|]+) \| (?P<licence>[^|]+) \|")
 
 
-class UnknownLicences(Exception):
+class UnknownLicencesError(Exception):
     """Packages whose licence nobody knows, by name."""
 
 
@@ -76,7 +76,7 @@ def licences() -> dict[str, str]:
         except InvalidLicenseExpression:
             unknown.append(name)
     if unknown:
-        raise UnknownLicences(", ".join(unknown))
+        raise UnknownLicencesError(", ".join(unknown))
     return found
 
 
@@ -110,9 +110,10 @@ def tables(found: dict[str, str]) -> str:
 
 
 def main() -> None:
+    """Write docs/licences.md."""
     try:
         found = licences()
-    except UnknownLicences as error:
+    except UnknownLicencesError as error:
         raise SystemExit(
             f"Licence unknown: {error}. Read it in the package and write it into "
             f"{BY_HAND.relative_to(REPOSITORY)}."

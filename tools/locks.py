@@ -21,11 +21,12 @@ class Pin:
 
 
 def lock_files() -> list[Path]:
+    """List the lock files."""
     return sorted(REQUIREMENTS.glob("*.txt"))
 
 
 def pins(path: Path) -> list[Pin]:
-    """What a lock file pins, for all platforms and versions of Python.
+    """List what a lock file pins, for all platforms and versions of Python.
 
     Raises:
         ValueError: a line that is no `name==version` (an option such as the URL of an index, a

@@ -60,6 +60,7 @@ def with_licences(bill: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(path: Path) -> None:
+    """Write the bill of materials to a file; exits with what is wrong with an invalid one."""
     bill = with_licences(without_links(collected()))
     text = json.dumps(bill, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     if error := make_schemabased_validator(OutputFormat.JSON, SPECIFICATION).validate_str(text):

@@ -27,9 +27,13 @@ def run(
     """Run a command in the repository; returns its exit status, None when it was stopped.
 
     Args:
-        log: what it prints on standard error is added there.
-        deadline: by `time.monotonic()`; it is then asked to end, and killed after `GRACE_S`.
-        on_line: is called with each line of its standard output, on_poll a few times a second.
+        command: the program and its arguments.
+        variables: of the environment, beside those of this process.
+        log: the file that standard error is appended to.
+        deadline: by `time.monotonic()`; the command is then asked to end, and killed after
+            `GRACE_S`.
+        on_line: called with each line of standard output.
+        on_poll: called a few times per second.
     """
     with log.open("ab") as errors:
         process = subprocess.Popen(

@@ -11,7 +11,7 @@ from tools.gpu_check.layout import MACHINE_PYTHON, SERVERS
 from tools.locks import REQUIREMENTS
 
 LOCK = REQUIREMENTS / "gpu-check.txt"
-WANTED = REQUIREMENTS / "gpu-check.in"
+REQUESTED = REQUIREMENTS / "gpu-check.in"
 MIB = 2**20
 # Of a transfer, the working tree included.
 LARGEST_TRANSFER = 60 * MIB
@@ -40,6 +40,7 @@ class Transfer:
 
     @property
     def bytes(self) -> int:
+        """The sum of the files' bytes."""
         return _bytes(self.pieces)
 
 
@@ -52,8 +53,10 @@ def platforms() -> list[str]:
 
 
 def requirements(lock: Path = LOCK, python: str = MACHINE_PYTHON) -> list[str]:
-    """The lines of a lock file that hold on Linux for a version of Python, with their hashes and
-    without their markers, which pip would judge by the Python that it runs in."""
+    """List the lines of a lock file that hold on Linux for a version of Python.
+
+    They keep their hashes and lose their markers, which pip would judge by the Python it runs in.
+    """
     return [line for line, _ in _chosen(lock, python)]
 
 
@@ -85,17 +88,25 @@ def _chosen(lock: Path, python: str) -> Iterator[tuple[str, tuple[str, str]]]:
             yield joined, (canonicalize_name(found.name), exact)
 
 
-def check_wheels(found: Sequence[str], wanted: Mapping[str, str]) -> None:
-    """Raise PlanError unless the wheels, by file name, are those wanted, each once."""
+def check_wheels(files: Sequence[str], pinned: Mapping[str, str]) -> None:
+    """Check that the wheels are those that are pinned, each once.
+
+    Args:
+        files: names of the wheels' files.
+        pinned: name → version.
+
+    Raises:
+        PlanError: a wheel is missing, there twice, or not pinned.
+    """
     carried = {}
-    for name in found:
+    for name in files:
         package, version, _, _ = parse_wheel_filename(name)
         if package in carried:
             raise PlanError(f"There are two wheels of {package}.")
         carried[package] = str(version)
-    if lacking := sorted(set(wanted.items()) - set(carried.items())):
+    if lacking := sorted(set(pinned.items()) - set(carried.items())):
         raise PlanError(f"Not downloaded: {', '.join('=='.join(pin) for pin in lacking)}.")
-    if surplus := sorted(set(carried.items()) - set(wanted.items())):
+    if surplus := sorted(set(carried.items()) - set(pinned.items())):
         raise PlanError(f"Not asked for: {', '.join('=='.join(pin) for pin in surplus)}.")
 
 
@@ -109,26 +120,26 @@ def transfers(groups: Mapping[str, Sequence[Piece]], tree: int) -> list[Transfer
     Raises:
         PlanError: a file, or the tree, is too large to travel.
     """
-    room = LARGEST_TRANSFER - tree
-    found = []
+    capacity = LARGEST_TRANSFER - tree
+    planned = []
     for group, pieces in groups.items():
-        divided = _divided(pieces, room)
-        for number, part in enumerate(divided, start=1):
-            name = group if len(divided) == 1 else f"{group}-{number}"
-            found.append(Transfer(name, tuple(sorted(part, key=lambda piece: piece.name))))
-    return found
+        parts = _divide(pieces, capacity)
+        for number, part in enumerate(parts, start=1):
+            name = group if len(parts) == 1 else f"{group}-{number}"
+            planned.append(Transfer(name, tuple(sorted(part, key=lambda piece: piece.name))))
+    return planned
 
 
-def _divided(pieces: Sequence[Piece], room: int) -> list[list[Piece]]:
+def _divide(pieces: Sequence[Piece], capacity: int) -> list[list[Piece]]:
     """First fit, largest first."""
     parts: list[list[Piece]] = []
     for piece in sorted(pieces, key=lambda piece: -piece.bytes):
-        if piece.bytes > room:
+        if piece.bytes > capacity:
             raise PlanError(
-                f"{piece.name} has {piece.bytes / MIB:.1f} MiB; {room / MIB:.1f} MiB are left "
+                f"{piece.name} has {piece.bytes / MIB:.1f} MiB; {capacity / MIB:.1f} MiB are left "
                 "beside the working tree."
             )
-        part = next((part for part in parts if _bytes(part) + piece.bytes <= room), None)
+        part = next((part for part in parts if _bytes(part) + piece.bytes <= capacity), None)
         if part is None:
             parts.append([piece])
         else:

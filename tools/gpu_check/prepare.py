@@ -123,7 +123,7 @@ def resolve(python: str) -> None:
             *(part for folder in folders for part in ("--find-links", str(folder))),
             "--python-version", python, "--python-platform", "x86_64-manylinux_2_39",
             "--target", str(Path(scratch) / "target"), "--override", str(given),
-            "--requirement", str(plan.WANTED),
+            "--requirement", str(plan.REQUESTED),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:

@@ -12,6 +12,7 @@ os.dup2(2, 1)
 
 
 def pytest_runtest_logreport(report: Any) -> None:
+    """Print the line of a test that has ended."""
     if report.when == "call" or report.outcome != "passed":
         line = {
             "test": report.nodeid,
@@ -19,12 +20,12 @@ def pytest_runtest_logreport(report: Any) -> None:
             "status": report.outcome,
             "seconds": report.duration,
             "found": [list(pair) for pair in report.user_properties],
-            "said": _said(report),
+            "said": _reason(report),
         }
         _LINES.write(json.dumps(line, default=str) + "\n")
 
 
-def _said(report: Any) -> str:
+def _reason(report: Any) -> str:
     """Why a test was skipped or failed, the end of it."""
     if report.outcome == "passed":
         return ""

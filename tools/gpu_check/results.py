@@ -61,6 +61,7 @@ class Results:
 
     @property
     def parts(self) -> dict[str, dict[str, Any]]:
+        """The parts so far: name → status, seconds and figures."""
         found: dict[str, dict[str, Any]] = self.document["parts"]
         return found
 

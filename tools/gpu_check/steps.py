@@ -52,6 +52,7 @@ class Run:
 
     @property
     def variables(self) -> dict[str, str]:
+        """Variables of the environment for the processes of the step."""
         paths = [str(layout.REPOSITORY), os.environ.get("PYTHONPATH", "")]
         own = {
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
@@ -70,22 +71,25 @@ class Run:
         command = [str(self.python), "-m", *arguments]
         return child.run(command, self.variables, self.log, self.deadline, on_line, on_poll)
 
-    def left(self) -> float:
+    def remaining(self) -> float:
         """Seconds until the deadline."""
         return self.deadline - time.monotonic()
 
 
 def run(step: str, out: Path, *, seconds: float = LONGEST_S) -> int:
-    """Run a step; its files are OUT/STEP.json and OUT/STEP.log. Returns the exit status: 0, 1 when
-    something failed, CONTINUE when the time was up.
+    """Run a step; its files are OUT/STEP.json and OUT/STEP.log.
 
-    Raises NotReadyError when the machine, or what was carried, lacks something.
+    Returns:
+        The exit status: 0, 1 when something failed, CONTINUE when the time was up.
+
+    Raises:
+        NotReadyError: the machine, or what was carried, lacks something.
     """
     started = time.monotonic()
     rehearsal = os.environ.get(_REHEARSAL) == "1"
     out.mkdir(parents=True, exist_ok=True)
     python = environment.make()
-    machine = _described(python, rehearsal)
+    machine = _describe_machine(python, rehearsal)
     results = Results(step, [out, layout.RESULTS], machine, rehearsal=rehearsal)
     _say(f"{step}: ready after {time.monotonic() - started:.0f} s")
     deadline = started + seconds - child.GRACE_S
@@ -97,7 +101,7 @@ def run(step: str, out: Path, *, seconds: float = LONGEST_S) -> int:
     return 0 if complete else CONTINUE
 
 
-def _described(python: Path, rehearsal: bool) -> dict[str, Any]:
+def _describe_machine(python: Path, rehearsal: bool) -> dict[str, Any]:
     code = _DESCRIBE.format("cpu" if rehearsal else "cuda")
     done = subprocess.run(
         [python, "-c", code], cwd=layout.REPOSITORY, capture_output=True, text=True
@@ -188,7 +192,7 @@ def _repeat(run: Run, workload: str, part: str, contenders: Sequence[str]) -> No
     """Measure a part that may be left out, if it is missing and there is time for it."""
     earlier = run.results.parts.get(workload, {}).get("seconds", _REPETITION_S)
     is_repeated = not run.rehearsal or part == "spill/script"
-    if is_repeated and not run.results.has(part) and run.left() > 1.2 * earlier + 10:
+    if is_repeated and not run.results.has(part) and run.remaining() > 1.2 * earlier + 10:
         _scored(run, {workload: part}, contenders)
 
 

@@ -111,7 +111,7 @@ def test_a_locked_package_of_unknown_licence_is_refused_by_name(tmp_path, monkey
     lock = tmp_path / "lock.txt"
     lock.write_text(locks.LOCK.read_text("utf-8") + "not-known-to-anyone==1.0\n")
     monkeypatch.setattr(licences, "LOCK", lock)
-    with pytest.raises(licences.UnknownLicences, match=r"^not-known-to-anyone$"):
+    with pytest.raises(licences.UnknownLicencesError, match=r"^not-known-to-anyone$"):
         licences.licences()
 
 
