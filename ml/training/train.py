@@ -65,8 +65,8 @@ def _run(name: str, model: Model, snapshot: Snapshot, run_id: str, place: device
             **used.model_dump(),
         },
     )
-    tracking.log_json(run_id, tracking.MODEL, model.model_dump(mode="json"))
-    tracking.log_json(run_id, tracking.ENVIRONMENT, environment.collect(place))
+    tracking.log_json(run_id, tracking.MODEL_FILE, model.model_dump(mode="json"))
+    tracking.log_json(run_id, tracking.ENVIRONMENT_FILE, environment.collect(place))
     tracking.log_snapshot(run_id, snapshot)
     parts = data.load(snapshot, model)
     log.info(

@@ -81,7 +81,7 @@ def test_mlflow_fails_in_the_middle_of_a_registration(outcome, services, monkeyp
     tried = trials(6)
     for trial in range(tried):
         decided = retrain.gate(retrain.evaluate(retrain.train(snapshot)))
-        before = versions.versions("shades")
+        before = versions.list_versions("shades")
         struck = (
             _register(
                 decided, monkeypatch, fail_at=requests * (2 * trial + 1) // (2 * tried)
@@ -90,7 +90,7 @@ def test_mlflow_fails_in_the_middle_of_a_registration(outcome, services, monkeyp
         )
         with found.recovery():
             registered = retrain.register(decided)
-        new = [v for v in versions.versions("shades") if v not in before]
+        new = [v for v in versions.list_versions("shades") if v not in before]
         wrong = [f"one training made the versions {new}"] if new != [registered["version"]] else []
         rows = evidence.query(
             "SELECT FROM nightscore.model_version WHERE mlflow_run_id = :r", r=decided["run_id"]

@@ -23,9 +23,9 @@ from ml.errors import DataError, RunFailedError, ServiceError
 from ml.program import conversion
 from ml.program.info import CLASSIFICATION, ProgramInfo
 from ml.program.runtime import OpenVinoRuntime
-from ml.registry import artifacts, conversions, programs, record, tracking
+from ml.registry import artifacts, openvino_conversion, programs, registration, tracking
 from ml.registry import versions as registry
-from ml.registry.converted import fetch_form, log_form
+from ml.registry.openvino_models import fetch_openvino_model, log_openvino_model
 from ml.retrain import steps as retrain
 from ml.scoring import steps as scoring
 from ml.settings import settings
@@ -53,14 +53,14 @@ def night(trained) -> str:
 
 
 @pytest.fixture
-def shades(trained) -> Iterator[record.Registration]:
+def shades(trained) -> Iterator[registration.Registration]:
     """The classifier's champion, of which this machine has no copy."""
     version = registry.version_of_alias("shades", "champion")
     with versions.uncached("shades", version):
-        yield record.load_registration("shades", version)
+        yield registration.load_registration("shades", version)
 
 
-def _form_uri(recorded: record.Registration) -> str:
+def _form_uri(recorded: registration.Registration) -> str:
     """Where the form lies in the bucket."""
     name = f"openvino/{recorded.converted.sha256}.zip"
     return versions.artifact(recorded.model, recorded.version, name)
@@ -94,7 +94,7 @@ print(json.dumps({"failed": main_failed, "modules": sorted(sys.modules)}))
 
 def test_registration_stores_the_form_and_records_it(trained):
     for model in ("shades", "moulds"):
-        recorded = record.load_registration(model, 1)
+        recorded = registration.load_registration(model, 1)
         content, _ = object_store().get(_form_uri(recorded))
         assert hashlib.sha256(content).hexdigest() == recorded.converted.sha256
         form = conversion.unpack(content)
@@ -170,7 +170,7 @@ def test_a_form_that_is_not_the_recorded_one_fails_the_night_by_name(shades, nig
         assert names == {"model.pt2", "program.json"}
     else:
         programs.fetch(shades)
-        form = fetch_form(shades)
+        form = fetch_openvino_model(shades)
         (kept,) = versions.folder("shades", shades.version).glob("openvino-*.zip")
         kept.write_bytes(changed(form))
         with pytest.raises(RunFailedError) as caught:
@@ -183,8 +183,8 @@ def test_a_form_that_is_not_the_recorded_one_fails_the_night_by_name(shades, nig
 
 
 def test_a_form_of_another_version_is_refused_though_its_hash_is_recorded(shades):
-    other = record.load_registration("moulds", 1).converted
-    form, _ = object_store().get(_form_uri(record.load_registration("moulds", 1)))
+    other = registration.load_registration("moulds", 1).converted
+    form, _ = object_store().get(_form_uri(registration.load_registration("moulds", 1)))
     uri = _form_uri(shades).replace(shades.converted.sha256, other.sha256)
     object_store().put(uri, form)
     with (
@@ -212,12 +212,12 @@ def test_a_version_without_a_form_is_converted_here_and_then_for_all(shades, nig
         names = {path.name for path in versions.folder(name, version).iterdir()}
         assert names == {"model.pt2", "program.json", "model.openvino.zip"}
 
-        first = {one.version: one for one in conversions.convert(name)}
+        first = {one.version: one for one in openvino_conversion.convert(name)}
         assert first[version].made
         assert "champion" in first[version].aliases
-        recorded = record.load_registration(name, version).converted
+        recorded = registration.load_registration(name, version).converted
         assert recorded.openvino == first[version].openvino == conversion.version()
-        assert not any(one.made for one in conversions.convert(name))
+        assert not any(one.made for one in openvino_conversion.convert(name))
         with versions.uncached(name, version):
             fetched = programs.load(name, version, "cpu")
         pixels = conversion.noise(5, program.info.input_size)
@@ -243,12 +243,14 @@ def test_convert_makes_anew_what_is_older_damaged_or_lost(shades, fault):
             with no_retries(), versions.changed_object(uri, broken):
                 assert _converted(name, version).made
                 programs.load(name, version, "cpu")
-        assert record.load_registration(name, version).converted.openvino == conversion.version()
+        assert (
+            registration.load_registration(name, version).converted.openvino == conversion.version()
+        )
         assert not _converted(name, version).made
 
 
-def _converted(name: str, version: int) -> conversions.Conversion:
-    return next(one for one in conversions.convert(name) if one.version == version)
+def _converted(name: str, version: int) -> openvino_conversion.Conversion:
+    return next(one for one in openvino_conversion.convert(name) if one.version == version)
 
 
 def test_the_command_says_what_it_did(shades):
@@ -287,7 +289,7 @@ def test_a_program_that_openvino_cannot_run_is_registered_without_a_form(trained
     run_id = tracking.start_run("exotic", None, {})
     info = ProgramInfo("exotic", None, CLASSIFICATION, ("a", "b", "c"), (16, 16), None, "")
     programs.log_program(run_id, _Exotic().eval(), info, {"task": CLASSIFICATION})
-    assert retrain._converted(run_id, *programs.program_of_run(run_id)) is None
+    assert retrain._converted(run_id, *programs.fetch_from_run(run_id)) is None
     assert registry.register(run_id, "exotic", {}, "") == 1
 
 
@@ -314,7 +316,7 @@ def test_a_gpu_s_worker_does_not_fetch_the_form(shades, monkeypatch):
 def test_many_at_once_fetch_one_form(shades):
     programs.fetch(shades)
     with ThreadPoolExecutor(6) as pool:
-        forms = set(pool.map(lambda _: fetch_form(shades), range(6)))
+        forms = set(pool.map(lambda _: fetch_openvino_model(shades), range(6)))
     assert len(forms) == 1
     names = sorted(path.name for path in versions.folder("shades", shades.version).iterdir())
     assert names == ["model.pt2", f"openvino-{shades.converted.sha256}.zip", "program.json"]
@@ -326,19 +328,19 @@ def test_a_full_disk_is_named_and_leaves_nothing(shades):
     resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, before[1]))
     try:
         with pytest.raises(ServiceError, match=r"cannot be kept in .*File too large"):
-            fetch_form(shades)
+            fetch_openvino_model(shades)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     names = sorted(path.name for path in versions.folder("shades", shades.version).iterdir())
     assert names == ["model.pt2", "program.json"]
-    assert fetch_form(shades)
+    assert fetch_openvino_model(shades)
 
 
 def test_a_newer_form_takes_the_place_of_the_older_on_this_machine(shades):
     programs.load(shades.model, shades.version, "cpu")
-    made = conversion.unpack(fetch_form(shades))
+    made = conversion.unpack(fetch_openvino_model(shades))
     newer = conversion.pack(conversion.Converted(**vars(made) | {"openvino": "2031.1"}))
-    converted = log_form(artifacts.model_id(shades), newer)
+    converted = log_openvino_model(artifacts.logged_model_id(shades), newer)
     with versions.changed_row(
         shades.model,
         shades.version,

@@ -16,7 +16,7 @@ import pytest
 from ml.config.loading import configuration
 from ml.errors import DataError, RunFailedError, ServiceError
 from ml.program.info import ProgramInfo
-from ml.registry import programs, promotion, record, tracking
+from ml.registry import programs, promotion, registration, tracking
 from ml.registry import versions as registry
 from ml.registry.client import mlflow_client
 from ml.scoring import steps as scoring
@@ -77,7 +77,7 @@ def _described(model: str, version: int, **other) -> Iterator[None]:
 
 
 def _fetch(model: str, version: int) -> tuple[Path, ProgramInfo]:
-    return programs.fetch(record.load_registration(model, version))
+    return programs.fetch(registration.load_registration(model, version))
 
 
 # What a detector's description could be changed to, each of which would change a plant's alarms.
@@ -98,7 +98,7 @@ def test_everything_that_is_known_of_a_program_is_recorded_at_its_registration(t
     )
     assert set(row["program"]) == {field.name for field in fields(ProgramInfo)}
     _, info = _fetch("moulds", 1)
-    assert row["program"] == record.described(info)
+    assert row["program"] == registration.program_info_json(info)
     assert row["program"]["threshold"] == row["threshold"]
 
 
@@ -110,7 +110,7 @@ def test_what_mlflow_says_of_a_program_must_be_what_was_recorded(trained, name, 
             pytest.raises(DataError) as caught,
         ):
             _fetch("moulds", 1)
-        recorded = record.load_registration("moulds", 1).fields[name]
+        recorded = registration.load_registration("moulds", 1).fields[name]
         for part in ("moulds/1", f"{name} {value!r}", repr(recorded), "MLflow's run"):
             assert part in caught.value.message
         # Nothing of it was kept, so that it is found once it is right again.

@@ -176,7 +176,7 @@ def test_the_command_sql_gives_them_to_machines_whole_and_to_terminals_harmless(
 )
 def test_a_command_on_a_model_refuses_what_cannot_be_its_name(night, name):
     with pytest.raises(DataError, match="is not the name of a model"):
-        versions.versions(name)
+        versions.list_versions(name)
     for arguments in (
         ("promote", name, "1"),
         ("rollback", name),
@@ -185,7 +185,7 @@ def test_a_command_on_a_model_refuses_what_cannot_be_its_name(night, name):
         # Explained in a line, as every such error is (tests/unit/cli/test_cli.py).
         with pytest.raises(NightscoreError):
             command()(list(arguments), standalone_mode=False)
-    assert versions.versions("hostile") == [1]
+    assert versions.list_versions("hostile") == [1]
 
 
 def test_nothing_was_dropped_and_nothing_lies_beside_its_place(night):

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from ml.config.loading import configuration
 from ml.database.connection import transaction
 from ml.errors import DataError, RunFailedError, ServiceError
-from ml.registry import programs, promotion, record
+from ml.registry import programs, promotion, registration
 from ml.registry import versions as registry
 from ml.report import nightly as report
 from ml.scoring import run as runs
@@ -547,7 +547,7 @@ def test_a_program_that_was_tampered_with_is_not_run(trained, night, monkeypatch
     scoring.discover(run_id)
     (shard,) = scoring.plan_shards(run_id)
     version = registry.version_of_alias("shades", "champion")
-    path, _ = programs.fetch(record.load_registration("shades", version))
+    path, _ = programs.fetch(registration.load_registration("shades", version))
     content = path.read_bytes()
     try:
         path.write_bytes(content[:-10] + b"0123456789")
