@@ -92,8 +92,9 @@ def transaction(*, frozen: bool = False) -> Iterator[Session]:
 
 @lru_cache(maxsize=64)
 def statement(name: str) -> sa.TextClause:
-    """The SQL statement in `ml/NAME.sql`, such as "scoring/sql/merge_scored", with
-    `:parameters`."""
+    """The SQL statement in `ml/NAME.sql`, such as "scoring/sql/plan_shards", with
+    `:parameters`.
+    """
     path = resources.files("ml") / f"{name}.sql"
     return sa.text(path.read_text(encoding="utf-8"))
 

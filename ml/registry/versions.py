@@ -21,7 +21,7 @@ from ml.settings import settings
 _MAX_TAG_LENGTH = _MAX_DESCRIPTION_LENGTH = 5000
 
 
-def register(run_id: str, model: str, tags: Mapping[str, str], description: str) -> int:
+def register(run_id: str, model: str, tags: Mapping[str, str], model_card: str) -> int:
     """Register a run's program as a version of a model.
 
     A run is registered once: a retry finds the version and writes its tags again.
@@ -30,7 +30,7 @@ def register(run_id: str, model: str, tags: Mapping[str, str], description: str)
         run_id: the training run.
         model: the name of the registered model; created if missing.
         tags: tags of the version.
-        description: the version's model card, in Markdown.
+        model_card: the description on the version's page, in Markdown.
 
     Returns:
         The version's number.
@@ -57,7 +57,7 @@ def register(run_id: str, model: str, tags: Mapping[str, str], description: str)
         else:
             for key, value in all_tags.items():
                 client.set_model_version_tag(model, str(version), key, value)
-        client.update_model_version(model, str(version), description[:_MAX_DESCRIPTION_LENGTH])
+        client.update_model_version(model, str(version), model_card[:_MAX_DESCRIPTION_LENGTH])
     return version
 
 

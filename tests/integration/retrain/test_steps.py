@@ -22,7 +22,7 @@ from ml.registry import versions as registry
 from ml.retrain import steps as retrain
 from ml.storage.object_store import object_store
 from tests.support import drawing, evidence
-from tests.support.versions import other_than_champion
+from tests.support.registered import other_than_champion
 
 
 def _client():

@@ -9,7 +9,7 @@ import psutil
 
 from ml.config.loading import configuration
 from ml.parallel import parallel_map
-from ml.scoring.engine import BATCH, threads_for
+from ml.scoring.engine import BATCH_SIZE, thread_count
 from ml.storage.download import CONNECTIONS
 from ml.storage.object_store import object_store
 from tests.support import drawing, evidence
@@ -19,10 +19,10 @@ from tests.support.proxy import Proxy
 
 _STREAM = "long"  # its nights are one shard
 # Batches that may wait: before the engine's threads, in them, and for the writer.
-_AHEAD = (2 * threads_for("cpu") + 1 + 6) * BATCH["cpu"] + CONNECTIONS
+_AHEAD = (2 * thread_count("cpu") + 1 + 6) * BATCH_SIZE["cpu"] + CONNECTIONS
 _WRITERS = """
     SELECT pid FROM pg_stat_activity
-    WHERE application_name = 'nightscore' AND query LIKE 'COPY "staging"%'
+    WHERE application_name = 'nightscore' AND query LIKE 'COPY "staged_prediction"%'
         AND pid <> pg_backend_pid()
 """
 
