@@ -1,6 +1,8 @@
 """Labelled data sets in S3: `STORAGE/datasets/NAME/SPLIT/CLASS/FILE`."""
 
+import hashlib
 import logging
+import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -196,33 +198,3 @@ def _pixels(image: Listed, target_size: tuple[int, int]) -> np.ndarray:
         raise DataError(
             f"{image.uri} cannot be trained from: {rejected}.", "Remove it from the data set."
         ) from None
-
-
-def download_cifar10(target: Path) -> Path:
-    """Fetch CIFAR-10 with torchvision and write it as SPLIT/CLASS/NNNNN.png; returns `target`.
-
-    Raises:
-        ServiceError: its server cannot be reached.
-    """
-    import socket
-
-    from torchvision.datasets import CIFAR10
-
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)
-    try:
-        for split in ("train", "test"):
-            images = CIFAR10(str(target / "download"), train=split == "train", download=True)
-            for index, (image, label) in enumerate(images):
-                folder = target / "cifar10" / split / images.classes[label]
-                folder.mkdir(parents=True, exist_ok=True)
-                image.save(folder / f"{index:05}.png")
-    except (OSError, RuntimeError) as error:
-        raise ServiceError(
-            f"CIFAR-10 cannot be downloaded: {error}",
-            "Where the internet is not reachable, bring the files and run "
-            "`nightscore dataset import FOLDER_OR_TAR --name cifar10`.",
-        ) from error
-    finally:
-        socket.setdefaulttimeout(before)
-    return target / "cifar10"

@@ -93,7 +93,8 @@ def transaction(*, frozen: bool = False) -> Iterator[Session]:
 @lru_cache(maxsize=64)
 def statement(name: str) -> sa.TextClause:
     """The SQL statement in `ml/NAME.sql`, such as "scoring/sql/merge_scored", with
-    `:parameters`."""
+    `:parameters`.
+    """
     path = resources.files("ml") / f"{name}.sql"
     return sa.text(path.read_text(encoding="utf-8"))
 

@@ -22,8 +22,8 @@ from ml.program.device import Device
 from ml.program.gpu_memory import apply_limit, memory_errors
 
 PACKAGES = (
-    "torch", "torchvision", "numpy", "scipy", "scikit-learn", "opencv-python-headless",
-    "simplejpeg", "pillow", "openvino",
+    "torch", "numpy", "scipy", "scikit-learn", "opencv-python-headless", "simplejpeg", "pillow",
+    "openvino",
 )  # fmt: skip
 VARIABLES = (
     "ATEN_CPU_CAPABILITY", "CUBLAS_WORKSPACE_CONFIG", "MKL_CBWR", "NIGHTSCORE_PRECISION",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ml.config.schema import Stream
-from ml.data import dataset, ingest, snapshot
+from ml.data import cifar10, dataset, ingest, snapshot
 from ml.errors import DataError, ServiceError
 from ml.settings import Settings
 from ml.storage.object_store import ObjectStore, object_store
@@ -102,7 +102,7 @@ class TestImport:
             monkeypatch.setenv(name, "http://127.0.0.1:9")
         monkeypatch.delenv("no_proxy", raising=False)
         with pytest.raises(ServiceError, match="cannot be downloaded") as caught:
-            dataset.download_cifar10(tmp_path)
+            cifar10.download(tmp_path)
         assert "nightscore dataset import" in caught.value.hint
 
 
