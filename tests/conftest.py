@@ -19,7 +19,16 @@ from ml.storage.object_store import object_store
 from tests.support import stacks
 
 # The longest first, so that no process is left alone with one at the end.
-ORDER = ("e2e", "faults", "integration", "hostile", "unit/program/test_runtime_decisions.py", "unit", "gpu")
+ORDER = (
+    "e2e",
+    "faults",
+    "integration",
+    "upgrade",
+    "hostile",
+    "unit/program/test_runtime_decisions.py",
+    "unit",
+    "gpu",
+)
 # What a developer has set must not reach the tests' services.
 FOREIGN = ("NIGHTSCORE_", "AWS_ACCESS", "AWS_SECRET", "AWS_ENDPOINT", "AWS_SESSION", "MLFLOW_")
 
