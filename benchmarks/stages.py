@@ -22,7 +22,7 @@ from ml.database.connection import rows, transaction
 from ml.images.decoding import decode
 from ml.images.rejection import TRANSIENT
 from ml.images.resizing import empty_batch, resize
-from ml.parallel import in_batches
+from ml.parallel import batched
 from ml.scoring.discovery import plan_shards
 from ml.scoring.engine import BATCH, Item, Limits, Result, score, threads_for
 from ml.scoring.results import Results
@@ -130,7 +130,7 @@ def _files(job: Job) -> list[list[bytes]]:
     """The images' files, in batches of the engine's size."""
     found: Iterator[bytes | None] = (d.content for d in download(object_store(), _wanted(job)))
     size = BATCH["cuda" if job.device == "cuda" else "cpu"]
-    return list(in_batches((content for content in found if content is not None), size))
+    return list(batched((content for content in found if content is not None), size))
 
 
 def _pixels(size: tuple[int, int], contents: list[bytes]) -> np.ndarray:

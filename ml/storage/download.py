@@ -22,9 +22,9 @@ import obstore
 import pycurl
 
 from ml.errors import ServiceError
-from ml.parallel import in_batches
+from ml.parallel import batched
 from ml.storage.object_store import ObjectStore, is_odd, split, store_errors
-from ml.timeouts import network, retrying
+from ml.timeouts import client_limits, retrying
 
 CONNECTIONS = 64
 # What the transfers under way may come to, by the sizes that were listed.
@@ -89,7 +89,7 @@ def _signed(
 ) -> Iterator[tuple[DownloadRequest[Key], str | None]]:
     """Each object with the URL that it can be read from for an hour; None for a key that obstore
     cannot sign."""
-    for batch in in_batches(wanted, _SIGNED_AT_ONCE):
+    for batch in batched(wanted, _SIGNED_AT_ONCE):
         for (bucket, odd), group in groupby(batch, _bucket):
             requests = list(group)
             if odd:
@@ -108,7 +108,7 @@ def _bucket(request: DownloadRequest[Any]) -> tuple[str, bool]:
 
 def _by_itself(store: ObjectStore, request: DownloadRequest[Key]) -> DownloadResult[Key]:
     # A store that gives less than it listed, under the same ETag, is at fault, not the object.
-    again = retrying(lambda error: isinstance(error, _Short), for_s=network().retry_for_s)
+    again = retrying(lambda error: isinstance(error, _Short), for_s=client_limits().retry_for_s)
     try:
         return again(_whole, store, request)
     except FileNotFoundError:
@@ -195,9 +195,9 @@ def _handle() -> Any:
     handle = pycurl.Curl()
     handle.setopt(pycurl.NOSIGNAL, 1)  # it runs on a thread
     handle.setopt(pycurl.TCP_NODELAY, 1)
-    handle.setopt(pycurl.CONNECTTIMEOUT_MS, round(1000 * network().connect_timeout_s))
+    handle.setopt(pycurl.CONNECTTIMEOUT_MS, round(1000 * client_limits().connect_timeout_s))
     handle.setopt(pycurl.LOW_SPEED_LIMIT, 1)
-    handle.setopt(pycurl.LOW_SPEED_TIME, math.ceil(network().read_timeout_s))
+    handle.setopt(pycurl.LOW_SPEED_TIME, math.ceil(client_limits().read_timeout_s))
     handle.setopt(pycurl.CAINFO, os.environ.get("SSL_CERT_FILE") or certifi.where())
     return handle
 

@@ -21,7 +21,7 @@ from obstore.store import S3Store
 
 from ml.errors import DataError, ServiceError
 from ml.settings import Settings, settings
-from ml.timeouts import network
+from ml.timeouts import client_limits
 
 # What a listing in XML has in place of a control character; boto3 asks for keys in another form.
 _UNREADABLE = "\ufffd"
@@ -63,7 +63,7 @@ class ObjectStore:
     def _options(self) -> dict[str, Any]:
         options: dict[str, Any] = {
             "region": self.settings.s3_region,
-            **network().obstore(),
+            **client_limits().obstore_options(),
         }
         if self.settings.s3_endpoint:
             options["endpoint"] = self.settings.s3_endpoint
@@ -91,7 +91,7 @@ class ObjectStore:
             aws_secret_access_key=secret or None,
             aws_session_token=token or None,
             region_name=self.settings.s3_region,
-            config=Config(**network().boto()),
+            config=Config(**client_limits().boto_config()),
         )
 
     def ensure_bucket(self, name: str) -> None:
