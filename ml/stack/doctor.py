@@ -101,10 +101,10 @@ def _disk(_: Settings) -> str:
 
 
 def _configuration(_: Settings) -> str:
-    from ml.config.loading import configuration, path_in_use
+    from ml.config.loading import config_path, configuration
 
     config = configuration()
-    return f"{path_in_use()}: {len(config.streams)} streams, {len(config.models)} models"
+    return f"{config_path()}: {len(config.streams)} streams, {len(config.models)} models"
 
 
 def _postgres(current: Settings) -> str:
