@@ -38,7 +38,7 @@ _FIRST_VERSION = 1_000_000
 def list_(job: Job) -> Run:
     """The night's folder, page by page."""
     prefix = WORKLOADS[job.workload].prefix
-    return _repeated(lambda: sum(len(page) for page in object_store().pages(prefix)))
+    return _repeated(lambda: sum(len(page) for page in object_store().list_pages(prefix)))
 
 
 def fetch(job: Job) -> Run:
@@ -119,7 +119,7 @@ STAGES: dict[str, Callable[[Job], Run]] = {
 
 
 def _wanted(job: Job) -> list[DownloadRequest[int]]:
-    pages = object_store().pages(WORKLOADS[job.workload].prefix)
+    pages = object_store().list_pages(WORKLOADS[job.workload].prefix)
     return [
         DownloadRequest(n, found.uri, found.size, found.etag)
         for n, found in enumerate(chain.from_iterable(pages))

@@ -153,9 +153,9 @@ def _s3(current: Settings) -> str:
     from botocore.exceptions import BotoCoreError, ClientError
 
     from ml.config.loading import configuration
-    from ml.storage.object_store import split
+    from ml.storage.object_store import split_uri
 
-    bucket, _ = split(configuration().storage)
+    bucket, _ = split_uri(configuration().storage)
     where = current.s3_endpoint or f"AWS {current.s3_region}"
     client = boto3.client(
         "s3",

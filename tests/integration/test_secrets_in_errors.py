@@ -54,7 +54,7 @@ def _odd_key() -> None:
 
 
 def _list() -> None:
-    list(object_store().pages("s3://nightscore/streams"))
+    list(object_store().list_pages("s3://nightscore/streams"))
 
 
 def _put() -> None:

@@ -78,7 +78,7 @@ def _reads_by_boto(port: int) -> object:
 
 
 def _lists(port: int) -> object:
-    return list(_store(port).pages("s3://nightscore/a"))
+    return list(_store(port).list_pages("s3://nightscore/a"))
 
 
 def _writes(port: int) -> object:
