@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ml.errors import ServiceError
-from ml.timeouts import network, retrying
+from ml.timeouts import client_limits, retrying
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
@@ -65,7 +65,7 @@ def _fetch(url: str, sha256: str, path: Path) -> None:
     """Write what is at `url` to a file, or raise ServiceError."""
     import httpx
 
-    limits = network()
+    limits = client_limits()
     timeout = httpx.Timeout(limits.read_timeout_s, connect=limits.connect_timeout_s)
 
     def fetch() -> str:

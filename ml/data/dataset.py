@@ -46,7 +46,9 @@ def class_folders(storage: str, name: str) -> list[str]:
     """
     store = object_store()
     return [
-        label for split in store.folders(folder(storage, name)) for label in store.folders(split)
+        label
+        for split in store.list_folders(folder(storage, name))
+        for label in store.list_folders(split)
     ]
 
 
@@ -122,7 +124,7 @@ def _remove_others(folders: list[str], keep: frozenset[str]) -> int:
     others = [
         found.uri
         for folder in folders
-        for page in store.pages(folder)
+        for page in store.list_pages(folder)
         for found in page
         if found.uri not in keep
     ]
@@ -134,7 +136,7 @@ def summaries(storage: str) -> list[Summary]:
     """The data sets that are in S3, by name."""
     return [
         _summary(storage, uri.rsplit("/", 1)[-1])
-        for uri in object_store().folders(f"{storage}/datasets")
+        for uri in object_store().list_folders(f"{storage}/datasets")
     ]
 
 
@@ -142,7 +144,7 @@ def _summary(storage: str, name: str) -> Summary:
     classes: Counter[str] = Counter()
     size = 0
     for uri in class_folders(storage, name):
-        for page in object_store().pages(uri):
+        for page in object_store().list_pages(uri):
             classes["/".join(uri.split("/")[-2:])] += len(page)
             size += sum(found.size for found in page)
     return Summary(name, classes.total(), size, dict(classes))
@@ -153,7 +155,7 @@ def holds_real_images(storage: str, name: str) -> bool:
     return any(
         not is_synthetic(found.uri)
         for uri in class_folders(storage, name)
-        for page in object_store().pages(uri)
+        for page in object_store().list_pages(uri)
         for found in page
     )
 

@@ -60,7 +60,7 @@ def remove_samples(stream: Stream, night: date) -> int:
     folder = nights.folder(stream.prefix, night)
     found = [
         image.uri
-        for page in object_store().pages(folder)
+        for page in object_store().list_pages(folder)
         for image in page
         if samples.is_synthetic(image.uri)
     ]

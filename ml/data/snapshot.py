@@ -18,7 +18,7 @@ from ml.data import dataset, scenes
 from ml.data.samples import is_synthetic
 from ml.errors import DataError
 from ml.images.formats import SUFFIXES
-from ml.storage.object_store import ObjectInfo, content_id, object_store
+from ml.storage.object_store import ObjectInfo, content_hash, object_store
 
 log = logging.getLogger(__name__)
 
@@ -246,13 +246,13 @@ def find_scenes(
 
 
 def _groups(listed: Iterable[tuple[ObjectInfo, str, str]]) -> list[str]:
-    return [f"{content_id(found)}-{found.size}" for found, _, _ in listed]
+    return [f"{content_hash(found)}-{found.size}" for found, _, _ in listed]
 
 
 def _listed(name: str, storage: str) -> Iterable[tuple[ObjectInfo, str, str]]:
     for folder in dataset.class_folders(storage, name):
         split, label = folder.split("/")[-2:]
-        for page in object_store().pages(folder):
+        for page in object_store().list_pages(folder):
             for found in page:
                 # Deeper folders are not part of the layout.
                 if found.uri.rsplit("/", 1)[0] == folder and found.uri.lower().endswith(SUFFIXES):

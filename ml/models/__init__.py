@@ -2,11 +2,11 @@
 
 A file offers one function::
 
-    def build(size: tuple[int, int], classes: tuple[str, ...], options: dict) -> Network
+    def build(size: tuple[int, int], classes: tuple[str, ...], **options) -> Network
 
-and its network does two things: `loss` for training and `forward` for scoring. The training loop
-(`ml.training.loop`), the export (`ml.program.program`) and everything behind them are the same for
-all.
+and declares its options in a constant `OPTIONS` (`ml.config.architectures` says how). Its network
+does two things: `loss` for training and `forward` for scoring. The training loop
+(`ml.training.loop`), the export and everything behind them are the same for all architectures.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ml.config.schema import architectures
+from ml.config.architectures import architectures, complete_options
 from ml.errors import ConfigurationError
 
 
@@ -78,18 +78,23 @@ class Network(nn.Module):
 def build(
     name: str, size: tuple[int, int], classes: tuple[str, ...], options: dict[str, Any]
 ) -> Network:
-    """The network of the architecture `name`, with fresh weights.
+    """Return the network of an architecture, with fresh weights.
 
-    Raises ConfigurationError when there is no such file, or its options are not accepted.
+    Args:
+        name: Name of a file of this folder.
+        size: Height and width of the images in pixels.
+        classes: Names of the classes.
+        options: Options that differ from their defaults.
+
+    Raises:
+        ConfigurationError: There is no such file, an option is unknown, or its value not allowed.
     """
     if name not in architectures():
         raise ConfigurationError(
             f"There is no architecture {name!r}.", f"Known: {', '.join(architectures())}."
         )
-    try:
-        network: Network = import_module(f"ml.models.{name}").build(size, classes, options)
-    except TypeError as error:
-        raise ConfigurationError(f"Architecture {name!r} refused its options: {error}") from error
+    complete = complete_options(name, options)
+    network: Network = import_module(f"ml.models.{name}").build(size, classes, **complete)
     return network
 
 

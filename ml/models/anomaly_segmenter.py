@@ -13,8 +13,6 @@ is, anomalous or not, is measured on the features that its logit comes from
 (`ml.models.components.novelty`).
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,6 +21,15 @@ from ml.models import Network, anomalies
 from ml.models.components.augmentation import noisy, occluders, varied
 from ml.models.components.drawing import blob, chance, uniform
 from ml.models.components.novelty import Novelty
+
+OPTIONS = {
+    # Channels at half of the resolution.
+    "width": {"type": "int", "default": 24, "minimum": 1},
+    # Synthetic anomalies to learn from; one that is named twice is used twice as often.
+    "synthetic": {"type": "modules", "folder": "anomalies"},
+    # Whether a mirrored image means the same.
+    "flips": {"type": "bool", "default": True},
+}
 
 _KNOWN_SHARE = 0.15  # of the anomalies shown, how many are made from known ones
 _OCCLUDED_SHARE = 0.4
@@ -174,21 +181,13 @@ def _transplanted(normal: Tensor, known: Tensor) -> Tensor:
     return torch.where(chance(normal, 0.6), known, normal * (1 - opacity) + known * opacity)
 
 
-def build(size: tuple[int, int], classes: tuple[str, ...], options: dict[str, Any]) -> Network:
-    """`options`: width (24), synthetic (names of kinds in `ml/models/anomalies/`; all), flips
-    (true: a mirrored image means the same)."""
-    known = anomalies.kinds()
-    defaults: dict[str, Any] = {"width": 24, "synthetic": known, "flips": True}
-    if unknown := set(options) - set(defaults):
-        raise TypeError(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(defaults)}")
-    chosen = defaults | options
-    if missing := set(chosen["synthetic"]) - set(known):
-        raise TypeError(
-            f"synthetic: no kind {', '.join(sorted(missing))}; known: {', '.join(known)}"
-        )
-    if not chosen["synthetic"]:
-        raise TypeError(
-            "synthetic: at least one kind, as the heat map is learned from those that are drawn; "
-            f"known: {', '.join(known)}"
-        )
-    return AnomalySegmenter(chosen["width"], chosen["synthetic"], chosen["flips"])
+def build(
+    size: tuple[int, int],
+    classes: tuple[str, ...],
+    *,
+    width: int,
+    synthetic: list[str],
+    flips: bool,
+) -> Network:
+    """Return the network with fresh weights; `OPTIONS` describes its options."""
+    return AnomalySegmenter(width, synthetic, flips)

@@ -7,14 +7,21 @@ the mean of the largest of them the score. Anomalous images are never trained fr
 neither. Light augmentation: normal images are mirrored and made a little lighter or darker.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ml.models import Network
+
+OPTIONS = {
+    # Channels at half of the resolution.
+    "width": {"type": "int", "default": 16, "minimum": 1},
+    # Numbers that remain of each 8 x 8 pixels.
+    "bottleneck": {"type": "int", "default": 16, "minimum": 1},
+    # Share of the heat map's pixels, those with the largest errors, whose mean is the score.
+    "share": {"type": "float", "default": 0.05, "minimum": 0, "maximum": 1},
+}
 
 # What is as unusual as the worst hundredth of the normal training images gets a score of 1/2.
 _SCALE_QUANTILE = 0.99
@@ -125,11 +132,8 @@ def _varied(images: Tensor) -> Tensor:
     return (torch.where(flipped, images.flip(-1), images) * light).clamp(0, 1)
 
 
-def build(size: tuple[int, int], classes: tuple[str, ...], options: dict[str, Any]) -> Network:
-    """`options`: width (16: channels at half resolution), bottleneck (16: numbers that are left of
-    each 8 x 8 pixels), share (0.05: of the heat map's pixels, the worst, whose mean is the score).
-    """
-    defaults: dict[str, Any] = {"width": 16, "bottleneck": 16, "share": 0.05}
-    if unknown := set(options) - set(defaults):
-        raise TypeError(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(defaults)}")
-    return AttentionAutoencoder(**(defaults | options))
+def build(
+    size: tuple[int, int], classes: tuple[str, ...], *, width: int, bottleneck: int, share: float
+) -> Network:
+    """Return the network with fresh weights; `OPTIONS` describes its options."""
+    return AttentionAutoencoder(width, bottleneck, share)

@@ -20,14 +20,21 @@ makes up for it (Guo et al., "On calibration of modern neural networks", 2017).
 What each brings is measured in docs/decisions/0006-architectures.md.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ml.models import Network
 from ml.models.components.muon import Muon
+
+OPTIONS = {
+    # Channels at half of the resolution.
+    "width": {"type": "int", "default": 48, "minimum": 1},
+    # Label smoothing.
+    "smoothing": {"type": "float", "default": 0.2, "minimum": 0, "maximum": 1},
+    # Whether a mirrored image means the same.
+    "flips": {"type": "bool", "default": True},
+}
 
 # Mean and deviation of natural photographs, close enough for any.
 _MEAN, _DEVIATION = 0.46, 0.25
@@ -197,9 +204,8 @@ def _places(count: int, size: int, device: torch.device) -> Tensor:
     return torch.where(places >= size, 2 * (size - 1) - places, places)
 
 
-def build(size: tuple[int, int], classes: tuple[str, ...], options: dict[str, Any]) -> Network:
-    """`options`: width (48), smoothing (0.2), flips (true: a mirrored image means the same)."""
-    defaults = {"width": 48, "smoothing": 0.2, "flips": True}
-    if unknown := set(options) - set(defaults):
-        raise TypeError(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(defaults)}")
-    return ResidualNetwork(len(classes), **(defaults | options))
+def build(
+    size: tuple[int, int], classes: tuple[str, ...], *, width: int, smoothing: float, flips: bool
+) -> Network:
+    """Return the network with fresh weights; `OPTIONS` describes its options."""
+    return ResidualNetwork(len(classes), width, smoothing, flips)

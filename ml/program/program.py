@@ -315,7 +315,7 @@ def _converted(content: bytes, path: Path, info: ProgramInfo) -> bytes:
             return form
     form = conversion.convert(_opened(content, info), info.sha256, info.input_size)
     try:
-        files.write(kept, form)
+        files.atomic_write(kept, form)
     except OSError as error:
         log.warning("The form of %s cannot be kept in %s: %s", info.name, kept.parent, error)
     return form

@@ -50,7 +50,7 @@ def scratch_folder(folder: Path, name: str) -> Iterator[Path]:
     """An empty folder in `folder`, from which a complete file can be moved there; what is left
     goes away. Errors name what is fetched (`name`), and say if there is no room for it."""
     try:
-        with files.scratch(folder) as scratch:
+        with files.scratch_folder(folder) as scratch:
             yield scratch
     except OSError as error:
         raise _no_room(name, folder, error.strerror or str(error)) from error

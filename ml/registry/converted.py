@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ml.errors import DataError, ServiceError
+from ml.files import atomic_write
 from ml.program.info import ConvertedInfo
 from ml.registry.artifacts import copy_folder, fetch_artifact, model_id, scratch_folder
 from ml.registry.rest import server
@@ -63,8 +64,7 @@ def fetch_form(registration: "Registration") -> bytes | None:
 def _keep_form(registration: "Registration", path: Path) -> bytes:
     with scratch_folder(path.parent, registration.name) as scratch:
         form = _stored_form(registration, scratch)
-        (scratch / path.name).write_bytes(form)
-        (scratch / path.name).replace(path)
+        atomic_write(path, form)
         for other in path.parent.glob(f"{_FORM}-*.zip"):
             if other != path:
                 other.unlink(missing_ok=True)

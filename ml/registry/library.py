@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from ml.files import scratch_folder
 from ml.registry.client import get_run, mlflow_client, mlflow_errors
 
 
@@ -59,8 +60,8 @@ class Library:
         from mlflow.artifacts import download_artifacts
 
         # Beside the file that it becomes, so that it need not be copied.
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder, mlflow_errors():
-            Path(download_artifacts(uri, dst_path=folder)).replace(path)
+        with scratch_folder(path.parent) as folder, mlflow_errors():
+            Path(download_artifacts(uri, dst_path=str(folder))).replace(path)
 
     def upload(self, uri: str, content: bytes) -> None:
         mlflow_client()

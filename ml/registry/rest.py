@@ -30,7 +30,7 @@ from ml.registry.client import failed, refused
 from ml.registry.library import Library, VersionInfo
 from ml.settings import settings
 from ml.storage.object_store import object_store
-from ml.timeouts import network, retrying
+from ml.timeouts import client_limits, retrying
 
 log = logging.getLogger(__name__)
 
@@ -243,7 +243,7 @@ class Rest:
                     written.write(block)
 
     def _again(self, ask: Any, *arguments: Any) -> Any:
-        return retrying(_may_pass, for_s=network().retry_for_s)(ask, *arguments)
+        return retrying(_may_pass, timeout_s=client_limits().retry_for_s)(ask, *arguments)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -266,7 +266,7 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _timeout() -> httpx.Timeout:
-    limits = network()
+    limits = client_limits()
     return httpx.Timeout(limits.read_timeout_s, connect=limits.connect_timeout_s)
 
 

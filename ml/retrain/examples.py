@@ -112,7 +112,7 @@ def _gallery(
     """The images, those of an anomaly model with their heat maps."""
     pixels = np.array(holdout.pixels[chosen])
     if _classifies(program) or not len(chosen):
-        return plots.gallery([heatmap.picture(image) for image in pixels], captions, title)
+        return plots.gallery([heatmap.to_image(image) for image in pixels], captions, title)
     heat = predict(program, pixels, heatmaps=True).heatmaps
     overlaid = [heatmap.overlay(image, warm) for image, warm in zip(pixels, heat, strict=True)]
     return plots.gallery([Image.fromarray(picture) for picture in overlaid], captions, title)

@@ -77,8 +77,8 @@ def plan_shards(run_id: UUID) -> list[int]:
 
 
 def _listed(stream: Stream, night: date) -> Iterator[tuple[Any, ...]]:
-    for one in nights.back_from(night, stream.lookback_nights):
-        for page in object_store().pages(nights.folder(stream.prefix, one)):
+    for one in nights.lookback(night, stream.lookback_nights):
+        for page in object_store().list_pages(nights.folder(stream.prefix, one)):
             yield from _image_rows(one, page)
 
 

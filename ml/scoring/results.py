@@ -139,7 +139,7 @@ class Results:
         assert result.pixels is not None and result.heat is not None
         item = result.item
         uri = f"{self.heatmaps}/dt={item.night}/{result.model}/{result.version}/{item.image_id}.jpg"
-        object_store().put(uri, heatmap.jpeg(result.pixels, result.heat), "image/jpeg")
+        object_store().put(uri, heatmap.overlay_jpeg(result.pixels, result.heat), "image/jpeg")
         return (result.model, item.image_id), uri
 
     def _finish_thread(self) -> None:

@@ -100,7 +100,7 @@ def _score_images(run_id: str, on_images: Callable[[int, int], None]) -> Nightsc
     from ml.timeouts import retrying
 
     failure: NightscoreError | None = None
-    again = retrying(lambda error: isinstance(error, ServiceError), attempts=ATTEMPTS)
+    again = retrying(lambda error: isinstance(error, ServiceError), max_attempts=ATTEMPTS)
     try:
         total = again(discover, run_id)
         on_images(0, total)

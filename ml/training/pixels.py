@@ -1,7 +1,5 @@
 """A snapshot's images as one array on disk: fetched and decoded once, used for every epoch."""
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,6 +8,7 @@ import numpy as np
 
 from ml.data import dataset
 from ml.data.snapshot import Row
+from ml.files import atomic_path
 from ml.images.resizing import resize
 from ml.settings import state_folder
 
@@ -29,7 +28,6 @@ def load(rows: Sequence[Row], size: tuple[int, int], key: str) -> np.ndarray:
     folder = state_folder() / "cache" / "pixels"
     path = folder / f"{key}-{size[0]}x{size[1]}.npy"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         _write(path, rows, size)
         _forget_oldest(folder)
     path.touch()
@@ -38,17 +36,13 @@ def load(rows: Sequence[Row], size: tuple[int, int], key: str) -> np.ndarray:
 
 
 def _write(path: Path, rows: Sequence[Row], size: tuple[int, int]) -> None:
-    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix="partial-"))
-    try:
+    with atomic_path(path) as partial_path:
         array = np.lib.format.open_memmap(
-            scratch / "pixels.npy", mode="w+", dtype=np.uint8, shape=(len(rows), 3, *size)
+            partial_path, mode="w+", dtype=np.uint8, shape=(len(rows), 3, *size)
         )
         for index, pixels in enumerate(dataset.read(rows, size, partial(resize, size=size))):
             array[index] = pixels
         array.flush()
-        (scratch / "pixels.npy").replace(path)
-    finally:
-        shutil.rmtree(scratch)
 
 
 def _forget_oldest(folder: Path) -> None:

@@ -110,7 +110,7 @@ def _engine(trained: Trained, program: Program) -> dict[int, Result]:
 
     def fetch(wanted):
         for one in wanted:
-            yield DownloadResult(one.token, trained.files[one.token.image_id], one.token.etag)
+            yield DownloadResult(one.key, trained.files[one.key.image_id], one.key.etag)
 
     batches = score(items, [program], fetch, Limits(10**6, 10**6))
     results = [result for batch in batches for result in batch]
