@@ -152,7 +152,7 @@ def _left_out(kind: str, model: Model, parts: "Parts") -> "tuple[Model, Parts]":
     """The model without a kind of drawn anomaly, or the parts without known anomalies to train from
     (the held-out ones, which set the threshold, stay), or without several: `spill+known`."""
     left_out = set(kind.split("+"))
-    drawn = model.options.get("synthetic", anomalies.kinds())
+    drawn = model.options.get("synthetic", anomalies.names())
     if unknown := left_out - {KNOWN, *drawn}:
         known = ", ".join(dict.fromkeys([KNOWN, *drawn]))
         raise SystemExit(f"--leave-out {'+'.join(sorted(unknown))}: known are {known}.")

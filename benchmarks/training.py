@@ -82,7 +82,7 @@ def train(
 def _fitted(
     model: Model, parts: "Parts", seed: int, place: Device
 ) -> "tuple[Network, list[Epoch], float]":
-    """The network, its epochs, and the seconds that `start`, `finish` and `calibrate` took."""
+    """The network, its epochs, and the seconds that `before_fit`, `after_fit` and `calibrate` took."""
     import torch
 
     from ml.models import build
@@ -101,7 +101,7 @@ def _fitted(
     learned = parts.fit.tensors()
     is_classifier = model.task == CLASSIFICATION
     started = time.perf_counter()
-    network.start(*learned)
+    network.before_fit(*learned)
     around = time.perf_counter() - started
     with environment.fixed(place):
         loop.fit(
@@ -115,7 +115,7 @@ def _fitted(
             on_epoch=epochs.append,
         )
     started = time.perf_counter()
-    network.finish(*learned)
+    network.after_fit(*learned)
     network.calibrate(*parts.holdout.tensors())
     return network, epochs, around + time.perf_counter() - started
 

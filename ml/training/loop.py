@@ -128,7 +128,7 @@ class _Learning:
         self._optimizers = network.optimizers(parameters.learning_rate, parameters.weight_decay)
         self._schedules = [
             torch.optim.lr_scheduler.LambdaLR(
-                optimizer, lambda step: _triangle(step / total, network.warm_up)
+                optimizer, lambda step: _triangle(step / total, network.warmup_ratio)
             )
             for optimizer in self._optimizers
         ]
@@ -236,9 +236,9 @@ def _batch_size(images: int, wanted: int, processes: int) -> int:
 
 def _average(network: Network, steps: int) -> AveragedModel | None:
     """An exponential moving average of weights and statistics, if the network asks for one."""
-    if not network.averaging:
+    if not network.ema_ratio:
         return None
-    decay = max(0.0, 1 - 1 / (network.averaging * steps))
+    decay = max(0.0, 1 - 1 / (network.ema_ratio * steps))
     return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 

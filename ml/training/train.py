@@ -87,7 +87,7 @@ def _run(name: str, model: Model, snapshot: Snapshot, run_id: str, place: device
         log.info("%s", _in_words(epoch))
 
     pixels, labels = parts.fit.tensors()
-    network.start(pixels, labels)
+    network.before_fit(pixels, labels)
     if used.processes > 1:
         distributed.fit(
             network, model, parts, place=place, processes=used.processes, on_epoch=on_epoch
@@ -103,7 +103,7 @@ def _run(name: str, model: Model, snapshot: Snapshot, run_id: str, place: device
             validate=lambda trained: validate(trained, model, parts.holdout),
             on_epoch=on_epoch,
         )
-    network.finish(pixels, labels)
+    network.after_fit(pixels, labels)
     network.calibrate(*parts.holdout.tensors())
     tracking.set_run_tags(run_id, {tracking.WEIGHTS_TAG: weights_sha256(network)})
     tracking.log_figures(

@@ -52,7 +52,7 @@ def _train(folder: Path, described: distributed.Job) -> None:
                 file.write(json.dumps(asdict(epoch)) + "\n")
 
         pixels, labels = fit.tensors()
-        network.start(pixels, labels)
+        network.before_fit(pixels, labels)
         first = group.rank == 0
         loop.fit(
             network,

@@ -77,12 +77,12 @@ def train(architecture: str, place: Device, folder: Path, count: int, epochs: in
     done: list[loop.Epoch] = []
     torch.manual_seed(0)
     network = build(architecture, described.input_size, classes, described.options)
-    network.start(*learned)
+    network.before_fit(*learned)
     with environment.fixed(place):
         loop.fit(
             network, *learned, parameters, device=torch.device(place), seed=0, on_epoch=done.append
         )
-    network.finish(*learned)
+    network.after_fit(*learned)
     network.calibrate(*learned)
     path = folder / f"{architecture}.pt2"
     export(network, path, described.input_size)

@@ -36,7 +36,7 @@ def main(folder: Path) -> None:
     for name in TASKS:
         # Different weights at first: the group has to begin with the same ones.
         made = network(name, seed=group.rank)
-        made.start(pixels, labels)
+        made.before_fit(pixels, labels)
         epochs = []
         fit(
             made,

@@ -79,7 +79,7 @@ def test_two_processes_reach_what_one_reaches_and_have_the_same_weights(tmp_path
         assert saved[0]["drawn"] != saved[1]["drawn"]
         alone, together = (group_script.network(name, seed=0) for _ in range(2))
         losses = []
-        alone.start(torch.from_numpy(pixels), torch.from_numpy(labels))
+        alone.before_fit(torch.from_numpy(pixels), torch.from_numpy(labels))
         loop.fit(
             alone,
             torch.from_numpy(pixels),
