@@ -28,7 +28,7 @@ from ml.models import anomalies
 from ml.program.info import ANOMALY, CLASSIFICATION
 
 if TYPE_CHECKING:
-    from ml.training.data import Parts
+    from ml.training.data import Splits
 
 NAMES = {ANOMALY: "spill-anomaly", CLASSIFICATION: "cifar10-classifier"}
 OURS, KNOWN = "nightscore", "known"
@@ -59,7 +59,7 @@ class Bench:
     def __init__(self, task: str, data: Path, folder: Path, quick: bool) -> None:
         self.name, self.folder, self.quick = NAMES[task], folder, quick
         self.model = _quick(_model(task), quick)
-        self.parts: Parts = division.load(data, self.model, _QUICK[task] if quick else None)
+        self.parts: Splits = division.load(data, self.model, _QUICK[task] if quick else None)
         self.first: Trained | None = None
 
     def contenders(self, leave_out: Sequence[str]) -> dict[str, Contender]:
@@ -122,7 +122,7 @@ class Bench:
         from benchmarks.peers import resnet_notebook as notebook
 
         steps = _QUICK_STEPS if self.quick else notebook.STEPS
-        fit = self.parts.fit
+        fit = self.parts.train
         note = (
             f"torchvision's ResNet-18 at 224 x 224; seconds of an epoch extrapolated from {steps} "
             f"steps of {notebook.BATCH} images after {notebook.WARM_UP} to warm up; accuracy not "
@@ -148,7 +148,7 @@ def _in_epochs(model: Model, epochs: int) -> Model:
     return model.model_copy(update={"training": {"cpu": training}})
 
 
-def _left_out(kind: str, model: Model, parts: "Parts") -> "tuple[Model, Parts]":
+def _left_out(kind: str, model: Model, parts: "Splits") -> "tuple[Model, Splits]":
     """The model without a kind of drawn anomaly, or the parts without known anomalies to train from
     (the held-out ones, which set the threshold, stay), or without several: `spill+known`."""
     left_out = set(kind.split("+"))
@@ -161,12 +161,12 @@ def _left_out(kind: str, model: Model, parts: "Parts") -> "tuple[Model, Parts]":
     return model, _of_normal_images(parts) if KNOWN in left_out else parts
 
 
-def _of_normal_images(parts: "Parts") -> "Parts":
-    from ml.training.data import Part
+def _of_normal_images(parts: "Splits") -> "Splits":
+    from ml.training.data import Split
 
-    normal = parts.fit.labels == 0
-    rows = [row for row, kept in zip(parts.fit.rows, normal, strict=True) if kept]
-    return replace(parts, fit=Part(parts.fit.pixels[normal], parts.fit.labels[normal], rows))
+    normal = parts.train.labels == 0
+    rows = [row for row, kept in zip(parts.train.rows, normal, strict=True) if kept]
+    return replace(parts, train=Split(parts.train.pixels[normal], parts.train.labels[normal], rows))
 
 
 def measure(
@@ -228,7 +228,7 @@ def _document(bench: Bench, arguments: argparse.Namespace) -> dict[str, Any]:
         "task": arguments.task,
         "model": bench.name,
         "data": arguments.data.name,
-        "images": {part: len(getattr(parts, part)) for part in ("fit", "holdout", "test")},
+        "images": {"fit": len(parts.train), "holdout": len(parts.holdout), "test": len(parts.test)},
         "seeds": len(seeds),
         "quick": bench.quick,
         "rows": rows,

@@ -13,7 +13,7 @@ from benchmarks.runner import REPOSITORY, ContenderError
 from ml.config.schema import Model
 
 if TYPE_CHECKING:
-    from ml.training.data import Parts
+    from ml.training.data import Splits
 
 PYTHON = REPOSITORY / ".venv-peers" / "bin" / "python"
 _SCRIPT = REPOSITORY / "benchmarks" / "peers" / "anomalib_models.py"
@@ -23,7 +23,7 @@ _LINES_OF_LOG = 30
 _MEASURED = ("train_seconds", "images_per_second", "size_mb")
 
 
-def detect(name: str, model: Model, parts: "Parts", seed: int, folder: Path) -> dict[str, float]:
+def detect(name: str, model: Model, parts: "Splits", seed: int, folder: Path) -> dict[str, float]:
     """The figures of a peer: those of `benchmarks.figures.judged`, and train_seconds,
     images_per_second and size_mb as the peer measured them itself.
 
@@ -39,7 +39,7 @@ def detect(name: str, model: Model, parts: "Parts", seed: int, folder: Path) -> 
     height, width = model.input_size
     np.savez(
         place / "images.npz",
-        normal=parts.fit.pixels[parts.fit.labels == 0],
+        normal=parts.train.pixels[parts.train.labels == 0],
         holdout=parts.holdout.pixels,
         test=parts.test.pixels,
     )

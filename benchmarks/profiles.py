@@ -24,7 +24,7 @@ from ml.data import samples
 from ml.program.device import Device, select_device
 
 if TYPE_CHECKING:
-    from ml.training.data import Parts
+    from ml.training.data import Splits
 
 MODELS = ("cifar10-classifier", "spill-anomaly")
 # In a quick run: images of a SPLIT/CLASS, and epochs.
@@ -53,10 +53,10 @@ def measured(
     wanted: Sequence[str], data: Path | None, place: Device, scratch: Path, quick: bool
 ) -> Iterator[dict[str, Any]]:
     """Train and measure what is wanted, MODEL/SEED each."""
-    from ml.training.train import parameters
+    from ml.training.train import training_parameters
 
     known = load(REPOSITORY / "nightscore.yaml")
-    loaded: dict[str, tuple[Parts, str]] = {}
+    loaded: dict[str, tuple[Splits, str]] = {}
     for name in wanted:
         model_name, _, seed = name.rpartition("/")
         model = _quick(known.model(model_name), place) if quick else known.model(model_name)
@@ -73,8 +73,12 @@ def measured(
             "device": place,
             "gpu": machine.describe(place)["gpu"],
             "source": about,
-            "images": {part: len(getattr(parts, part)) for part in ("fit", "holdout", "test")},
-            "parameters": parameters(model, place).model_dump(),
+            "images": {
+                "fit": len(parts.train),
+                "holdout": len(parts.holdout),
+                "test": len(parts.test),
+            },
+            "parameters": training_parameters(model, place).model_dump(),
             "figures": trained.figures,
             "seconds": time.perf_counter() - started,
             "quick": quick,
@@ -82,9 +86,9 @@ def measured(
 
 
 def _quick(model: Model, place: Device) -> Model:
-    from ml.training.train import parameters
+    from ml.training.train import training_parameters
 
-    used = parameters(model, place).model_copy(update={"epochs": 1})
+    used = training_parameters(model, place).model_copy(update={"epochs": 1})
     return model.model_copy(update={"training": {"cpu": used, "gpu": used}})
 
 

@@ -20,7 +20,7 @@ from ml.program.program import Program, export
 
 if TYPE_CHECKING:
     from ml.models import Network
-    from ml.training.data import Parts
+    from ml.training.data import Splits
     from ml.training.loop import Epoch
 
 # The accuracy of the notebook that the classifier is compared with.
@@ -38,7 +38,7 @@ class Trained:
 
 
 def train(
-    name: str, model: Model, parts: "Parts", seed: int, folder: Path, place: Device = "cpu"
+    name: str, model: Model, parts: "Splits", seed: int, folder: Path, place: Device = "cpu"
 ) -> Trained:
     """Train with a seed on a device and measure there; `folder` receives the program.
 
@@ -80,34 +80,34 @@ def train(
 
 
 def _fitted(
-    model: Model, parts: "Parts", seed: int, place: Device
+    model: Model, parts: "Splits", seed: int, place: Device
 ) -> "tuple[Network, list[Epoch], float]":
-    """The network, its epochs, and the seconds that `before_fit`, `after_fit` and `calibrate` took."""
+    """The network, its epochs, and the seconds of `before_fit`, `after_fit` and `calibrate`."""
     import torch
 
     from ml.models import build
-    from ml.training import environment, loop
-    from ml.training import train as job
+    from ml.training import environment, loop, validation
+    from ml.training.train import training_parameters
 
     torch.manual_seed(seed)
     network = build(model.architecture, model.input_size, parts.classes, model.options)
     test, _ = parts.test.tensors()
 
     def accuracy(trained: "Network") -> dict[str, float]:
-        predicted = loop.predict(trained, test).argmax(axis=1)
+        predicted = validation.predict(trained, test).argmax(axis=1)
         return {"accuracy": float((predicted == parts.test.labels).mean())}
 
     epochs: list[Epoch] = []
-    learned = parts.fit.tensors()
+    learned = parts.train.tensors()
     is_classifier = model.task == CLASSIFICATION
     started = time.perf_counter()
     network.before_fit(*learned)
     around = time.perf_counter() - started
-    with environment.fixed(place):
+    with environment.deterministic(place):
         loop.fit(
             network,
             *learned,
-            job.parameters(model, place),
+            training_parameters(model, place),
             device=torch.device(place),
             seed=seed,
             # Only reported, and not in the seconds of an epoch.

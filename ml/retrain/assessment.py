@@ -76,7 +76,7 @@ def _champion(
     name: str,
     version: int,
     challenger: Program,
-    parts: data.Parts,
+    parts: data.Splits,
     held: Evaluation,
     confidence: float,
 ) -> tuple[Champion, Evaluation | None]:
@@ -122,7 +122,7 @@ def _numbers(prefix: str, metrics: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _figures(program: Program, holdout: data.Part, held: Evaluation) -> dict[str, bytes]:
+def _figures(program: Program, holdout: data.Split, held: Evaluation) -> dict[str, bytes]:
     figures = {
         "worst_predictions": examples.worst(program, holdout, held),
         "right_predictions": examples.right(program, holdout, held),

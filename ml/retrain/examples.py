@@ -11,12 +11,12 @@ from ml.evaluation.evaluate import Evaluation, predict
 from ml.images import heatmap
 from ml.program.info import ANOMALOUS, CLASSIFICATION, NORMAL
 from ml.program.program import Program
-from ml.training.data import Part
+from ml.training.data import Split
 
 SHOWN = 24
 
 
-def worst(program: Program, holdout: Part, held: Evaluation) -> bytes:
+def worst(program: Program, holdout: Split, held: Evaluation) -> bytes:
     """The images that were judged worst, the wrong ones among them; of an anomaly model half of
     each kind."""
     order = np.argsort(_merit(program, held), kind="stable")
@@ -26,7 +26,7 @@ def worst(program: Program, holdout: Part, held: Evaluation) -> bytes:
     return _gallery(program, holdout, chosen, _captions(program, held, chosen), title)
 
 
-def right(program: Program, holdout: Part, held: Evaluation) -> bytes:
+def right(program: Program, holdout: Split, held: Evaluation) -> bytes:
     """Images that were judged right, from the barely to the most certainly right."""
     merit = _merit(program, held)
     found = np.flatnonzero(held.answers == held.labels)
@@ -41,7 +41,7 @@ def right(program: Program, holdout: Part, held: Evaluation) -> bytes:
 
 
 def disagreements(
-    program: Program, holdout: Part, held: Evaluation, champion: Evaluation, version: int
+    program: Program, holdout: Split, held: Evaluation, champion: Evaluation, version: int
 ) -> bytes | None:
     """The images that the champion, `version`, judges otherwise, those first that it judged most
     differently; None when there is none."""
@@ -107,7 +107,7 @@ def _said(program: Program, held: Evaluation, index: int) -> str:
 
 
 def _gallery(
-    program: Program, holdout: Part, chosen: np.ndarray, captions: Sequence[str], title: str
+    program: Program, holdout: Split, chosen: np.ndarray, captions: Sequence[str], title: str
 ) -> bytes:
     """The images, those of an anomaly model with their heat maps."""
     pixels = np.array(holdout.pixels[chosen])

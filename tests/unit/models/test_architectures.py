@@ -14,7 +14,8 @@ from ml.errors import ConfigurationError, DataError
 from ml.models import build
 from ml.program.info import ANOMALY, CLASSIFICATION, ProgramInfo, sha256
 from ml.program.program import Program, export
-from ml.training.loop import Epoch, fit, holdout_loss, predict
+from ml.training.loop import Epoch, fit
+from ml.training.validation import holdout_loss, predict
 
 SIZE = (16, 24)
 TASKS = {
