@@ -34,7 +34,7 @@ def _parsed(value: str) -> dict[str, Any]:
 
 @step.command()
 def snapshot(model: Annotated[str, typer.Argument(help="A model of nightscore.yaml.")]) -> None:
-    """retrain 1: take a snapshot of the model's data set."""
+    """Retrain 1: take a snapshot of the model's data set."""
     from ml.retrain import steps as retrain
 
     print_json(retrain.snapshot(model))
@@ -42,7 +42,7 @@ def snapshot(model: Annotated[str, typer.Argument(help="A model of nightscore.ya
 
 @step.command()
 def train(value: Value) -> None:
-    """retrain 2: train on a snapshot and log the program to MLflow."""
+    """Retrain 2: train on a snapshot and log the program to MLflow."""
     from ml.retrain import steps as retrain
 
     print_json(retrain.train(_parsed(value)))
@@ -50,7 +50,7 @@ def train(value: Value) -> None:
 
 @step.command()
 def evaluate(value: Value) -> None:
-    """retrain 3: evaluate challenger and champion on the same held-out images."""
+    """Retrain 3: evaluate challenger and champion on the same held-out images."""
     from ml.retrain import steps as retrain
 
     print_json(retrain.evaluate(_parsed(value)))
@@ -58,7 +58,7 @@ def evaluate(value: Value) -> None:
 
 @step.command()
 def gate(value: Value) -> None:
-    """retrain 4: decide whether the challenger may be promoted."""
+    """Retrain 4: decide whether the challenger may be promoted."""
     from ml.retrain import steps as retrain
 
     print_json(retrain.gate(_parsed(value)))
@@ -66,7 +66,7 @@ def gate(value: Value) -> None:
 
 @step.command()
 def register(value: Value) -> None:
-    """retrain 5: register the version as challenger."""
+    """Retrain 5: register the version as challenger."""
     from ml.retrain import steps as retrain
 
     print_json(retrain.register(_parsed(value)))
@@ -74,7 +74,7 @@ def register(value: Value) -> None:
 
 @step.command()
 def promote(value: Value) -> None:
-    """retrain 6: make the version champion."""
+    """Retrain 6: make the version champion."""
     from ml.retrain import steps as retrain
 
     print_json(retrain.promote(_parsed(value)))
@@ -88,7 +88,7 @@ def open_run(
         str | None, typer.Option(help="Opening again for the same trigger returns the same run.")
     ] = None,
 ) -> None:
-    """score 1: open a run and pin the versions; prints the run id."""
+    """Score 1: open a run and pin the versions; prints the run id."""
     from ml.scoring import steps as scoring
 
     typer.echo(scoring.open_run(stream, parse_date(date).isoformat(), trigger))
@@ -96,7 +96,7 @@ def open_run(
 
 @step.command()
 def discover(run_id: RunId) -> None:
-    """score 2: write the run's manifest; prints the number of new images."""
+    """Score 2: write the run's manifest; prints the number of new images."""
     from ml.scoring import steps as scoring
 
     print_json(scoring.discover(run_id))
@@ -104,7 +104,7 @@ def discover(run_id: RunId) -> None:
 
 @step.command()
 def plan_shards(run_id: RunId) -> None:
-    """score 3: print the numbers of the shards that are to be scored."""
+    """Score 3: print the numbers of the shards that are to be scored."""
     from ml.scoring import steps as scoring
 
     print_json(scoring.plan_shards(run_id))
@@ -112,7 +112,7 @@ def plan_shards(run_id: RunId) -> None:
 
 @step.command()
 def score_shard(run_id: RunId, shard: Annotated[int, typer.Argument(help="Its number.")]) -> None:
-    """score 4: score one shard and store its results."""
+    """Score 4: score one shard and store its results."""
     from ml.scoring import steps as scoring
 
     print_json(scoring.score_shard(run_id, shard))
@@ -120,7 +120,7 @@ def score_shard(run_id: RunId, shard: Annotated[int, typer.Argument(help="Its nu
 
 @step.command()
 def reconcile(run_id: RunId) -> None:
-    """score 5: check that every image is scored or rejected, and close the run."""
+    """Score 5: check that every image is scored or rejected, and close the run."""
     from ml.scoring import steps as scoring
 
     print_json(scoring.reconcile(run_id))
@@ -128,7 +128,7 @@ def reconcile(run_id: RunId) -> None:
 
 @step.command()
 def report(run_id: RunId) -> None:
-    """score 6: write the run's report; prints its URI."""
+    """Score 6: write the run's report; prints its URI."""
     from ml.scoring import steps as scoring
 
     typer.echo(scoring.report(run_id))

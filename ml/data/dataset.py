@@ -1,8 +1,6 @@
 """Labelled data sets in S3: `STORAGE/datasets/NAME/SPLIT/CLASS/FILE`."""
 
-import hashlib
 import logging
-import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +13,7 @@ import numpy as np
 from ml.config.schema import MAX_PIXELS
 from ml.data.archive import Entry, labelled
 from ml.data.samples import is_synthetic
-from ml.errors import DataError, ServiceError
+from ml.errors import DataError
 from ml.images.decoding import decode
 from ml.images.rejection import RejectedError
 from ml.parallel import parallel_map
@@ -55,7 +53,8 @@ def class_folders(storage: str, name: str) -> list[str]:
 @dataclass(frozen=True)
 class ImportResult:
     """Numbers of images: in the source, written, there already, and removed; `left_out` are those
-    of the source that are not laid out SPLIT/CLASS/FILE; `classes` counts as SPLIT/CLASS."""
+    of the source that are not laid out SPLIT/CLASS/FILE; `classes` counts as SPLIT/CLASS.
+    """
 
     images: int
     uploaded: int

@@ -81,7 +81,8 @@ def _unlabelled(path: Path, split: str) -> Iterator[tuple[str, bytes]]:
 
 def unlabelled_name(split: str, label: str, name: str) -> str:
     """A name that is stable and unique and says nothing of the label; synthetic images stay
-    recognisable as such."""
+    recognisable as such.
+    """
     digest = hashlib.sha256(f"{split}/{label}/{name}".encode()).hexdigest()[:16]
     mark = samples.PREFIX if samples.is_synthetic(name) else ""
     return f"{mark}{digest}{PurePosixPath(name).suffix.lower()}"

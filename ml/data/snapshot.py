@@ -112,7 +112,8 @@ def take(name: str, storage: str, *, holdout_share: float, holdout_by: HoldoutBy
 
 def _digest(rows: Sequence[Row], division: str) -> str:
     """Of the rows as divided by image, without `scene`: what is read from the images follows from
-    their ETags and from how they are divided."""
+    their ETags and from how they are divided.
+    """
     content = ["\t".join(map(str, row[:-1])) for row in rows]
     if division:
         content.append(division)
@@ -223,7 +224,7 @@ def find_scenes(
     rows: Sequence[Row],
     thumbnails_of: Callable[[Sequence[Row]], Iterable[np.ndarray]] = _thumbnails,
 ) -> dict[str, dict[str, str]]:
-    """split → group → scene, named by the smallest of its groups, for train and calibration.
+    """Split → group → scene, named by the smallest of its groups, for train and calibration.
 
     Args:
         thumbnails_of: gives `ml.data.scenes.thumbnail` of each row; by default from S3.

@@ -48,7 +48,8 @@ def model_id(registration: "Registration") -> str:
 @contextmanager
 def scratch_folder(folder: Path, name: str) -> Iterator[Path]:
     """An empty folder in `folder`, from which a complete file can be moved there; what is left
-    goes away. Errors name what is fetched (`name`), and say if there is no room for it."""
+    goes away. Errors name what is fetched (`name`), and say if there is no room for it.
+    """
     try:
         with files.scratch_folder(folder) as scratch:
             yield scratch

@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Conversion:
     """What `convert` did with a version: `made` says whether its form for OpenVINO is a new one,
-    `openvino` which version of it made the form; None when it cannot run the program."""
+    `openvino` which version of it made the form; None when it cannot run the program.
+    """
 
     model: str
     version: int

@@ -139,7 +139,8 @@ def fetch(registration: "Registration") -> tuple[Path, ProgramInfo]:
 
 def _kept(folder: Path, registration: "Registration") -> ProgramInfo | None:
     """What is recorded of the copy in a folder; None when it is of another program, or there is
-    none."""
+    none.
+    """
     path = folder / PROGRAM_INFO
     if not path.exists() or not (folder / "model.pt2").exists():
         return None

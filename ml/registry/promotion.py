@@ -98,7 +98,8 @@ def champion(model: str) -> int | None:
 @contextmanager
 def _locked(model: str) -> Iterator[tuple[Session, int | None]]:
     """The model's lock, which outlasts the transactions that are committed under it; gives the
-    champion too, with which the tables agree now."""
+    champion too, with which the tables agree now.
+    """
     with engine().connect() as connection, Session(connection) as session:
         key = {"model": model}
         session.execute(_LOCK, key)
@@ -115,7 +116,8 @@ def _locked(model: str) -> Iterator[tuple[Session, int | None]]:
 
 def _settle(session: Session, model: str) -> int | None:
     """Bring the tables in line with MLflow: whatever stopped a promotion half-way, MLflow's alias
-    names one version, and says whether the promotion came about. Returns that version."""
+    names one version, and says whether the promotion came about. Returns that version.
+    """
     champion = versions.version_of_alias(model, CHAMPION)
     pending = session.scalars(
         sa.select(Promotion)

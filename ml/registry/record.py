@@ -19,7 +19,8 @@ from ml.program.info import ConvertedInfo, ProgramInfo
 @dataclass(frozen=True)
 class Registration:
     """What was recorded of a version: its file's SHA-256, fields of `ProgramInfo` in their JSON
-    form, and its form for OpenVINO if one is recorded."""
+    form, and its form for OpenVINO if one is recorded.
+    """
 
     model: str
     version: int
@@ -33,7 +34,8 @@ class Registration:
 
     def check(self, info: ProgramInfo, where: str) -> None:
         """Raise DataError unless everything that `info` says is what was recorded; `where` names
-        the place that it is from."""
+        the place that it is from.
+        """
         found = described(info)
         for name in sorted(found.keys() & self.fields.keys()):
             if found[name] != self.fields[name]:

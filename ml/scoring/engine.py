@@ -121,7 +121,8 @@ def score(
 
 def threads_for(device: Device) -> int:
     """Threads that take a batch each: more than there are cores, since each waits now and then,
-    for the GPU, or for another to have had Python's lock."""
+    for the GPU, or for another to have had Python's lock.
+    """
     cores = os.cpu_count() or 1
     return 2 * cores if device == "cpu" else cores + 2
 

@@ -34,7 +34,8 @@ class DagRun:
 @dataclass(frozen=True, slots=True)
 class TaskState:
     """A task of a run, with its index where it is mapped: its state, the seconds that it has taken
-    so far, and why it failed, if it did."""
+    so far, and why it failed, if it did.
+    """
 
     task: str
     state: str

@@ -61,7 +61,8 @@ def _finding(error: Exception) -> str:
 
 def _stranger(name: str, current: Settings) -> str:
     """What to do when another stack or program answers where this stack's server should: what it
-    says of our password is true and no help. "" when that is not so."""
+    says of our password is true and no help. "" when that is not so.
+    """
     addresses = {
         "postgres": ("postgres", current.database_url.get_secret_value()),
         "analyst": ("postgres", current.analyst_url.get_secret_value()),

@@ -162,7 +162,8 @@ def _program(name: str) -> Path:
 
 def _prefix() -> tuple[str, ...]:
     """Nothing for a normal user. Postgres refuses to run as root: then it runs as `nobody`, with
-    the two capabilities it needs to pass through root's folders to its own data."""
+    the two capabilities it needs to pass through root's folders to its own data.
+    """
     if os.getuid() != 0:
         return ()
     rights = "+dac_override,+dac_read_search"

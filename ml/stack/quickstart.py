@@ -52,7 +52,8 @@ class Progress(Protocol):
 @dataclass(frozen=True)
 class Source:
     """Labelled images on disk: a folder or tar a data set; by data set, a folder of broken files
-    for the night; and data sets that are in S3 and stay as they are (`kept`)."""
+    for the night; and data sets that are in S3 and stay as they are (`kept`).
+    """
 
     datasets: dict[str, Path]
     broken: dict[str, Path] = field(default_factory=dict)
@@ -63,7 +64,8 @@ class Source:
 @dataclass(frozen=True)
 class Result:
     """Rows of `reporting.nightly_summary`; the DAG run of each stream; the DAG run that trained
-    each model, if one did; and the champions as rows of `reporting.model_versions`."""
+    each model, if one did; and the champions as rows of `reporting.model_versions`.
+    """
 
     summaries: list[dict[str, Any]]
     scored: dict[str, DagRun]

@@ -131,7 +131,8 @@ class Supervisor:
 
     def marked(self) -> list[psutil.Process]:
         """The living processes that carry this stack's mark in their environment; and Airflow's
-        workers, which write their title over it, but work in the state folder."""
+        workers, which write their title over it, but work in the state folder.
+        """
         found, orphaned = [], self._orphaned_groups()
         for process in psutil.process_iter():
             try:
@@ -240,7 +241,8 @@ def _socket_path(home: Path) -> Path:
 
 def _signal(process: psutil.Process, *, kill: bool) -> None:
     """Ask a process to end, or make it. Postgres ends sessions on SIGINT; on SIGTERM it would wait
-    for its clients."""
+    for its clients.
+    """
     try:
         if kill:
             process.kill()

@@ -27,7 +27,9 @@ def folder(tmp_path):
 
 def _keys(prefix: str) -> set[str]:
     return {
-        found.uri.removeprefix(prefix) for page in object_store().list_pages(prefix) for found in page
+        found.uri.removeprefix(prefix)
+        for page in object_store().list_pages(prefix)
+        for found in page
     }
 
 
@@ -209,7 +211,9 @@ class TestScenes:
 
     def test_a_data_set_needs_no_calibration(self, places):
         folder = f"{places}/datasets/line/calibration/anomalous"
-        object_store().delete(found.uri for page in object_store().list_pages(folder) for found in page)
+        object_store().delete(
+            found.uri for page in object_store().list_pages(folder) for found in page
+        )
         taken = self._take(places)
         assert len(taken.select(part="holdout")) == 3 * 13
         assert {row.split for row in taken.rows} == {"train"}
