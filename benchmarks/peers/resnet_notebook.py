@@ -29,7 +29,7 @@ from benchmarks.paths import REPOSITORY
 from ml.config.loading import load
 from ml.errors import NightscoreError
 from ml.program.device import has_fast_bfloat16
-from ml.training.data import Split
+from ml.training.data import Split, Splits
 from ml.training.memory import retain_freed_memory
 
 BATCH = 64
