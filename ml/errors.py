@@ -1,16 +1,16 @@
 """Errors that a user can act on.
 
-Everything Nightscore raises on purpose derives from `NightscoreError`. The command line prints
-such an error in one line without a traceback; a DAG task fails with it. `hint` says what to do.
+All errors that Nightscore raises for its users derive from `NightscoreError`. The command line
+prints such an error without a traceback; a DAG task fails with it.
 """
 
 
 class NightscoreError(Exception):
-    """A failure with a message for the user and, where there is one, a way out.
+    """A failure, with a message for the user and a hint at what to do about it.
 
     Args:
-        message: what went wrong, naming the thing it went wrong with.
-        hint: what to do about it, as an imperative sentence; empty when there is nothing to say.
+        message: What went wrong, with the name of the thing it went wrong with.
+        hint: What to do about it, as an imperative sentence; may be empty.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -31,12 +31,12 @@ class DataError(NightscoreError):
 
 
 class ServiceError(NightscoreError):
-    """Postgres, S3, MLflow or Airflow did not do its part; a retry may help."""
+    """Postgres, S3, MLflow or Airflow failed or cannot be reached; a retry may help."""
 
 
 class GpuMemoryError(ServiceError):
-    """The memory of the GPU, or this process's share of it, is used up; a retry may find more."""
+    """The GPU's memory, or this process's share of it, is used up; a retry may help."""
 
 
 class RunFailedError(NightscoreError):
-    """A scoring run ended `failed`; everything that could be scored is stored."""
+    """A scoring run ended with status `failed`; the images that could be scored are stored."""

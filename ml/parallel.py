@@ -1,4 +1,4 @@
-"""Work on many items with a few threads, without running ahead of whoever takes the results."""
+"""Work on many items with a few threads and bounded buffers."""
 
 import threading
 from collections import deque
@@ -16,11 +16,12 @@ Result = TypeVar("Result")
 def parallel_map(
     function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, buffer_size: int
 ) -> Iterator[Result]:
-    """`map(function, items)` on `threads` threads, in order, at most `buffer_size` results early.
+    """Apply a function to the items on several threads, and yield the results in order.
 
-    Unlike `Executor.map`, which submits every item at once, memory stays bounded whatever the
-    number of items. The first error is raised where its result would have come, and the items
-    not yet begun are dropped.
+    `Executor.map` submits every item at once; this function submits at most `buffer_size` items
+    (or `threads`, if that is more) before their results are asked for, so memory stays bounded.
+    An error of the function is raised in place of its result, and the items that are not yet begun
+    are dropped.
     """
     source = iter(items)
     with ThreadPoolExecutor(threads) as pool:
@@ -37,21 +38,24 @@ def parallel_map(
                 future.cancel()
 
 
-def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of `size` items, the last one shorter (`itertools.batched` of Python 3.12)."""
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield lists of `size` items, the last of which may be shorter.
+
+    `itertools.batched` of Python 3.12 does the same.
+    """
     source = iter(items)
     while batch := list(islice(source, size)):
         yield batch
 
 
-def in_thread(function: Callable[..., Result], *arguments: Any) -> Future[Result]:
-    """Call a function on a thread of its own, which does not keep the process from ending."""
+def run_in_thread(function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+    """Call a function on a new daemon thread, which does not keep the process from ending."""
     future: Future[Result] = Future()
 
     def call() -> None:
         try:
             future.set_result(function(*arguments))
-        except BaseException as error:  # raised again where the result is asked for
+        except BaseException as error:  # `Future.result` raises it again
             future.set_exception(error)
 
     threading.Thread(target=call, name=function.__name__, daemon=True).start()
@@ -59,9 +63,9 @@ def in_thread(function: Callable[..., Result], *arguments: Any) -> Future[Result
 
 
 class WeightedSemaphore:
-    """Lets threads go on while what they use together stays within `total`.
+    """A semaphore whose holders acquire amounts, which together stay within `total`.
 
-    One that wants more than that has to wait until it is alone.
+    A thread that asks for more than `total` waits until no other thread holds anything.
     """
 
     def __init__(self, total: int) -> None:
@@ -71,7 +75,7 @@ class WeightedSemaphore:
 
     @contextmanager
     def acquire(self, amount: int) -> Iterator[None]:
-        """Hold `amount` while the context is open; waits until there is room for it."""
+        """Wait until `amount` is available, and hold it for the duration of the block."""
         with self._changed:
             self._changed.wait_for(lambda: not self._used or self._used + amount <= self.total)
             self._used += amount
@@ -84,14 +88,20 @@ class WeightedSemaphore:
 
 
 def prefetch(items: Iterable[Item], buffer_size: int) -> Generator[Item, None, None]:
-    """Produce the items on a thread of their own, at most `buffer_size` of them early (0: any
-    number).
+    """Produce the items on a background thread, at most `buffer_size` items early.
 
-    An error of the source is raised where its item would have come. When the iterator is closed,
-    the source is closed as well.
+    An error of the source is raised in place of its item. When the iterator is closed, the source
+    is closed, too.
+
+    Args:
+        items: The source; it is read by the background thread only.
+        buffer_size: The number of items that may wait in the buffer; 0 means any number.
+
+    Yields:
+        The items, in order.
     """
     queue: Queue[tuple[Item | None, BaseException | None]] = Queue(maxsize=buffer_size)
-    stopped, ended = threading.Event(), threading.Event()
+    stopped, finished = threading.Event(), threading.Event()
 
     def produce() -> None:
         source = iter(items)
@@ -101,12 +111,12 @@ def prefetch(items: Iterable[Item], buffer_size: int) -> Generator[Item, None, N
                     return
                 queue.put((item, None))
             queue.put((None, _END))
-        except BaseException as error:  # raised again where the items are taken
+        except BaseException as error:  # the consumer raises it again
             queue.put((None, error))
         finally:
             if hasattr(source, "close"):
                 source.close()
-            ended.set()
+            finished.set()
 
     threading.Thread(target=produce, name="prefetch", daemon=True).start()
     try:
@@ -116,11 +126,12 @@ def prefetch(items: Iterable[Item], buffer_size: int) -> Generator[Item, None, N
                 return
             if error is not None:
                 raise error
-            yield item  # type: ignore[misc]  # None only beside an error
+            yield item  # type: ignore[misc]  # it is None only together with an error
     finally:
         stopped.set()
-        # Its thread may wait for room in the queue. Not a `join`: `ml.scoring.results` says why.
-        while not ended.is_set():
+        # The producer may wait for space in the queue. `ml.scoring.results` says why this is no
+        # `join`.
+        while not finished.is_set():
             with suppress(Empty):
                 queue.get(timeout=0.05)
 

@@ -1,9 +1,9 @@
 """Connections and secrets, read from the environment.
 
-A variable of the process environment wins. What it does not name is read from `stack.env` in the
-state folder, which `nightscore up` writes for the local stack, so that every command works from
-the checkout without an `export`. The URL of the tables' owner is in a file of its own, which only
-a migration opens.
+Variables of the process environment come first. The others are read from `stack.env` in the state
+folder, which `nightscore up` writes for the local stack, so that every command works in the
+checkout without an `export`. The URL of the role that owns the tables is in a separate file, which
+only a migration opens.
 """
 
 import os
@@ -20,15 +20,15 @@ OWNER_ENV = "conf/owner.env"
 
 
 def state_folder() -> Path:
-    """The folder of everything the local stack keeps: `NIGHTSCORE_HOME`, else `.nightscore`."""
+    """Return the folder of the local stack's files: `NIGHTSCORE_HOME`, else `.nightscore`."""
     return Path(os.environ.get("NIGHTSCORE_HOME", ".nightscore")).absolute()
 
 
 class Settings(BaseSettings):
-    """Where the services are and how to log in to them.
+    """Addresses of the services, and logins.
 
-    The names of the environment variables are those the services' own clients use, so that one
-    setting serves Nightscore, boto3 and MLflow alike.
+    The environment variables are those of the services' own clients, so that one variable serves
+    Nightscore, boto3 and MLflow.
     """
 
     model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True)
@@ -57,36 +57,52 @@ class Settings(BaseSettings):
     )
 
     def require_database_url(self) -> str:
-        """URL of the writer's connection; raises ConfigurationError when it is not set."""
-        return _required(self.database_url, "NIGHTSCORE_DATABASE_URL")
+        """Return the database URL of the writer.
+
+        Raises:
+            ConfigurationError: It is not set.
+        """
+        return _require(self.database_url, "NIGHTSCORE_DATABASE_URL")
 
     def require_owner_url(self) -> str:
-        """URL of the role that owns the tables and runs migrations (default: the writer's).
+        """Return the database URL of the role that owns the tables and runs migrations.
 
-        It is read when it is asked for, so that nothing but a migration ever holds it.
+        It is read here and not with the other settings, so that only a migration holds it. Where it
+        is not set, it is the writer's URL.
+
+        Raises:
+            ConfigurationError: Neither is set.
         """
         owner = _Owner(_env_file=state_folder() / OWNER_ENV)
         return owner.owner_url.get_secret_value() or self.require_database_url()
 
     def require_analyst_url(self) -> str:
-        """URL of the read-only analyst; raises ConfigurationError when it is not set."""
-        return _required(self.analyst_url, "NIGHTSCORE_ANALYST_URL")
+        """Return the database URL of the read-only analyst.
+
+        Raises:
+            ConfigurationError: It is not set.
+        """
+        return _require(self.analyst_url, "NIGHTSCORE_ANALYST_URL")
 
     def require_mlflow_uri(self) -> str:
-        """MLflow's address; raises ConfigurationError when it is not set."""
-        return _required(SecretStr(self.mlflow_uri), "MLFLOW_TRACKING_URI")
+        """Return MLflow's address.
+
+        Raises:
+            ConfigurationError: It is not set.
+        """
+        return _require(SecretStr(self.mlflow_uri), "MLFLOW_TRACKING_URI")
 
 
 class _Owner(BaseSettings):
-    """The login of the tables' owner."""
+    """The login of the role that owns the tables."""
 
     model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True)
 
     owner_url: SecretStr = Field(SecretStr(""), validation_alias="NIGHTSCORE_OWNER_URL")
 
 
-def variables() -> set[str]:
-    """The environment variables that say where services are and how to log in."""
+def environment_variables() -> set[str]:
+    """Return the names of the environment variables that hold addresses and logins."""
     fields = (*Settings.model_fields.values(), *_Owner.model_fields.values())
     aliases = (field.validation_alias for field in fields)
     return {
@@ -96,7 +112,7 @@ def variables() -> set[str]:
     }
 
 
-def _required(value: SecretStr, name: str) -> str:
+def _require(value: SecretStr, name: str) -> str:
     if not value.get_secret_value():
         raise ConfigurationError(
             f"{name} is not set.",
@@ -107,7 +123,7 @@ def _required(value: SecretStr, name: str) -> str:
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:
-    """The settings of this process, read once.
+    """Return the settings of this process, which are read once.
 
     Tests that change the environment call `settings.cache_clear()`.
     """

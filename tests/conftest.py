@@ -23,6 +23,7 @@ ORDER = (
     "e2e",
     "faults",
     "integration",
+    "upgrade",
     "hostile",
     "unit/program/test_runtime_decisions.py",
     "unit",

@@ -31,7 +31,7 @@ from ml.models import anomalies
 from ml.program.info import ANOMALY, CLASSIFICATION
 
 if TYPE_CHECKING:
-    from ml.training.data import Parts
+    from ml.training.data import Splits
 
 NAMES = {ANOMALY: "spill-anomaly", CLASSIFICATION: "cifar10-classifier"}
 OURS, KNOWN = "nightscore", "known"
@@ -62,7 +62,7 @@ class Bench:
     def __init__(self, task: str, data: Path, folder: Path, quick: bool) -> None:
         self.name, self.folder, self.quick = NAMES[task], folder, quick
         self.model = _quick(_model(task), quick)
-        self.splits: Parts = dataset.load(data, self.model, _QUICK[task] if quick else None)
+        self.splits: Splits = dataset.load(data, self.model, _QUICK[task] if quick else None)
         self.first: Trained | None = None
 
     def contenders(self, leave_out: Sequence[str]) -> dict[str, Contender]:
@@ -125,7 +125,7 @@ class Bench:
         from benchmarks.peers import resnet_notebook as notebook
 
         steps = _QUICK_STEPS if self.quick else notebook.STEPS
-        fit = self.splits.fit
+        fit = self.splits.train
         note = (
             f"torchvision's ResNet-18 at 224 x 224; seconds of an epoch extrapolated from {steps} "
             f"steps of {notebook.BATCH} images after {notebook.WARM_UP} to warm up; accuracy not "
@@ -151,14 +151,14 @@ def _in_epochs(model: Model, epochs: int) -> Model:
     return model.model_copy(update={"training": {"cpu": training}})
 
 
-def _left_out(kind: str, model: Model, splits: "Parts") -> "tuple[Model, Parts]":
+def _left_out(kind: str, model: Model, splits: "Splits") -> "tuple[Model, Splits]":
     """The model without a kind of synthetic anomaly, or the splits without known anomalies.
 
     Several kinds are joined by a plus sign: `spill+known`. Held-out known anomalies, which set the
     threshold, stay.
     """
     left_out = set(kind.split("+"))
-    drawn = model.options.get("synthetic", anomalies.kinds())
+    drawn = model.options.get("synthetic", anomalies.names())
     if unknown := left_out - {KNOWN, *drawn}:
         known = ", ".join(dict.fromkeys([KNOWN, *drawn]))
         raise SystemExit(f"--leave-out {'+'.join(sorted(unknown))}: known are {known}.")
@@ -167,12 +167,14 @@ def _left_out(kind: str, model: Model, splits: "Parts") -> "tuple[Model, Parts]"
     return model, _of_normal_images(splits) if KNOWN in left_out else splits
 
 
-def _of_normal_images(splits: "Parts") -> "Parts":
-    from ml.training.data import Part
+def _of_normal_images(splits: "Splits") -> "Splits":
+    from ml.training.data import Split
 
-    normal = splits.fit.labels == 0
-    rows = [row for row, kept in zip(splits.fit.rows, normal, strict=True) if kept]
-    return replace(splits, fit=Part(splits.fit.pixels[normal], splits.fit.labels[normal], rows))
+    normal = splits.train.labels == 0
+    rows = [row for row, kept in zip(splits.train.rows, normal, strict=True) if kept]
+    return replace(
+        splits, train=Split(splits.train.pixels[normal], splits.train.labels[normal], rows)
+    )
 
 
 def measure(
@@ -234,7 +236,11 @@ def _document(bench: Bench, arguments: argparse.Namespace) -> dict[str, Any]:
         "task": arguments.task,
         "model": bench.name,
         "data": arguments.data.name,
-        "images": {part: len(getattr(splits, part)) for part in ("fit", "holdout", "test")},
+        "images": {
+            "fit": len(splits.train),
+            "holdout": len(splits.holdout),
+            "test": len(splits.test),
+        },
         "seeds": len(seeds),
         "quick": bench.quick,
         "rows": rows,

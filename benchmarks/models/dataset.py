@@ -21,14 +21,14 @@ from ml.parallel import parallel_map
 from ml.storage.object_store import ObjectInfo
 
 if TYPE_CHECKING:
-    from ml.training.data import Parts
+    from ml.training.data import Splits
 
 _MAX_PIXELS = 64_000_000
 _THREADS = 2
 Listed = tuple[ObjectInfo, str, str]
 
 
-def load(path: Path, model: Model, most: int | None = None) -> "Parts":
+def load(path: Path, model: Model, most: int | None = None) -> "Splits":
     """The parts that the model trains on, is held out from and is tested on.
 
     Args:
@@ -57,7 +57,7 @@ def load(path: Path, model: Model, most: int | None = None) -> "Parts":
     def of_rows(rows: Sequence[Row], size: tuple[int, int], key: str) -> np.ndarray:
         return np.ascontiguousarray(np.stack([pixels[row.uri] for row in rows]))
 
-    parts = data.load(_divided(path, listed, thumbnails, model), model, read=of_rows)
+    parts = data.load(_divided(path, listed, thumbnails, model), model, load_pixels=of_rows)
     if len(set(parts.test.labels)) < 2:
         raise DataError(f"{path} holds no images test/CLASS of two kinds, which are measured on.")
     return parts

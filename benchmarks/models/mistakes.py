@@ -7,12 +7,12 @@ from ml.data.snapshot import Row
 from ml.evaluation import plots
 from ml.images import heatmap
 from ml.program.program import Program
-from ml.training.data import Part
+from ml.training.data import Split
 
 _MOST = 60
 
 
-def picture(program: Program, test: Part, scores: np.ndarray, threshold: float) -> bytes:
+def picture(program: Program, test: Split, scores: np.ndarray, threshold: float) -> bytes:
     """A PNG: missed anomalies, the lowest score first, then false alarms, the highest first.
 
     Each with its heat map and a caption: the file's name (its first 8 characters), the kind of

@@ -25,7 +25,7 @@ from ml.data import samples
 from ml.program.device import Device, select_device
 
 if TYPE_CHECKING:
-    from ml.training.data import Parts
+    from ml.training.data import Splits
 
 MODELS = ("cifar10-classifier", "spill-anomaly")
 # In a quick run: images of a SPLIT/CLASS, and epochs.
@@ -54,10 +54,10 @@ def measured(
     runs: Sequence[str], data: Path | None, device: Device, scratch: Path, quick: bool
 ) -> Iterator[dict[str, Any]]:
     """Train and measure each of `runs`, MODEL/SEED."""
-    from ml.training.train import parameters
+    from ml.training.train import training_parameters
 
     known = load(REPOSITORY / "nightscore.yaml")
-    loaded: dict[str, tuple[Parts, str]] = {}
+    loaded: dict[str, tuple[Splits, str]] = {}
     for name in runs:
         model_name, _, seed = name.rpartition("/")
         model = _quick(known.model(model_name), device) if quick else known.model(model_name)
@@ -74,8 +74,12 @@ def measured(
             "device": device,
             "gpu": machine.describe(device)["gpu"],
             "source": about,
-            "images": {part: len(getattr(splits, part)) for part in ("fit", "holdout", "test")},
-            "parameters": parameters(model, device).model_dump(),
+            "images": {
+                "fit": len(splits.train),
+                "holdout": len(splits.holdout),
+                "test": len(splits.test),
+            },
+            "parameters": training_parameters(model, device).model_dump(),
             "figures": trained.figures,
             "seconds": time.perf_counter() - started,
             "quick": quick,
@@ -83,9 +87,9 @@ def measured(
 
 
 def _quick(model: Model, device: Device) -> Model:
-    from ml.training.train import parameters
+    from ml.training.train import training_parameters
 
-    used = parameters(model, device).model_copy(update={"epochs": 1})
+    used = training_parameters(model, device).model_copy(update={"epochs": 1})
     return model.model_copy(update={"training": {"cpu": used, "gpu": used}})
 
 

@@ -22,7 +22,7 @@ from ml.program.program import Program, export
 
 if TYPE_CHECKING:
     from ml.models import Network
-    from ml.training.data import Parts
+    from ml.training.data import Splits
     from ml.training.loop import Epoch
 
 # The accuracy of the notebook that the classifier is compared with.
@@ -40,7 +40,7 @@ class Trained:
 
 
 def train(
-    name: str, model: Model, splits: "Parts", seed: int, folder: Path, device: Device = "cpu"
+    name: str, model: Model, splits: "Splits", seed: int, folder: Path, device: Device = "cpu"
 ) -> Trained:
     """Train with a seed on a device and measure there; `folder` receives the program.
 
@@ -82,34 +82,34 @@ def train(
 
 
 def _fitted(
-    model: Model, splits: "Parts", seed: int, device: Device
+    model: Model, splits: "Splits", seed: int, device: Device
 ) -> "tuple[Network, list[Epoch], float]":
-    """The network, its epochs, and the seconds that `start`, `finish` and `calibrate` took."""
+    """The network, its epochs, and the seconds of `before_fit`, `after_fit` and `calibrate`."""
     import torch
 
     from ml.models import build
-    from ml.training import environment, loop
-    from ml.training import train as job
+    from ml.training import environment, loop, validation
+    from ml.training.train import training_parameters
 
     torch.manual_seed(seed)
     network = build(model.architecture, model.input_size, splits.classes, model.options)
     test, _ = splits.test.tensors()
 
     def accuracy(trained: "Network") -> dict[str, float]:
-        predicted = loop.predict(trained, test).argmax(axis=1)
+        predicted = validation.predict(trained, test).argmax(axis=1)
         return {"accuracy": float((predicted == splits.test.labels).mean())}
 
     epochs: list[Epoch] = []
-    learned = splits.fit.tensors()
+    learned = splits.train.tensors()
     is_classifier = model.task == CLASSIFICATION
     started = time.perf_counter()
-    network.start(*learned)
+    network.before_fit(*learned)
     around = time.perf_counter() - started
-    with environment.fixed(device):
+    with environment.deterministic(device):
         loop.fit(
             network,
             *learned,
-            job.parameters(model, device),
+            training_parameters(model, device),
             device=torch.device(device),
             seed=seed,
             # Only reported, and not in the seconds of an epoch.
@@ -117,7 +117,7 @@ def _fitted(
             on_epoch=epochs.append,
         )
     started = time.perf_counter()
-    network.finish(*learned)
+    network.after_fit(*learned)
     network.calibrate(*splits.holdout.tensors())
     return network, epochs, around + time.perf_counter() - started
 

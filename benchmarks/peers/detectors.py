@@ -14,7 +14,7 @@ from benchmarks.paths import REPOSITORY
 from ml.config.schema import Model
 
 if TYPE_CHECKING:
-    from ml.training.data import Parts
+    from ml.training.data import Splits
 
 PYTHON = REPOSITORY / ".venv-peers" / "bin" / "python"
 _SCRIPT = REPOSITORY / "benchmarks" / "peers" / "anomalib_models.py"
@@ -24,7 +24,7 @@ _LINES_OF_LOG = 30
 _MEASURED = ("train_seconds", "images_per_second", "size_mb")
 
 
-def detect(name: str, model: Model, splits: "Parts", seed: int, folder: Path) -> dict[str, float]:
+def detect(name: str, model: Model, splits: "Splits", seed: int, folder: Path) -> dict[str, float]:
     """The figures of a peer.
 
     It trains on the normal images that `model` trains on, at the same size, which it enlarges to
@@ -40,7 +40,7 @@ def detect(name: str, model: Model, splits: "Parts", seed: int, folder: Path) ->
     height, width = model.input_size
     np.savez(
         job_folder / "images.npz",
-        normal=splits.fit.pixels[splits.fit.labels == 0],
+        normal=splits.train.pixels[splits.train.labels == 0],
         holdout=splits.holdout.pixels,
         test=splits.test.pixels,
     )

@@ -29,7 +29,8 @@ from benchmarks.paths import REPOSITORY
 from ml.config.loading import load
 from ml.errors import NightscoreError
 from ml.program.device import has_fast_bfloat16
-from ml.training import data, memory
+from ml.training.data import Split, Splits
+from ml.training.memory import retain_freed_memory
 
 BATCH = 64
 WARM_UP, STEPS = 3, 20
@@ -65,20 +66,20 @@ def measure(
     }
 
 
-@memory.kept()
-def train(splits: data.Parts, seed: int, epochs: int) -> None:
+@retain_freed_memory()
+def train(splits: Splits, seed: int, epochs: int) -> None:
     """Train, and print the accuracy on the test images after each epoch."""
     network = _network(len(splits.classes), seed)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16()):
-        steps = _steps(network, splits.fit.pixels, splits.fit.labels)
+        steps = _steps(network, splits.train.pixels, splits.train.labels)
         for epoch in range(1, epochs + 1):
-            seconds = sum(islice(steps, math.ceil(len(splits.fit) / BATCH)))
+            seconds = sum(islice(steps, math.ceil(len(splits.train) / BATCH)))
             accuracy = _accuracy(network, splits.test)
             print(f"epoch {epoch}: accuracy {accuracy:.4f}, {seconds:.0f} s", flush=True)
 
 
-def _accuracy(network: nn.Module, part: data.Part) -> float:
+def _accuracy(network: nn.Module, part: Split) -> float:
     network.eval()
     with torch.inference_mode():
         answers = [

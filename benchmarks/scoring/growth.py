@@ -33,7 +33,7 @@ from benchmarks.scoring.workloads import NIGHT, WORKLOADS
 from ml.program.program import export
 from ml.settings import settings
 from ml.stack.local import LocalStack
-from ml.storage.object_store import split
+from ml.storage.object_store import split_uri
 
 SIZES = (10_000, 100_000, 1_000_000)
 _WORKLOAD = WORKLOADS["spill"]
@@ -97,7 +97,7 @@ def _job(folder: Path) -> Job:
         key_id=current.s3_access_key,
         secret=current.s3_secret_key.get_secret_value(),
         region=current.s3_region,
-        bucket=split(_WORKLOAD.prefix)[0],
+        bucket=split_uri(_WORKLOAD.prefix)[0],
         keys=(),
         program=str(program),
         task=_WORKLOAD.task,

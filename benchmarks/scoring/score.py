@@ -36,7 +36,7 @@ from ml.program.device import select_device
 from ml.program.program import export
 from ml.settings import settings
 from ml.stack.local import LocalStack
-from ml.storage.object_store import split
+from ml.storage.object_store import split_uri
 from ml.storage.upload import upload
 
 CONTENDERS = {
@@ -218,7 +218,7 @@ def _stack(folder: Path) -> Iterator[list[psutil.Process]]:
 
 def _prepare(workload: Workload, contents: Sequence[bytes], folder: Path) -> Job:
     """Put the images into S3 and export the model; the job less its turn and table."""
-    bucket, key = split(workload.prefix)
+    bucket, key = split_uri(workload.prefix)
     keys = tuple(f"{key}/{number:07}.jpg" for number in range(len(contents)))
     pairs = ((f"s3://{bucket}/{k}", content) for k, content in zip(keys, contents, strict=True))
     upload(pairs, [], lambda done: None)

@@ -25,7 +25,7 @@ from ml.database.connection import rows, transaction
 from ml.images.decoding import decode
 from ml.images.rejection import TRANSIENT
 from ml.images.resizing import empty_batch, resize
-from ml.parallel import in_batches
+from ml.parallel import batched
 from ml.scoring.discovery import plan_shards
 from ml.scoring.engine import BATCH_SIZE, BatchResult, Item, score, thread_count
 from ml.scoring.results import Results
@@ -41,7 +41,7 @@ _FIRST_VERSION = 1_000_000
 def list_(job: Job) -> Run:
     """The night's folder, page by page."""
     prefix = WORKLOADS[job.workload].prefix
-    return _repeated(lambda: sum(len(page) for page in object_store().pages(prefix)))
+    return _repeated(lambda: sum(len(page) for page in object_store().list_pages(prefix)))
 
 
 def fetch(job: Job) -> Run:
@@ -122,7 +122,7 @@ STAGES: dict[str, Callable[[Job], Run]] = {
 
 
 def _wanted(job: Job) -> list[DownloadRequest[int]]:
-    pages = object_store().pages(WORKLOADS[job.workload].prefix)
+    pages = object_store().list_pages(WORKLOADS[job.workload].prefix)
     return [
         DownloadRequest(n, found.uri, found.size, found.etag)
         for n, found in enumerate(chain.from_iterable(pages))
@@ -133,7 +133,7 @@ def _files(job: Job) -> list[list[bytes]]:
     """The images' files, in batches of the engine's size."""
     found: Iterator[bytes | None] = (d.content for d in download(object_store(), _wanted(job)))
     size = BATCH_SIZE["cuda" if job.device == "cuda" else "cpu"]
-    return list(in_batches((content for content in found if content is not None), size))
+    return list(batched((content for content in found if content is not None), size))
 
 
 def _pixels(size: tuple[int, int], contents: list[bytes]) -> np.ndarray:

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from urllib.parse import parse_qs, urlsplit
 
 from benchmarks.scoring.workloads import WORKLOADS, draw_images
-from ml.storage.object_store import split
+from ml.storage.object_store import split_uri
 
 HOST = "127.0.0.1"
 DISTINCT = 1000
 _PAGE = 1000
-_FOLDER = split(WORKLOADS["spill"].prefix)[1] + "/"
+_FOLDER = split_uri(WORKLOADS["spill"].prefix)[1] + "/"
 _ENTRY = (
     "<Contents><Key>%s%08d.jpg</Key><LastModified>2026-01-01T12:00:00.000Z</LastModified>"
     "<ETag>&quot;%s&quot;</ETag><Size>%d</Size><StorageClass>STANDARD</StorageClass></Contents>"

@@ -55,12 +55,12 @@ def download(
     """Fetch a public data set from the internet and import it."""
     import tempfile
 
-    from ml.data import dataset
+    from ml.data import cifar10
 
     if name != "cifar10":
         raise ConfigurationError(f"There is no download for {name!r}.", "Known: cifar10.")
     with tempfile.TemporaryDirectory(prefix="nightscore-") as folder:
-        import_(dataset.download_cifar10(Path(folder)), name, replace=False, json=json)
+        import_(cifar10.download(Path(folder)), name, replace=False, json=json)
 
 
 @dataset_app.command("list")

@@ -1,0 +1,1 @@
+"""The configuration: `nightscore.yaml`, its schema, and the options of architectures."""

@@ -1,4 +1,4 @@
-"""Read `nightscore.yaml`, and say where in it a mistake is."""
+"""Read `nightscore.yaml`, and report mistakes with their lines."""
 
 import math
 import os
@@ -7,61 +7,58 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 
+from ml.config.architectures import options_model
 from ml.config.schema import (
-    _MOST_LETTERS,
-    _MOST_PROBLEMS,
     S3_URI,
     Configuration,
     Gate,
     Limits,
     Model,
+    Section,
     Stream,
-    Strict,
     Threshold,
     Training,
-    shown,
+    short_repr,
 )
 from ml.errors import ConfigurationError
 
-# Real files have a few kilobytes. YAML reads slowly, and an alias may stand for ever more of them.
+# Real files have a few kilobytes. YAML is slow to read, and an alias may expand to any size.
 MAX_BYTES = 128 * 1024
-
 MAX_VALUES, MAX_BRACKETS, MAX_DEPTH = 20_000, 10_000, 50
+_MAX_PROBLEMS, _MAX_MESSAGE_LENGTH = 20, 300
 
 
 def load(path: Path) -> Configuration:
     """Read and check a configuration file.
 
     Raises:
-        ConfigurationError: the file is missing, is not YAML, or a value is not allowed; the message
-            names file, line, path within the file and what is allowed.
+        ConfigurationError: The file is missing, is not YAML, or a value is not allowed; the message
+            has the file, the line, the keys that lead to the value, and what is allowed.
     """
     try:
-        document = YAML(typ="rt").load(_text(path))
+        document = YAML(typ="rt").load(_read_text(path))
     except ConfigurationError:
         raise
-    except Exception as error:  # beside YAMLError, whatever an odd number, date or depth leads to
+    except Exception as error:  # not only YAMLError: the parser fails on some numbers and dates
         message = _printable(" ".join(str(error).split()) or type(error).__name__)
         raise ConfigurationError(f"{path} is not valid YAML: {message}") from None
     if not isinstance(document, dict):
         raise ConfigurationError(f"{path} holds no settings: expected storage, streams and models.")
-    values = _plain(path, document)
+    values = _to_plain_types(path, document)
     try:
         return Configuration.model_validate(values)
     except ValidationError as error:
-        found = error.errors()
-        problems = [_explain(path, document, problem) for problem in found[:_MOST_PROBLEMS]]
-        if len(found) > _MOST_PROBLEMS:
-            problems.append(f"{path}: and {len(found) - _MOST_PROBLEMS} more mistakes")
+        errors = error.errors()
+        problems = [_describe(path, document, problem) for problem in errors[:_MAX_PROBLEMS]]
+        if len(errors) > _MAX_PROBLEMS:
+            problems.append(f"{path}: and {len(errors) - _MAX_PROBLEMS} more mistakes")
         raise ConfigurationError("\n".join(problems)) from None
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     if path.exists() and not path.is_file():
         raise ConfigurationError(f"{path} is not a file.")
     try:
@@ -82,7 +79,7 @@ def _text(path: Path) -> str:
 
 
 def _check_brackets(path: Path, text: str) -> None:
-    """Refuse what the parser takes seconds for: each level of brackets, each of their commas."""
+    """Refuse files that would keep the parser busy for seconds: it is slow at brackets."""
     if sum(text.count(mark) for mark in "[{,") > MAX_BRACKETS:
         raise ConfigurationError(f"{path} has more than {MAX_BRACKETS} brackets and commas.")
     depth = 0
@@ -92,33 +89,36 @@ def _check_brackets(path: Path, text: str) -> None:
             raise ConfigurationError(f"{path} has more than {MAX_DEPTH} brackets in each other.")
 
 
-def _plain(path: Path, document: Any) -> Any:
-    """The document without ruamel's position-keeping types; raises ConfigurationError for what no
-    setting can be."""
-    left = MAX_VALUES
+def _to_plain_types(path: Path, document: Any) -> Any:
+    """Copy the document without ruamel's types, which keep the positions in the file.
 
-    def copied(node: Any, *where: Any) -> Any:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            hint = "An alias counts as all that it stands for."
+    Raises:
+        ConfigurationError: A value is of a type or size that no setting has.
+    """
+    remaining = MAX_VALUES
+
+    def copy(node: Any, *location: Any) -> Any:
+        nonlocal remaining
+        remaining -= 1
+        if remaining < 0:
+            hint = "An alias counts as all the values that it stands for."
             raise ConfigurationError(f"{path} has more than {MAX_VALUES} values.", hint)
         if isinstance(node, dict):
-            return {key: copied(value, *where, key) for key, value in node.items()}
+            return {key: copy(value, *location, key) for key, value in node.items()}
         if isinstance(node, list):
-            return [copied(value, *where, number) for number, value in enumerate(node)]
-        if fault := _fault(node):
-            raise ConfigurationError(_at_line(path, document, list(where), fault))
+            return [copy(value, *location, index) for index, value in enumerate(node)]
+        if reason := _reason_to_refuse(node):
+            raise ConfigurationError(_with_location(path, document, list(location), reason))
         return node
 
     try:
-        return copied(document)
+        return copy(document)
     except RecursionError:
         raise ConfigurationError(f"{path} is nested too deep.") from None
 
 
-def _fault(value: Any) -> str:
-    """What is wrong with a value, wherever it stands; empty when nothing is."""
+def _reason_to_refuse(value: Any) -> str:
+    """Say why no setting can have a value; empty when some setting can."""
     if value is not None and not isinstance(value, str | int | float):
         return f"is of type {type(value).__name__}; only text, numbers, lists and mappings may be"
     if isinstance(value, int) and value.bit_length() > 64:
@@ -129,38 +129,41 @@ def _fault(value: Any) -> str:
 
 
 def _printable(text: str) -> str:
-    """A piece of the file for a message: one line, of bounded length."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in text[:_MOST_LETTERS])
-    return shown if len(text) <= _MOST_LETTERS else f"{shown}..."
+    """Make a piece of the file fit for a message: one line, of limited length."""
+    start = text[:_MAX_MESSAGE_LENGTH]
+    line = "".join(character if character.isprintable() else "?" for character in start)
+    return line if len(text) <= _MAX_MESSAGE_LENGTH else f"{line}..."
 
 
-def _explain(path: Path, document: Any, problem: Any) -> str:
+def _describe(path: Path, document: Any, problem: Any) -> str:
+    """Turn one of pydantic's errors into a line with its place in the file."""
     location = [part for part in problem["loc"] if part != "[key]"]
-    if problem["type"] == "fault":
+    if problem["type"] == "at_path":
         location += problem["ctx"]["path"].split(".")
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        message = f"unknown key; allowed: {', '.join(_allowed_keys(location))}"
+        message = f"unknown key; allowed: {', '.join(_allowed_keys(document, location))}"
     elif problem["type"] == "missing":
         message = "is required"
     elif problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"] == S3_URI:
-        value = shown(problem["input"])
+        value = short_repr(problem["input"])
         message = f"{value} is not of the form s3://BUCKET/PREFIX without a final slash"
     elif problem["type"] == "string_pattern_mismatch":
-        message = f"{shown(problem['input'])} may hold lower-case letters, digits, '-' and '_' only"
-    elif problem["type"] != "fault":
-        message = f"{message} (it is {shown(problem['input'])})" if location else message
-    return _at_line(path, document, location, message)
+        value = short_repr(problem["input"])
+        message = f"{value} may hold lower-case letters, digits, '-' and '_' only"
+    elif problem["type"] != "at_path":
+        message = f"{message} (it is {short_repr(problem['input'])})" if location else message
+    return _with_location(path, document, location, message)
 
 
-def _at_line(path: Path, document: Any, location: list[Any], message: str) -> str:
-    where = _printable(".".join(str(part) for part in location))
-    line = _line_of(document, location)
-    return f"{path}:{line}: {where + ': ' if where else ''}{_printable(message)}"
+def _with_location(path: Path, document: Any, location: list[Any], message: str) -> str:
+    keys = _printable(".".join(str(part) for part in location))
+    line = _line_number(document, location)
+    return f"{path}:{line}: {keys + ': ' if keys else ''}{_printable(message)}"
 
 
-def _line_of(document: Any, location: list[Any]) -> int:
-    """The line, counted from 1, of the innermost part of `location` that the file has."""
+def _line_number(document: Any, location: list[Any]) -> int:
+    """Return the line, from 1, of the innermost part of `location` that the file has."""
     line = 1
     node: Any = document
     for part in location:
@@ -172,29 +175,35 @@ def _line_of(document: Any, location: list[Any]) -> int:
     return line
 
 
-def _allowed_keys(location: list[Any]) -> list[str]:
-    """The keys that may stand beside the unknown one at the end of `location`."""
-    sections: dict[str, dict[str, type[Strict]]] = {
+def _allowed_keys(document: Any, location: list[Any]) -> list[str]:
+    """Return the keys that are allowed in place of the unknown one at the end of `location`."""
+    sections: dict[str, dict[str, type[Section]]] = {
         "streams": {"": Stream, "limits": Limits},
         "models": {"": Model, "training": Training, "gate": Gate, "threshold": Threshold},
     }
     if len(location) < 3 or location[0] not in sections:
         return sorted(Configuration.model_fields)
     section = str(location[2]) if len(location) > 3 else ""
+    if section == "options":
+        model = document["models"][location[1]]
+        return sorted(options_model(model["architecture"]).model_fields)
     return sorted(sections[location[0]].get(section, Configuration).model_fields)
 
 
 @lru_cache(maxsize=8)
-def _cached(path: Path, modified_ns: int) -> Configuration:
+def _load_cached(path: Path, modified_ns: int) -> Configuration:
     return load(path)
 
 
-def path_in_use() -> Path:
-    """The configuration file of this process: `NIGHTSCORE_CONFIG`, else ./nightscore.yaml."""
+def config_path() -> Path:
+    """Return the file in use: `NIGHTSCORE_CONFIG`, else ./nightscore.yaml."""
     return Path(os.environ.get("NIGHTSCORE_CONFIG") or "nightscore.yaml").absolute()
 
 
 def configuration(path: Path | None = None) -> Configuration:
-    """The configuration at `path`, else the one in use; read again when the file changes."""
-    path = path or path_in_use()
-    return _cached(path, path.stat().st_mtime_ns if path.exists() else 0)
+    """Return the configuration in `path`, by default in `config_path()`.
+
+    The file is read again when it has changed.
+    """
+    path = path or config_path()
+    return _load_cached(path, path.stat().st_mtime_ns if path.exists() else 0)

@@ -1,11 +1,10 @@
-"""`nightscore.yaml`: the streams and the models, checked once when it is read.
+"""The schema of `nightscore.yaml`: streams and models, checked once when the file is read.
 
 The file holds no secrets and no addresses of services; those come from the environment
 (`ml.settings`). DAG files read it when they are parsed, so this module imports nothing heavy.
 """
 
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from croniter import croniter
 from pydantic import (
@@ -13,50 +12,48 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from ml.config.architectures import architectures, options_model
 from ml.errors import ConfigurationError
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
-_MOST_PROBLEMS, _MOST_LETTERS, _MOST_OF_A_VALUE = 20, 300, 100
-_LONGEST_CRON = 200
-# Of an image, where a stream sets no limit of its own, and of labelled images.
-MAX_PIXELS = 64_000_000
 S3_URI = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/]+)*$"
+_MAX_CRON_LENGTH, _MAX_VALUE_LENGTH = 200, 100
+# The limit for labelled images, and for those of a stream that sets no limit.
+MAX_PIXELS = 64_000_000
 
 
-class Strict(BaseModel):
-    """A part of the file: unknown keys are errors, values do not change after the check."""
+class Section(BaseModel):
+    """A section of the file: unknown keys are errors, and values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-# What a gate may compare: the held-out metrics of `ml.evaluation.metrics` for which more is
-# better. The first is the default.
+SectionT = TypeVar("SectionT", bound=Section)
+
+# The held-out metrics (`ml.evaluation.metrics`) that a gate can compare: a larger value is better.
+# The first is the default.
 GATE_METRICS = {
     "classification": ("accuracy", "macro_f1"),
     "anomaly": ("auroc", "average_precision", "tpr", "tnr"),
 }
 
 
-def _cron(expression: str) -> str:
-    short = len(expression) <= _LONGEST_CRON
-    if not short or len(expression.split()) != 5 or not croniter.is_valid(expression):
+def _check_cron(expression: str) -> str:
+    is_short = len(expression) <= _MAX_CRON_LENGTH
+    if not is_short or len(expression.split()) != 5 or not croniter.is_valid(expression):
         raise ValueError(
-            f"{shown(expression)} is not a cron expression of five fields, such as '0 2 * * *'"
+            f"{short_repr(expression)} is not a cron expression of five fields, such as '0 2 * * *'"
         )
     return expression
 
 
-def architectures() -> list[str]:
-    """The names of the architectures: the files of `ml/models/`."""
-    folder = Path(__file__).parents[1] / "models"
-    return sorted(file.stem for file in folder.glob("*.py") if file.stem != "__init__")
-
-
-def _architecture(name: str) -> str:
+def _check_architecture(name: str) -> str:
     if name not in architectures():
         raise ValueError(
             f"there is no architecture {name!r}; allowed: {', '.join(architectures())}"
@@ -66,24 +63,24 @@ def _architecture(name: str) -> str:
 
 Name = Annotated[str, Field(pattern=NAME)]
 Prefix = Annotated[str, Field(pattern=S3_URI)]
-Cron = Annotated[str, AfterValidator(_cron)]
+Cron = Annotated[str, AfterValidator(_check_cron)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-def _at(path: str, message: str) -> PydanticCustomError:
-    """A fault between several keys, reported at the one of them that `path` leads to."""
-    return PydanticCustomError("fault", "{message}", {"message": message, "path": path})
+def _error_at(path: str, message: str) -> PydanticCustomError:
+    """Return an error that involves several keys, to be reported at one of them (`path`)."""
+    return PydanticCustomError("at_path", "{message}", {"message": message, "path": path})
 
 
-class Limits(Strict):
-    """What an image may measure before it is rejected instead of decoded."""
+class Limits(Section):
+    """The largest images that are decoded; larger ones are rejected."""
 
     max_pixels: int = Field(MAX_PIXELS, gt=0, description="width x height, pixels")
     max_bytes: int = Field(64 * 1024 * 1024, gt=0, description="size of the object, bytes")
 
 
-class Stream(Strict):
-    """A source of images under one S3 prefix, and how its nights are scored."""
+class Stream(Section):
+    """A source of images below one S3 prefix, and how its nights are scored."""
 
     prefix: Prefix
     schedule: Cron | None = None
@@ -95,33 +92,35 @@ class Stream(Strict):
     limits: Limits = Limits()
 
 
-class Training(Strict):
+class Training(Section):
     """Training parameters for one class of device."""
 
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    processes: int = Field(1, ge=1, le=64, description="of one machine, a GPU each")
+    processes: int = Field(1, ge=1, le=64, description="on one machine, each with its own GPU")
 
 
-class Gate(Strict):
-    """What a challenger must reach on the held-out images to become champion."""
+class Gate(Section):
+    """The conditions, on the held-out images, under which a challenger becomes champion."""
 
     metric: str = ""
-    minimum: float = Field(0.0, description="floor of the metric")
-    minimum_recall: Share = Field(0.0, description="floor of each class's recall")
-    max_drop: float = Field(0.01, ge=0, description="how far below the champion it may be")
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="with which it must be no worse")
+    minimum: float = Field(0.0, description="lower limit of the metric")
+    minimum_recall: Share = Field(0.0, description="lower limit of each class's recall")
+    max_drop: float = Field(0.01, ge=0, description="margin of non-inferiority to the champion")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of the test of non-inferiority")
 
 
-class Threshold(Strict):
+class Threshold(Section):
     """How an anomaly model's threshold is chosen from its held-out images.
 
-    `midpoint`: halfway between a high quantile of the normal and a low quantile of the anomalous
-    scores; needs calibration anomalies. `target_fpr`: the quantile of the normal scores at a
-    wished false-alarm rate. `cost`: where misses and false alarms are expected to cost least;
-    needs calibration anomalies.
+    Policies:
+
+    - `midpoint`: halfway between a high quantile of the normal scores and a low quantile of the
+      anomalous scores; needs calibration anomalies.
+    - `target_fpr`: the quantile of the normal scores that gives the target false-positive rate.
+    - `cost`: the least expected cost of misses and false alarms; needs calibration anomalies.
     """
 
     policy: Literal["midpoint", "target_fpr", "cost"] = "midpoint"
@@ -132,16 +131,16 @@ class Threshold(Strict):
     false_alarm_cost: float = Field(1.0, gt=0, description="of a normal image that is flagged")
     anomaly_share: float = Field(0.01, gt=0, lt=1, description="anomalies among a night's images")
     review_share: float = Field(
-        0.01, gt=0, lt=1, description="held-out normal images that would be marked for review"
+        0.01, gt=0, lt=1, description="held-out normal images that are marked for review"
     )
 
 
-class Model(Strict):
-    """A registered model: what it learns from, how, and when a new version may take over."""
+class Model(Section):
+    """A registered model: its data set, its training, and when a new version is promoted."""
 
     task: Literal["classification", "anomaly"]
     dataset: Name
-    architecture: Annotated[str, AfterValidator(_architecture)]
+    architecture: Annotated[str, AfterValidator(_check_architecture)]
     input_size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] = Field(
         description="height, width in pixels"
     )
@@ -154,17 +153,24 @@ class Model(Strict):
     gate: Gate = Gate()
     threshold: Threshold = Threshold()
 
+    @field_validator("options")
+    @classmethod
+    def _check_options(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "architecture" in info.data:  # else its own error is reported
+            options_model(info.data["architecture"]).model_validate(options)
+        return options
+
     @model_validator(mode="after")
-    def _devices_are_named(self) -> "Model":
+    def _check_training(self) -> "Model":
         if "cpu" not in self.training:
-            raise _at("training", "must name the parameters for 'cpu'; 'gpu' is optional")
+            raise _error_at("training", "must name the parameters for 'cpu'; 'gpu' is optional")
         return self
 
     @model_validator(mode="after")
-    def _the_gate_compares_what_is_measured(self) -> "Model":
+    def _check_gate_metric(self) -> "Model":
         allowed = GATE_METRICS[self.task]
         if self.gate.metric and self.gate.metric not in allowed:
-            raise _at(
+            raise _error_at(
                 "gate.metric",
                 f"{self.gate.metric!r} is not measured for the task {self.task}; "
                 f"allowed: {', '.join(allowed)}",
@@ -172,19 +178,19 @@ class Model(Strict):
         return self
 
 
-class Configuration(Strict):
+class Configuration(Section):
     """The whole file."""
 
-    storage: Prefix = Field(description="where datasets, snapshots, heat maps and reports lie")
+    storage: Prefix = Field(description="of datasets, snapshots, heat maps and reports")
     streams: dict[Name, Stream]
     models: dict[Name, Model]
 
     @model_validator(mode="after")
-    def _models_of_streams_exist(self) -> "Configuration":
+    def _check_models_of_streams(self) -> "Configuration":
         for name, stream in self.streams.items():
             for model in stream.models:
                 if model not in self.models:
-                    raise _at(
+                    raise _error_at(
                         f"streams.{name}.models",
                         f"names {model!r}, which is not under models; "
                         f"allowed: {', '.join(sorted(self.models)) or 'none'}",
@@ -192,15 +198,23 @@ class Configuration(Strict):
         return self
 
     def stream(self, name: str) -> Stream:
-        """The stream of that name; raises ConfigurationError with the names there are."""
-        return _named(self.streams, "stream", name)
+        """Return the stream of a name.
+
+        Raises:
+            ConfigurationError: There is none; the message has the names of the streams.
+        """
+        return _get(self.streams, "stream", name)
 
     def model(self, name: str) -> Model:
-        """The model of that name; raises ConfigurationError with the names there are."""
-        return _named(self.models, "model", name)
+        """Return the model of a name.
+
+        Raises:
+            ConfigurationError: There is none; the message has the names of the models.
+        """
+        return _get(self.models, "model", name)
 
 
-def _named(items: dict[str, Any], kind: str, name: str) -> Any:
+def _get(items: dict[str, SectionT], kind: str, name: str) -> SectionT:
     if name not in items:
         raise ConfigurationError(
             f"There is no {kind} {name!r} in the configuration.",
@@ -209,7 +223,7 @@ def _named(items: dict[str, Any], kind: str, name: str) -> Any:
     return items[name]
 
 
-def shown(value: Any) -> str:
-    """A value of the file for a message."""
-    shown = repr(value) if not isinstance(value, dict | list) else type(value).__name__
-    return shown if len(shown) <= _MOST_OF_A_VALUE else f"{shown[:_MOST_OF_A_VALUE]}..."
+def short_repr(value: Any) -> str:
+    """Return a value of the file as it appears in a message."""
+    text = type(value).__name__ if isinstance(value, dict | list) else repr(value)
+    return text if len(text) <= _MAX_VALUE_LENGTH else f"{text[:_MAX_VALUE_LENGTH]}..."

@@ -194,7 +194,8 @@ class _Forward:
 
 class _Xz(io.RawIOBase):
     """What an xz file holds. Unlike `lzma.open` it refuses one that asks for a dictionary of
-    gigabytes."""
+    gigabytes.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -13,7 +13,7 @@ import numpy as np
 from ml.config.schema import MAX_PIXELS
 from ml.data.archive import Entry, labelled
 from ml.data.samples import is_synthetic
-from ml.errors import DataError, ServiceError
+from ml.errors import DataError
 from ml.images.decoding import decode
 from ml.images.rejection import RejectedError
 from ml.parallel import parallel_map
@@ -44,14 +44,17 @@ def class_folders(storage: str, name: str) -> list[str]:
     """
     store = object_store()
     return [
-        label for split in store.folders(folder(storage, name)) for label in store.folders(split)
+        label
+        for split in store.list_folders(folder(storage, name))
+        for label in store.list_folders(split)
     ]
 
 
 @dataclass(frozen=True)
 class ImportResult:
     """Numbers of images: in the source, written, there already, and removed; `left_out` are those
-    of the source that are not laid out SPLIT/CLASS/FILE; `classes` counts as SPLIT/CLASS."""
+    of the source that are not laid out SPLIT/CLASS/FILE; `classes` counts as SPLIT/CLASS.
+    """
 
     images: int
     uploaded: int
@@ -120,7 +123,7 @@ def _remove_others(folders: list[str], keep: frozenset[str]) -> int:
     others = [
         found.uri
         for folder in folders
-        for page in store.pages(folder)
+        for page in store.list_pages(folder)
         for found in page
         if found.uri not in keep
     ]
@@ -132,7 +135,7 @@ def summaries(storage: str) -> list[Summary]:
     """The data sets that are in S3, by name."""
     return [
         _summary(storage, uri.rsplit("/", 1)[-1])
-        for uri in object_store().folders(f"{storage}/datasets")
+        for uri in object_store().list_folders(f"{storage}/datasets")
     ]
 
 
@@ -140,7 +143,7 @@ def _summary(storage: str, name: str) -> Summary:
     classes: Counter[str] = Counter()
     size = 0
     for uri in class_folders(storage, name):
-        for page in object_store().pages(uri):
+        for page in object_store().list_pages(uri):
             classes["/".join(uri.split("/")[-2:])] += len(page)
             size += sum(found.size for found in page)
     return Summary(name, classes.total(), size, dict(classes))
@@ -151,7 +154,7 @@ def holds_real_images(storage: str, name: str) -> bool:
     return any(
         not is_synthetic(found.uri)
         for uri in class_folders(storage, name)
-        for page in object_store().pages(uri)
+        for page in object_store().list_pages(uri)
         for found in page
     )
 
@@ -196,33 +199,3 @@ def _pixels(image: Listed, target_size: tuple[int, int]) -> np.ndarray:
         raise DataError(
             f"{image.uri} cannot be trained from: {rejected}.", "Remove it from the data set."
         ) from None
-
-
-def download_cifar10(target: Path) -> Path:
-    """Fetch CIFAR-10 with torchvision and write it as SPLIT/CLASS/NNNNN.png; returns `target`.
-
-    Raises:
-        ServiceError: its server cannot be reached.
-    """
-    import socket
-
-    from torchvision.datasets import CIFAR10
-
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)
-    try:
-        for split in ("train", "test"):
-            images = CIFAR10(str(target / "download"), train=split == "train", download=True)
-            for index, (image, label) in enumerate(images):
-                folder = target / "cifar10" / split / images.classes[label]
-                folder.mkdir(parents=True, exist_ok=True)
-                image.save(folder / f"{index:05}.png")
-    except (OSError, RuntimeError) as error:
-        raise ServiceError(
-            f"CIFAR-10 cannot be downloaded: {error}",
-            "Where the internet is not reachable, bring the files and run "
-            "`nightscore dataset import FOLDER_OR_TAR --name cifar10`.",
-        ) from error
-    finally:
-        socket.setdefaulttimeout(before)
-    return target / "cifar10"

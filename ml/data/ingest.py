@@ -60,7 +60,7 @@ def remove_samples(stream: Stream, night: date) -> int:
     folder = nights.folder(stream.prefix, night)
     found = [
         image.uri
-        for page in object_store().pages(folder)
+        for page in object_store().list_pages(folder)
         for image in page
         if samples.is_synthetic(image.uri)
     ]
@@ -81,7 +81,8 @@ def _unlabelled(path: Path, split: str) -> Iterator[tuple[str, bytes]]:
 
 def unlabelled_name(split: str, label: str, name: str) -> str:
     """A name that is stable and unique and says nothing of the label; synthetic images stay
-    recognisable as such."""
+    recognisable as such.
+    """
     digest = hashlib.sha256(f"{split}/{label}/{name}".encode()).hexdigest()[:16]
     mark = samples.PREFIX if samples.is_synthetic(name) else ""
     return f"{mark}{digest}{PurePosixPath(name).suffix.lower()}"

@@ -32,7 +32,8 @@ _OVERSAMPLING = 3
 @dataclass(frozen=True)
 class Samples:
     """Where the samples were written, by data set: folders laid out SPLIT/CLASS/FILE, and folders
-    of broken files for a night."""
+    of broken files for a night.
+    """
 
     datasets: dict[str, Path]
     broken: dict[str, Path]

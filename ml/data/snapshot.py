@@ -18,7 +18,7 @@ from ml.data import dataset, scenes
 from ml.data.samples import is_synthetic
 from ml.errors import DataError
 from ml.images.formats import SUFFIXES
-from ml.storage.object_store import ObjectInfo, content_id, object_store
+from ml.storage.object_store import ObjectInfo, content_hash, object_store
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,8 @@ def take(name: str, storage: str, *, holdout_share: float, holdout_by: HoldoutBy
 
 def _digest(rows: Sequence[Row], division: str) -> str:
     """Of the rows as divided by image, without `scene`: what is read from the images follows from
-    their ETags and from how they are divided."""
+    their ETags and from how they are divided.
+    """
     content = ["\t".join(map(str, row[:-1])) for row in rows]
     if division:
         content.append(division)
@@ -223,7 +224,7 @@ def find_scenes(
     rows: Sequence[Row],
     thumbnails_of: Callable[[Sequence[Row]], Iterable[np.ndarray]] = _thumbnails,
 ) -> dict[str, dict[str, str]]:
-    """split → group → scene, named by the smallest of its groups, for train and calibration.
+    """Split → group → scene, named by the smallest of its groups, for train and calibration.
 
     Args:
         thumbnails_of: gives `ml.data.scenes.thumbnail` of each row; by default from S3.
@@ -246,13 +247,13 @@ def find_scenes(
 
 
 def _groups(listed: Iterable[tuple[ObjectInfo, str, str]]) -> list[str]:
-    return [f"{content_id(found)}-{found.size}" for found, _, _ in listed]
+    return [f"{content_hash(found)}-{found.size}" for found, _, _ in listed]
 
 
 def _listed(name: str, storage: str) -> Iterable[tuple[ObjectInfo, str, str]]:
     for folder in dataset.class_folders(storage, name):
         split, label = folder.split("/")[-2:]
-        for page in object_store().pages(folder):
+        for page in object_store().list_pages(folder):
             for found in page:
                 # Deeper folders are not part of the layout.
                 if found.uri.rsplit("/", 1)[0] == folder and found.uri.lower().endswith(SUFFIXES):

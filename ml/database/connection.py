@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from ml.errors import ServiceError
 from ml.settings import settings
-from ml.timeouts import network, retrying
+from ml.timeouts import client_limits, retrying
 
 POSTGRES_PORT = 5432
 # Refusals that asking again does not change.
@@ -26,7 +26,7 @@ def engine_of(url: str) -> sa.Engine:
         pool_size=2,
         max_overflow=4,
         pool_pre_ping=True,
-        connect_args={"application_name": "nightscore", **network().postgres()},
+        connect_args={"application_name": "nightscore", **client_limits().postgres_arguments()},
     )
     sa.event.listen(made, "do_connect", _connect)
     sa.event.listen(made, "handle_error", _explain_connection_error)
@@ -35,7 +35,7 @@ def engine_of(url: str) -> sa.Engine:
 
 def _connect(dialect: sa.Dialect, record: Any, arguments: Any, parameters: Any) -> Any:
     """A connection, asked for again while the server restarts."""
-    return retrying(_may_pass, for_s=network().connect_for_s)(
+    return retrying(_may_pass, timeout_s=client_limits().connect_for_s)(
         dialect.connect, *arguments, **parameters
     )
 

@@ -1,8 +1,10 @@
-"""Fill a table with COPY."""
+"""COPY of Python rows into a table, as CSV that the standard library writes."""
 
-from collections.abc import Iterable, Iterator
+import csv
+import io
+from collections.abc import Iterable
 from contextlib import closing
-from datetime import date, datetime
+from itertools import islice
 from typing import Any
 
 import psycopg2
@@ -11,6 +13,21 @@ from psycopg2 import sql
 from sqlalchemy.orm import Session
 
 from ml.database.connection import connection_lost
+
+_ROWS_PER_BLOCK = 1000
+
+
+class _Null(int):
+    r"""NULL in a row for `csv.writer`, which quotes all but numbers.
+
+    To Postgres, \N without quotes is NULL, and with quotes a string.
+    """
+
+    def __str__(self) -> str:
+        return r"\N"
+
+
+_NULL = _Null()
 
 
 def copy(
@@ -21,68 +38,53 @@ def copy(
 ) -> None:
     """COPY rows into a table within the current transaction, streaming.
 
+    Args:
+        session: the session or connection whose transaction this joins.
+        table: name of the table, unquoted.
+        columns: names of the columns, unquoted, in the order of each row's values.
+        values: rows of numbers, strings, dates, times, booleans and None (NULL). Postgres stores no
+            NUL characters; they become U+FFFD.
+
     Raises:
         ServiceError: the connection was lost. What `values` raises passes through.
     """
     connection = session.connection() if isinstance(session, Session) else session
-    lines = _Lines(map(_copy_line, values))
-    into = sql.SQL("COPY {} ({}) FROM STDIN").format(
+    # The cursor is psycopg2's: SQLAlchemy would not know of the transaction that it begins, and
+    # would neither commit it nor roll it back.
+    if not connection.in_transaction():
+        connection.begin()
+    into = sql.SQL(r"COPY {} ({}) FROM STDIN WITH (FORMAT csv, NULL '\N')").format(
         sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns))
     )
+    blocks = _CsvBlocks(values)
     try:
         with closing(connection.connection.cursor()) as cursor:
-            cursor.copy_expert(into, lines)
+            cursor.copy_expert(into, blocks)
     except psycopg2.OperationalError as error:
-        if lines.error is not None:
-            raise lines.error from error
+        if blocks.error is not None:
+            raise blocks.error from error
         # SQLAlchemy did not see this statement, and would roll back on a dead connection.
         connection.invalidate(error)
         raise connection_lost(connection.engine, error) from error
 
 
-class _Lines:
-    """A file to read from, made of lines; psycopg2 asks for blocks of bytes."""
+class _CsvBlocks:
+    """Rows as a file of CSV. psycopg2 takes blocks of any length, whatever length it asks for."""
 
-    def __init__(self, lines: Iterator[str]) -> None:
-        self.lines = lines
-        self.rest = b""
+    def __init__(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        self.rows = iter(rows)
         self.error: BaseException | None = None
 
-    def read(self, size: int = 65536) -> bytes:
+    def read(self, size: int = -1) -> bytes:
         try:
-            return self._read(size)
+            block = io.StringIO()
+            writer = csv.writer(block, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+            writer.writerows(map(_with_nulls, islice(self.rows, _ROWS_PER_BLOCK)))
+            return block.getvalue().replace("\x00", "\ufffd").encode()
         except BaseException as error:  # psycopg2 would make a cancelled query of it
             self.error = error
             raise
 
-    def _read(self, size: int) -> bytes:
-        parts, length = [self.rest], len(self.rest)
-        while length < size:
-            line = next(self.lines, None)
-            if line is None:
-                break
-            parts.append(line.encode())
-            length += len(parts[-1])
-        block = b"".join(parts)
-        self.rest = block[size:]
-        return block[:size]
 
-
-# https://www.postgresql.org/docs/18/sql-copy.html, "Text Format"
-_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\x00": "\ufffd"})
-
-
-def _copy_line(row: tuple[Any, ...]) -> str:
-    return "\t".join(map(_copy_field, row)) + "\n"
-
-
-def _copy_field(value: Any) -> str:
-    if value is None:
-        return "\\N"
-    if isinstance(value, str):
-        return value.translate(_ESCAPES)
-    if isinstance(value, bool):
-        return "t" if value else "f"
-    if isinstance(value, date | datetime):
-        return value.isoformat()
-    return str(value)
+def _with_nulls(row: tuple[Any, ...]) -> Iterable[Any]:
+    return [_NULL if value is None else value for value in row]

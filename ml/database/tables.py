@@ -65,7 +65,8 @@ class ScoringRunModel(Base):
 class Shard(Base):
     """A slice of a run's manifest; `started_at` is that of the first attempt, `error` says how the
     newest one failed. `engine_images` is how many images the attempt that finished has scored, in
-    `engine_seconds` from the request of the first to the result of the last."""
+    `engine_seconds` from the request of the first to the result of the last.
+    """
 
     __tablename__ = "shard"
 

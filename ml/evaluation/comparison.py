@@ -25,7 +25,8 @@ _Statistic = Callable[[np.ndarray], np.ndarray]
 @dataclass(frozen=True)
 class Difference:
     """A metric of challenger and champion; `lower` and `upper` are one-sided bounds of challenger
-    - champion, each at the comparison's confidence."""
+    - champion, each at the comparison's confidence.
+    """
 
     challenger: float
     champion: float
@@ -136,7 +137,8 @@ def _resamples(labels: np.ndarray, resamples: int) -> Iterator[np.ndarray]:
 
 def _statistics(evaluation: Evaluation) -> dict[str, _Statistic]:
     """The metrics of `ml.evaluation.metrics` that a gate may compare
-    (`ml.config.schema.GATE_METRICS`), weighted."""
+    (`ml.config.schema.GATE_METRICS`), weighted.
+    """
     labels, answers = evaluation.labels, evaluation.answers
     if len(evaluation.outputs.probabilities):
         classes = evaluation.outputs.probabilities.shape[1]

@@ -16,7 +16,7 @@ from ml.evaluation.metrics import anomaly_metrics, classification_metrics
 from ml.images.decoding import decode
 from ml.images.rejection import RejectedError
 from ml.images.resizing import resize
-from ml.parallel import in_batches, parallel_map
+from ml.parallel import batched, parallel_map
 from ml.program.info import CLASSIFICATION, NORMAL
 from ml.program.program import Outputs, Program
 
@@ -102,9 +102,7 @@ def evaluate_files(
     labels: list[str] = []
 
     def batches() -> Iterator[np.ndarray]:
-        for batch in in_batches(
-            parallel_map(read, images, threads=4, buffer_size=2 * BATCH), BATCH
-        ):
+        for batch in batched(parallel_map(read, images, threads=4, buffer_size=2 * BATCH), BATCH):
             labels.extend(label for _, label in batch)
             yield np.stack([pixels for pixels, _ in batch])
 

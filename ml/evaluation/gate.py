@@ -48,7 +48,8 @@ class Decision:
 @dataclass(frozen=True)
 class Champion:
     """The champion on the same held-out images; `metrics` and `comparison` are None when it cannot
-    be compared, and `note` says why."""
+    be compared, and `note` says why.
+    """
 
     version: int
     metrics: dict[str, Any] | None

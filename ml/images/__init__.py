@@ -1,0 +1,1 @@
+"""Images: decoding and its limits, resizing, and heat maps."""

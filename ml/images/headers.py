@@ -1,9 +1,9 @@
-"""What a file declares before its pixels: whether reading it ends within bounded time and memory.
+"""Checks of an image file's structure, before a decoder opens it.
 
-A valid file may ask for hours of work: a progressive JPEG for the same 64 million pixels a thousand
-times, a PNG for a million chunks, a TIFF for two million fractions in one tag. Decoders do as they
-are told; here such files are found first, by counting what costs time. The limits are far beyond
-what cameras and programs write (docs/images.md lists them).
+A valid file can keep a decoder busy for hours: a progressive JPEG of 64 million pixels with a
+thousand scans, a PNG of a million chunks, a TIFF with two million fractions in one tag. So what
+takes time is counted first. The limits are far beyond what cameras and programs write;
+docs/images.md lists them.
 """
 
 import io
@@ -12,174 +12,189 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# Pillow's parsers are Python, and read a few bytes at a time: a chunk costs them three reads.
-MOST_READS = 200_000
-MOST_EXIF_BYTES = 2**20
-MOST_SEGMENTS = 10_000
-MOST_SCANS = 500
-MOST_SCANNED_PIXELS = 800_000_000
-MOST_COMPRESSED_CHUNKS = 256
-MOST_TAG_VALUES = 200_000
-# Pillow adds each part of an Exif to those before, which copies them.
-_BYTES_AN_EXIF_PART = 2**14
+# Pillow's parsers are Python and read a few bytes at a time; a chunk takes three reads.
+MAX_READS = 200_000
+MAX_EXIF_BYTES = 2**20
+MAX_SEGMENTS = 10_000
+MAX_SCANS = 500
+MAX_SCANNED_PIXELS = 800_000_000
+MAX_COMPRESSED_CHUNKS = 256
+MAX_TAG_VALUES = 200_000
+# Pillow appends each part of an Exif to those before it, which copies them. So a part counts as at
+# least this number of bytes.
+_MIN_EXIF_PART_BYTES = 2**14
 
+# Markers of JPEG (ITU-T T.81, table B.1).
 _SOS, _EOI = 0xDA, 0xD9
-# Markers without a length: TEM, the restarts and SOI; and the zero that means "no marker".
-_ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Markers without a length: TEM, the restarts and SOI; and zero, which means "no marker".
+_WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
 _MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 
-_TAG_BYTES = {1: 1, 2: 1, 7: 1}  # read as they are; every other type becomes a number each
-_SUB_DIRECTORIES = (0x8769, 0x8825, 0xA005)  # Exif, GPS, interoperability
-_MOST_DIRECTORIES = 16
+# Types of TIFF whose values Pillow reads as one; of every other type it makes a number per value.
+_BYTE_TYPES = (1, 2, 7)
+_SUB_DIRECTORY_TAGS = (0x8769, 0x8825, 0xA005)  # Exif, GPS, interoperability
+_MAX_DIRECTORIES = 16
 
 
 class TooComplexError(Exception):
-    """The file holds more parts than a real image has; the message says of what."""
+    """A file has more parts than a real image has; the message says which."""
 
 
-class Reader(io.BytesIO):
-    """The file for a parser, which may ask for bytes 200,000 times and then no more."""
+class LimitedReader(io.BytesIO):
+    """A file that raises TooComplexError after `MAX_READS` reads."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content)
-        self._left = MOST_READS
+        self._remaining = MAX_READS
 
     def read(self, size: int | None = -1, /) -> bytes:
-        self._left -= 1
-        if self._left < 0:
-            raise TooComplexError(f"more parts than {MOST_READS} reads can take in")
+        """Read from the file, as `io.BytesIO` does."""
+        self._remaining -= 1
+        if self._remaining < 0:
+            raise TooComplexError(f"more parts than {MAX_READS} reads can take in")
         return super().read(size)
 
 
-class Jpeg(NamedTuple):
-    """What a JPEG's header says: `buffered` when its coefficients are all held before any pixel is
-    made (two bytes each), as those of a progressive one are."""
+class JpegHeader(NamedTuple):
+    """The header of a JPEG.
+
+    Attributes:
+        width: Width in pixels.
+        height: Height in pixels.
+        buffered: Whether a decoder holds all coefficients (two bytes each) before it makes the
+            first pixel, as of a progressive JPEG.
+    """
 
     width: int
     height: int
     buffered: bool
 
 
-def check_jpeg(content: bytes) -> Jpeg:
+def check_jpeg(content: bytes) -> JpegHeader:
     """Read a JPEG's header up to its first scan, and count the scans.
 
     Raises:
-        TooComplexError: more segments, Exif or scans than the limits allow.
+        TooComplexError: There are more segments, Exif or scans than the limits allow.
     """
-    width = height = components = exif = 0
+    width = height = components = exif_bytes = 0
     buffered = False
-    for number, (marker, start, length) in enumerate(_segments(content)):
-        if number >= MOST_SEGMENTS:
-            raise TooComplexError(f"more than {MOST_SEGMENTS} segments before the first scan")
-        if marker in _FRAMES and length >= 6:
+    for count, (marker, start, length) in enumerate(_segments(content)):
+        if count >= MAX_SEGMENTS:
+            raise TooComplexError(f"more than {MAX_SEGMENTS} segments before the first scan")
+        if marker in _START_OF_FRAME and length >= 6:
             _, height, width, components = struct.unpack_from(">BHHB", content, start)
             buffered = marker in _PROGRESSIVE
         elif marker == 0xE1 and content.startswith(b"Exif\0\0", start):
-            exif += max(length, _BYTES_AN_EXIF_PART)
-            if exif > MOST_EXIF_BYTES:
-                raise TooComplexError(f"more than {MOST_EXIF_BYTES} bytes of Exif")
+            exif_bytes += max(length, _MIN_EXIF_PART_BYTES)
+            if exif_bytes > MAX_EXIF_BYTES:
+                raise TooComplexError(f"more than {MAX_EXIF_BYTES} bytes of Exif")
         elif marker == _SOS:
             if length and content[start] < components:
                 buffered = True
             if buffered:
                 _check_scans(content, start, width * height, components)
-    return Jpeg(width, height, buffered)
+    return JpegHeader(width, height, buffered)
 
 
 def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, place and length of the segments up to the first scan's header, as libjpeg finds
-    them."""
-    place = 2
-    while (place := content.find(b"\xff", place)) >= 0:
-        while content[place : place + 1] == b"\xff":
-            place += 1
-        if place + 3 > len(content):
+    """Yield marker, offset and length of the segments up to the first scan's, as libjpeg does."""
+    offset = 2
+    while (offset := content.find(b"\xff", offset)) >= 0:
+        while content[offset : offset + 1] == b"\xff":
+            offset += 1
+        if offset + 3 > len(content):
             return
-        marker = content[place]
-        if marker in _ALONE:
-            place += 1
+        marker = content[offset]
+        if marker in _WITHOUT_LENGTH:
+            offset += 1
             continue
-        length = max(0, int.from_bytes(content[place + 1 : place + 3], "big") - 2)
-        place += 3
-        yield marker, place, min(length, len(content) - place)
+        length = max(0, int.from_bytes(content[offset + 1 : offset + 3], "big") - 2)
+        offset += 3
+        yield marker, offset, min(length, len(content) - offset)
         if marker == _SOS:
             return
-        place += length
+        offset += length
 
 
-def _check_scans(content: bytes, first: int, pixels: int, components: int) -> None:
-    # libjpeg writes ten for YCbCr, and otherwise as many as this.
+def _check_scans(content: bytes, start: int, pixels: int, components: int) -> None:
+    # libjpeg writes ten scans for YCbCr, and at most so many for others.
     usual = 2 + 4 * components
-    allowed = min(MOST_SCANS, max(usual, MOST_SCANNED_PIXELS // max(1, pixels)))
+    limit = min(MAX_SCANS, max(usual, MAX_SCANNED_PIXELS // max(1, pixels)))
     scans = 1
-    if content.count(b"\xff\xda", first) < allowed:
+    if content.count(b"\xff\xda", start) < limit:
         return
-    # Some of these may lie within segments, or behind the image's end.
-    place = first
-    while found := _MARKER.search(content, place):
-        marker, place = content[found.end() - 1], found.end()
+    # Some of these bytes may be within segments, or behind the end of the image.
+    offset = start
+    while match := _MARKER.search(content, offset):
+        marker, offset = content[match.end() - 1], match.end()
         if marker == _EOI:
             return
         if marker == _SOS:
             scans += 1
-            if scans > allowed:
-                raise TooComplexError(f"more than {allowed} scans of {pixels} pixels")
-        if marker not in _ALONE:
-            place += max(2, int.from_bytes(content[place : place + 2], "big"))
+            if scans > limit:
+                raise TooComplexError(f"more than {limit} scans of {pixels} pixels")
+        if marker not in _WITHOUT_LENGTH:
+            offset += max(2, int.from_bytes(content[offset : offset + 2], "big"))
 
 
 def check_png(content: bytes) -> None:
-    """Count the chunks whose content is compressed: each may stand for a megabyte.
+    """Count a PNG's compressed chunks, each of which may expand to a megabyte.
 
     Raises:
-        TooComplexError: there are more than the limit.
+        TooComplexError: There are more than the limit.
     """
-    chunks = sum(content.count(kind) for kind in (b"iCCP", b"zTXt", b"iTXt"))
-    if chunks > MOST_COMPRESSED_CHUNKS:
-        raise TooComplexError(f"{chunks} compressed chunks; limit {MOST_COMPRESSED_CHUNKS}")
+    chunks = sum(content.count(name) for name in (b"iCCP", b"zTXt", b"iTXt"))
+    if chunks > MAX_COMPRESSED_CHUNKS:
+        raise TooComplexError(f"{chunks} compressed chunks; limit {MAX_COMPRESSED_CHUNKS}")
 
 
 def check_tiff(content: bytes) -> None:
-    """Count the numbers in the tags of a TIFF's first directory, and of those it refers to.
+    """Count the values in the first directory of a TIFF, and in the directories it refers to.
 
     Raises:
-        TooComplexError: there are more than the limit.
+        TooComplexError: There are more than the limit.
     """
     order = "<" if content.startswith(b"II") else ">"
-    large = content[2:4] in (b"\x2b\0", b"\0\x2b")  # BigTIFF
-    head, entry = (f"{order}Q", f"{order}HHQQ") if large else (f"{order}H", f"{order}HHII")
-    offset = f"{order}Q" if large else f"{order}I"
+    is_big = content[2:4] in (b"\x2b\0", b"\0\x2b")  # BigTIFF
+    count_format, entry_format = (
+        (f"{order}Q", f"{order}HHQQ") if is_big else (f"{order}H", f"{order}HHII")
+    )
+    offset_format = f"{order}Q" if is_big else f"{order}I"
     try:
-        waiting = [struct.unpack_from(offset, content, 8 if large else 4)[0]]
+        pending = [struct.unpack_from(offset_format, content, 8 if is_big else 4)[0]]
     except struct.error:
-        return  # cut short, as Pillow will say
-    seen: set[int] = set()
+        return  # the file is cut short, which Pillow reports
+    visited: set[int] = set()
     values = 0
-    while waiting:
-        place = waiting.pop()
-        if place in seen:
+    while pending:
+        offset = pending.pop()
+        if offset in visited:
             continue
-        seen.add(place)
-        if len(seen) > _MOST_DIRECTORIES:
-            raise TooComplexError(f"more than {_MOST_DIRECTORIES} directories in directories")
-        for tag, kind, count, value in _entries(content, place, head, entry):
-            if tag in _SUB_DIRECTORIES:
-                waiting.append(value)
-            values += 1 if kind in _TAG_BYTES else count
-            if values > MOST_TAG_VALUES:
-                raise TooComplexError(f"more than {MOST_TAG_VALUES} numbers in its tags")
+        visited.add(offset)
+        if len(visited) > _MAX_DIRECTORIES:
+            raise TooComplexError(f"more than {_MAX_DIRECTORIES} directories in directories")
+        for tag, kind, count, value in _entries(content, offset, count_format, entry_format):
+            if tag in _SUB_DIRECTORY_TAGS:
+                pending.append(value)
+            values += 1 if kind in _BYTE_TYPES else count
+            if values > MAX_TAG_VALUES:
+                raise TooComplexError(f"more than {MAX_TAG_VALUES} numbers in its tags")
 
 
 def _entries(
-    content: bytes, place: int, head: str, entry: str
+    content: bytes, offset: int, count_format: str, entry_format: str
 ) -> Iterator[tuple[int, int, int, int]]:
-    """Tag, type, number of values, and value or offset, of a TIFF's directory as far as it goes."""
+    """Yield tag, type, number of values, and value or offset of the entries of a TIFF directory.
+
+    A directory that is cut short ends early.
+    """
+    size = struct.calcsize(entry_format)
     try:
-        (count,) = struct.unpack_from(head, content, place)
-        place += struct.calcsize(head)
-        for number in range(count):
-            yield struct.unpack_from(entry, content, place + number * struct.calcsize(entry))
+        (count,) = struct.unpack_from(count_format, content, offset)
+        offset += struct.calcsize(count_format)
+        for index in range(count):
+            yield struct.unpack_from(entry_format, content, offset + index * size)
     except (struct.error, OverflowError):
         return

@@ -1,10 +1,10 @@
-"""Why an image cannot be scored."""
+"""The reasons for which images are rejected instead of scored."""
 
 from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why an image was rejected."""
+    """Why an image was rejected; the values are stored in the table `rejection`."""
 
     EMPTY = "empty"
     NOT_AN_IMAGE = "not_an_image"
@@ -18,12 +18,12 @@ class Reason(StrEnum):
     NOT_FINITE = "not_finite"
 
 
-# The object may come back under the same ETag, so these do not settle an image for good.
+# These may pass: an object may come back, also under the same ETag.
 TRANSIENT = (Reason.GONE, Reason.CHANGED)
 
 
 class RejectedError(Exception):
-    """The image cannot be scored: a reason code and a detail for the reader."""
+    """An image cannot be scored: a reason code, and a detail for the reader."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}")

@@ -1,12 +1,12 @@
-"""The architectures. One file here is one architecture; `nightscore.yaml` names it by file name.
+"""The neural networks: one file here is one architecture, which `nightscore.yaml` names.
 
 A file offers one function::
 
-    def build(size: tuple[int, int], classes: tuple[str, ...], options: dict) -> Network
+    def build(size: tuple[int, int], classes: tuple[str, ...], **options) -> Network
 
-and its network does two things: `loss` for training and `forward` for scoring. The training loop
-(`ml.training.loop`), the export (`ml.program.program`) and everything behind them are the same for
-all.
+and declares its options in a constant `OPTIONS` (`ml.config.architectures` says how). Its network
+does two things: `loss` for training and `forward` for scoring. The training loop
+(`ml.training.loop`), the export and everything behind them are the same for all architectures.
 """
 
 import hashlib
@@ -16,61 +16,82 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ml.config.schema import architectures
+from ml.config.architectures import architectures, complete_options
 from ml.errors import ConfigurationError
 
 
 class Network(nn.Module):
-    """What an architecture's `build` returns: a network that takes uint8 pixels.
+    """A network as an architecture's `build` returns it; it takes uint8 pixels.
 
-    Normalisation belongs to the network, so that the exported program needs nothing around it.
+    Normalization belongs to the network, so that the exported program needs no preprocessing.
+    Training calls, in this order, `before_fit`, `loss` for each batch, `after_fit`, `calibrate`.
     """
 
     # The share of the training steps in which the learning rate rises; then it falls to zero.
-    warm_up = 0.2
-    # The share of the training steps over which a moving average of the weights reaches back; the
-    # average is what training returns. 0: the last weights are.
-    averaging = 0.0
+    warmup_ratio = 0.2
+    # Over which share of the training steps the exponential moving average (EMA) of the weights
+    # reaches back; training returns the average. 0: training returns the last weights.
+    ema_ratio = 0.0
 
     def loss(self, pixels: Tensor, labels: Tensor) -> Tensor:
-        """The training loss of a batch, a scalar; augmentation happens in here, on the device.
+        """Compute the training loss of a batch, a scalar; this includes the augmentation.
 
         Args:
             pixels: uint8 (B, 3, H, W), RGB.
             labels: int64 (B,), indices into `classes`. For the task `anomaly` the classes are
-                ("normal", "anomalous") and a data set may hold no anomalous image at all.
+                ("normal", "anomalous"); a data set may have no anomalous image at all.
         """
         raise NotImplementedError
 
-    def start(self, pixels: Tensor, labels: Tensor) -> None:
-        """Called once before training, with fresh weights: fit what is computed from the images in
-        closed form, and keep what every batch needs.
+    def before_fit(self, pixels: Tensor, labels: Tensor) -> None:
+        """Compute what is fitted in closed form, and keep what every batch needs.
+
+        It is called once, with fresh weights, on the CPU.
 
         Args:
-            pixels, labels: the images to train from, as `loss` takes them, all at once: uint8 (N,
-                3, H, W), perhaps a memory-mapped file. The network is on the CPU.
+            pixels: uint8 (N, 3, H, W), all training images; may be a memory-mapped file.
+            labels: int64 (N,).
         """
 
-    def finish(self, pixels: Tensor, labels: Tensor) -> None:
-        """Called once when the weights are final, on the CPU and in eval mode, with what `start`
-        was given: fit what is computed from the weights in closed form, and forget the images."""
+    def after_fit(self, pixels: Tensor, labels: Tensor) -> None:
+        """Compute what is fitted to the final weights in closed form, and forget the images.
+
+        It is called once, in eval mode, on the CPU.
+
+        Args:
+            pixels: as for `before_fit`.
+            labels: as for `before_fit`.
+        """
 
     def calibrate(self, pixels: Tensor, labels: Tensor) -> None:
-        """Called once after `finish` with the held-out images, which no weight has learned from:
-        fit what makes the outputs probabilities, and nothing that changes their order."""
+        """Fit what makes the outputs probabilities, without changing their order.
+
+        It is called once, after `after_fit`.
+
+        Args:
+            pixels: uint8 (N, 3, H, W), the held-out images, which no weight was trained on.
+            labels: int64 (N,).
+        """
 
     def optimizers(self, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
-        """How the weights are changed, an optimizer for each kind of them; AdamW unless overridden.
-        The learning rate of the first is the one that is reported."""
+        """The optimizers, each for a part of the weights; AdamW for all unless overridden.
+
+        The learning rate of the first one is reported.
+        """
         return [torch.optim.AdamW(self.parameters(), learning_rate, weight_decay=weight_decay)]
 
     def forward(self, pixels: Tensor) -> Any:
-        """The outputs that are stored.
+        """Compute the outputs of a batch.
 
-        classification: float32 (B, classes), probabilities that sum to 1.
-        anomaly: float32 (B,), the score in [0, 1], larger is more anomalous; float32 (B, h, w), the
-        heat map in [0, 1], as coarse as the network makes it; and, if the network has one, float32
-        (B,), the novelty in [0, 1], larger is less like anything seen.
+        Args:
+            pixels: uint8 (B, 3, H, W), RGB.
+
+        Returns:
+            For the task `classification`: probabilities, float32 (B, classes), which sum to 1.
+            For `anomaly` a tuple: the score, float32 (B,) in [0, 1], larger is more anomalous; the
+            anomaly map, float32 (B, h, w) in [0, 1], of any resolution; and, if the network
+            measures it, the novelty, float32 (B,) in [0, 1], larger is less like the training
+            images.
         """
         raise NotImplementedError
 
@@ -78,25 +99,31 @@ class Network(nn.Module):
 def build(
     name: str, size: tuple[int, int], classes: tuple[str, ...], options: dict[str, Any]
 ) -> Network:
-    """The network of the architecture `name`, with fresh weights.
+    """Return the network of an architecture, with fresh weights.
 
-    Raises ConfigurationError when there is no such file, or its options are not accepted.
+    Args:
+        name: Name of a file of this folder.
+        size: Height and width of the images in pixels.
+        classes: Names of the classes.
+        options: Options that differ from their defaults.
+
+    Raises:
+        ConfigurationError: There is no such file, an option is unknown, or its value not allowed.
     """
     if name not in architectures():
         raise ConfigurationError(
             f"There is no architecture {name!r}.", f"Known: {', '.join(architectures())}."
         )
-    try:
-        network: Network = import_module(f"ml.models.{name}").build(size, classes, options)
-    except TypeError as error:
-        raise ConfigurationError(f"Architecture {name!r} refused its options: {error}") from error
+    complete = complete_options(name, options)
+    network: Network = import_module(f"ml.models.{name}").build(size, classes, **complete)
     return network
 
 
 def weights_sha256(network: nn.Module) -> str:
-    """The SHA-256 of a network's weights and statistics: the same when they are, to the bit.
+    """The SHA-256 of a network's weights and buffers, equal only if these are equal to the bit.
 
-    The file of an exported program also holds the paths and lines of the code it was traced from.
+    The hash of an exported program would not do: its file also has paths and line numbers of the
+    code that it was traced from.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):

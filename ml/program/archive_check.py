@@ -193,7 +193,8 @@ def _operation(target: str) -> None:
 
 def _expression(text: str) -> None:
     """A size: sums and products of whole numbers and of symbols, as sympy writes them. torch has
-    sympy evaluate it, as Python."""
+    sympy evaluate it, as Python.
+    """
     try:
         if len(text) > _LONGEST_EXPRESSION:
             raise SyntaxError

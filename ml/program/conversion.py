@@ -48,7 +48,8 @@ class Converted:
 
     def runtime(self, precision: str, input_size: tuple[int, int]) -> OpenVinoRuntime:
         """What runs it, for images of (height, width) pixels; precision as in
-        `ml.program.runtime`."""
+        `ml.program.runtime`.
+        """
         return OpenVinoRuntime(self.graph, self.weights, precision, input_size)
 
     def check(self, runtime: Runtime, input_size: tuple[int, int]) -> None:
@@ -99,7 +100,8 @@ def convert(exported: "ExportedProgram", program: str, input_size: tuple[int, in
 
 def noise(count: int, input_size: tuple[int, int]) -> np.ndarray:
     """Images of noise, uint8 (count, 3, height, width): the same everywhere and for ever, whichever
-    version of numpy there is."""
+    version of numpy there is.
+    """
     shape = (count, 3, *input_size)
     drawn = hashlib.shake_128(b"nightscore").digest(int(np.prod(shape)))
     # OpenVINO wants memory that it could write to.
@@ -167,7 +169,8 @@ def _graph(exported: "ExportedProgram") -> Any:
 @contextmanager
 def _without_warnings() -> Iterator[None]:
     """The decoder logs a traceback for each operation that torch does not decompose any more, and
-    torch warns of what its own classes do when the decoder copies them."""
+    torch warns of what its own classes do when the decoder copies them.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -12,7 +12,8 @@ NORMAL, ANOMALOUS = "normal", "anomalous"
 @dataclass(frozen=True)
 class ConvertedInfo:
     """What is recorded of a program's form for OpenVINO (`ml.program.conversion`): the SHA-256 of
-    its file, and the version of OpenVINO that made it."""
+    its file, and the version of OpenVINO that made it.
+    """
 
     sha256: str
     openvino: str

@@ -50,7 +50,8 @@ def _nothing() -> np.ndarray:
 class Outputs:
     """A batch's outputs: `probabilities` float32 (B, classes) for a classifier; `scores` float32
     (B,) and `heatmaps` float32 (B, h, w), which may be coarser than the images, for an anomaly
-    detector, and `novelties` float32 (B,) if it has them. What there is not is empty."""
+    detector, and `novelties` float32 (B,) if it has them. What there is not is empty.
+    """
 
     probabilities: np.ndarray = field(default_factory=_nothing)
     scores: np.ndarray = field(default_factory=_nothing)
@@ -118,7 +119,8 @@ class Program:
 
     def _too_close(self, outputs: tuple[np.ndarray, ...]) -> np.ndarray:
         """The rows that an error within the tolerance could push across a threshold, or to another
-        class."""
+        class.
+        """
         from ml.program.runtime import TOLERANCE
 
         values, error = outputs[0], TOLERANCE["bfloat16"]
@@ -315,7 +317,7 @@ def _converted(content: bytes, path: Path, info: ProgramInfo) -> bytes:
             return form
     form = conversion.convert(_opened(content, info), info.sha256, info.input_size)
     try:
-        files.write(kept, form)
+        files.atomic_write(kept, form)
     except OSError as error:
         log.warning("The form of %s cannot be kept in %s: %s", info.name, kept.parent, error)
     return form

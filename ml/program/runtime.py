@@ -95,7 +95,8 @@ class TorchRuntime:
 
     def _pinned(self, pixels: np.ndarray) -> "torch.Tensor":
         """The pixels in page-locked memory, which the GPU reads while this thread goes on; each
-        thread has a buffer, used again for every batch."""
+        thread has a buffer, used again for every batch.
+        """
         import torch
 
         count, *shape = pixels.shape
@@ -174,7 +175,8 @@ class OpenVinoRuntime:
 
 def at_once(input_size: tuple[int, int]) -> int:
     """Images of (height, width) pixels that a core takes at once, a power of two up to 64: as many
-    as leave what one layer hands to the next in the core's cache."""
+    as leave what one layer hands to the next in the core's cache.
+    """
     height, width = input_size
     most = max(1, min(64, _PIXELS_AT_ONCE // (height * width)))
     return 1 << (most.bit_length() - 1)

@@ -68,7 +68,7 @@ def scratch_folder(folder: Path, name: str) -> Iterator[Path]:
         ServiceError: there is no room for the files, or MLflow failed.
     """
     try:
-        with files.scratch(folder) as scratch:
+        with files.scratch_folder(folder) as scratch:
             yield scratch
     except OSError as error:
         raise _cannot_keep(name, folder, error.strerror or str(error)) from error

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from ml.errors import DataError, NightscoreError, ServiceError
 from ml.settings import settings
-from ml.timeouts import network
+from ml.timeouts import client_limits
 
 # MLflow reads it when it is imported, whoever imports it first. With it, MLflow's messages go to
 # this process's log instead of standard error.
@@ -34,7 +34,7 @@ def mlflow_client() -> Any:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-        **network().mlflow(),
+        **client_limits().mlflow_environment(),
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "GIT_PYTHON_REFRESH": "quiet",

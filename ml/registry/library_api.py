@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 
+from ml.files import scratch_folder
 from ml.registry.api import VersionInfo
 from ml.registry.client import get_run, mlflow_client, mlflow_errors
 
@@ -57,9 +58,9 @@ class LibraryApi:
         mlflow_client()
         from mlflow.artifacts import download_artifacts
 
-        # In the folder of the file that it becomes, so that a rename is enough.
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder, mlflow_errors():
-            Path(download_artifacts(uri, dst_path=folder)).replace(path)
+        # In a folder beside the file that it becomes, so that a rename is enough.
+        with scratch_folder(path.parent) as folder, mlflow_errors():
+            Path(download_artifacts(uri, dst_path=str(folder))).replace(path)
 
     def upload(self, uri: str, content: bytes) -> None:
         """See `MlflowApi`."""

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from ml.errors import DataError, ServiceError
+from ml.files import atomic_write
 from ml.program.info import ConvertedInfo
 from ml.registry.artifacts import cache_folder, download_artifact, logged_model_id, scratch_folder
 from ml.registry.registration import Registration
@@ -67,8 +68,7 @@ def fetch_openvino_model(registration: Registration) -> bytes | None:
 def _download_to_cache(registration: Registration, path: Path) -> bytes:
     with scratch_folder(path.parent, registration.name) as scratch:
         content = _download(registration, scratch)
-        (scratch / path.name).write_bytes(content)
-        (scratch / path.name).replace(path)
+        atomic_write(path, content)
         for other in path.parent.glob(f"{_FOLDER}-*.zip"):
             if other != path:
                 other.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ from ml.registry.api import VersionInfo
 from ml.registry.client import login_error, mlflow_error
 from ml.registry.library_api import LibraryApi
 from ml.storage.object_store import object_store
-from ml.timeouts import network, retrying
+from ml.timeouts import client_limits, retrying
 
 Answer = TypeVar("Answer")
 
@@ -194,7 +194,7 @@ class RestApi:
                     file.write(block)
 
     def _retry(self, send: Callable[[], Answer]) -> Answer:
-        return retrying(_is_transient, for_s=network().retry_for_s)(send)
+        return retrying(_is_transient, timeout_s=client_limits().retry_for_s)(send)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -217,7 +217,7 @@ def _is_transient(error: BaseException) -> bool:
 
 
 def _timeout() -> httpx.Timeout:
-    limits = network()
+    limits = client_limits()
     return httpx.Timeout(limits.read_timeout_s, connect=limits.connect_timeout_s)
 
 

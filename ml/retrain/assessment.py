@@ -76,7 +76,7 @@ def _champion(
     name: str,
     version: int,
     challenger: Program,
-    parts: data.Parts,
+    parts: data.Splits,
     held: Evaluation,
     confidence: float,
 ) -> tuple[Champion, Evaluation | None]:
@@ -106,7 +106,8 @@ def _metrics(measured: Evaluation) -> dict[str, Any]:
 
 def _calibration(measured: Evaluation) -> Calibration | None:
     """Of a classifier's confidences, or of anomaly scores as probabilities, if there are both
-    kinds to tell apart."""
+    kinds to tell apart.
+    """
     if not len(measured.outputs.scores):
         return calibration(measured.values, measured.answers == measured.labels)
     if len(np.unique(measured.labels)) < 2:
@@ -122,7 +123,7 @@ def _numbers(prefix: str, metrics: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _figures(program: Program, holdout: data.Part, held: Evaluation) -> dict[str, bytes]:
+def _figures(program: Program, holdout: data.Split, held: Evaluation) -> dict[str, bytes]:
     figures = {
         "worst_predictions": examples.worst(program, holdout, held),
         "right_predictions": examples.right(program, holdout, held),

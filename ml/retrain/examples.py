@@ -1,5 +1,6 @@
 """Held-out images to look at: what a version gets wrong, gets right, and sees otherwise than the
-champion."""
+champion.
+"""
 
 from collections.abc import Sequence
 
@@ -11,14 +12,15 @@ from ml.evaluation.evaluate import Evaluation, predict
 from ml.images import heatmap
 from ml.program.info import ANOMALOUS, CLASSIFICATION, NORMAL
 from ml.program.program import Program
-from ml.training.data import Part
+from ml.training.data import Split
 
 SHOWN = 24
 
 
-def worst(program: Program, holdout: Part, held: Evaluation) -> bytes:
+def worst(program: Program, holdout: Split, held: Evaluation) -> bytes:
     """The images that were judged worst, the wrong ones among them; of an anomaly model half of
-    each kind."""
+    each kind.
+    """
     order = np.argsort(_merit(program, held), kind="stable")
     chosen = order[:SHOWN] if _classifies(program) else _of_each_label(held, order)
     wrong = int((held.answers != held.labels).sum())
@@ -26,7 +28,7 @@ def worst(program: Program, holdout: Part, held: Evaluation) -> bytes:
     return _gallery(program, holdout, chosen, _captions(program, held, chosen), title)
 
 
-def right(program: Program, holdout: Part, held: Evaluation) -> bytes:
+def right(program: Program, holdout: Split, held: Evaluation) -> bytes:
     """Images that were judged right, from the barely to the most certainly right."""
     merit = _merit(program, held)
     found = np.flatnonzero(held.answers == held.labels)
@@ -41,10 +43,11 @@ def right(program: Program, holdout: Part, held: Evaluation) -> bytes:
 
 
 def disagreements(
-    program: Program, holdout: Part, held: Evaluation, champion: Evaluation, version: int
+    program: Program, holdout: Split, held: Evaluation, champion: Evaluation, version: int
 ) -> bytes | None:
     """The images that the champion, `version`, judges otherwise, those first that it judged most
-    differently; None when there is none."""
+    differently; None when there is none.
+    """
     found = np.flatnonzero(held.answers != champion.answers)
     if not len(found):
         return None
@@ -73,7 +76,8 @@ def _names(program: Program) -> Sequence[str]:
 
 def _merit(program: Program, held: Evaluation) -> np.ndarray:
     """How well each image was judged: its own class's probability, or the score of an anomalous
-    one and what a normal one's lacks to 1."""
+    one and what a normal one's lacks to 1.
+    """
     if _classifies(program):
         return held.outputs.probabilities[np.arange(len(held.labels)), held.labels]
     return np.where(held.labels == 1, held.outputs.scores, 1 - held.outputs.scores)
@@ -107,12 +111,12 @@ def _said(program: Program, held: Evaluation, index: int) -> str:
 
 
 def _gallery(
-    program: Program, holdout: Part, chosen: np.ndarray, captions: Sequence[str], title: str
+    program: Program, holdout: Split, chosen: np.ndarray, captions: Sequence[str], title: str
 ) -> bytes:
     """The images, those of an anomaly model with their heat maps."""
     pixels = np.array(holdout.pixels[chosen])
     if _classifies(program) or not len(chosen):
-        return plots.gallery([heatmap.picture(image) for image in pixels], captions, title)
+        return plots.gallery([heatmap.to_image(image) for image in pixels], captions, title)
     heat = predict(program, pixels, heatmaps=True).heatmaps
     overlaid = [heatmap.overlay(image, warm) for image, warm in zip(pixels, heat, strict=True)]
     return plots.gallery([Image.fromarray(picture) for picture in overlaid], captions, title)

@@ -80,7 +80,7 @@ def compare(recorded: str, repeated: str) -> dict[str, Any]:
     metrics = {k: [before[k], now[k]] for k in before if k in common and before[k] != now[k]}
     weights = [tracking.run_tags(run_id).get(WEIGHTS_TAG) for run_id in (recorded, repeated)]
     result = {
-        "circumstances": environment.differences(
+        "circumstances": environment.diff(
             tracking.read_json(recorded, ENVIRONMENT_FILE),
             tracking.read_json(repeated, ENVIRONMENT_FILE),
         ),

@@ -262,7 +262,8 @@ def _gate_tags(decision: Decision) -> dict[str, str]:
 
 def _flat(found: Value) -> Value:
     """The held-out metrics, and those of the test split with the prefix test_; None for what is
-    no number, which JSON in Postgres cannot say."""
+    no number, which JSON in Postgres cannot say.
+    """
     test = {f"test_{key}": item for key, item in (found["test"] or {}).items()}
     return {
         key: item if item is not None and math.isfinite(item) else None
@@ -273,6 +274,7 @@ def _flat(found: Value) -> Value:
 
 def _threshold_detail(run_id: str) -> dict[str, Any] | None:
     """The run's `ml.training.thresholds.ChosenThreshold`; None for a classifier, and for a run from
-    before thresholds had intervals."""
+    before thresholds had intervals.
+    """
     found: dict[str, Any] | None = programs.program_metadata(run_id).get("threshold")
     return found if found and "asked" in found else None

@@ -82,8 +82,8 @@ def plan_shards(run_id: UUID) -> list[int]:
 
 def _list_images(stream: Stream, last_night: date) -> Iterator[tuple[Any, ...]]:
     """The rows of `listing`."""
-    for night in nights.back_from(last_night, stream.lookback_nights):
-        for page in object_store().pages(nights.folder(stream.prefix, night)):
+    for night in nights.lookback(last_night, stream.lookback_nights):
+        for page in object_store().list_pages(nights.folder(stream.prefix, night)):
             yield from _image_rows(night, page)
 
 

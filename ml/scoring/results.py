@@ -160,7 +160,7 @@ class Results:
         item, model, version = prediction.item, prediction.model, prediction.version
         assert prediction.pixels is not None and prediction.anomaly_map is not None
         uri = f"{self.heatmaps}/dt={item.night}/{model}/{version}/{item.image_id}.jpg"
-        content = heatmap.jpeg(prediction.pixels, prediction.anomaly_map)
+        content = heatmap.overlay_jpeg(prediction.pixels, prediction.anomaly_map)
         object_store().put(uri, content, "image/jpeg")
         return (model, item.image_id), uri
 

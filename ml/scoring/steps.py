@@ -95,7 +95,7 @@ def score_night(
 def _score_images(run_id: str, on_images: Callable[[int, int], None]) -> NightscoreError | None:
     """Discover and score a run's images; returns the last failure, None if there was none."""
     failure: NightscoreError | None = None
-    retry = retrying(lambda error: isinstance(error, ServiceError), attempts=SHARD_ATTEMPTS)
+    retry = retrying(lambda error: isinstance(error, ServiceError), max_attempts=SHARD_ATTEMPTS)
     try:
         total = retry(discover, run_id)
         on_images(0, total)

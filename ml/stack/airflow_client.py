@@ -15,7 +15,7 @@ import httpx
 
 from ml.errors import ServiceError
 from ml.settings import Settings, settings
-from ml.timeouts import network, retrying
+from ml.timeouts import client_limits, retrying
 
 _LOGIN = "/auth/token"
 POLL_S = 1.5
@@ -60,9 +60,10 @@ class AirflowApi:
         self.settings = current or settings()
         if not self.settings.airflow_url:
             raise ServiceError("NIGHTSCORE_AIRFLOW_URL is not set.", "Run `nightscore up`.")
+        limits = client_limits()
         self._client = httpx.Client(
             base_url=self.settings.airflow_url.rstrip("/"),
-            timeout=httpx.Timeout(network().read_timeout_s, connect=network().connect_timeout_s),
+            timeout=httpx.Timeout(limits.read_timeout_s, connect=limits.connect_timeout_s),
         )
 
     def __enter__(self) -> "AirflowApi":
@@ -184,9 +185,10 @@ class AirflowApi:
         # Only what is safe to do twice is asked for again when it may have been done already.
         lost = httpx.TransportError if method == "GET" else httpx.ConnectError
         try:
-            answer = retrying(lambda error: isinstance(error, lost), for_s=network().connect_for_s)(
-                self._client.request, method, path, **options
+            retry = retrying(
+                lambda error: isinstance(error, lost), timeout_s=client_limits().connect_for_s
             )
+            answer = retry(self._client.request, method, path, **options)
             answer.raise_for_status()
         except httpx.HTTPStatusError as error:
             # An answer to a login may repeat what it does not like in it.

@@ -102,10 +102,10 @@ def _disk(_: Settings) -> str:
 
 
 def _configuration(_: Settings) -> str:
-    from ml.config.loading import configuration, path_in_use
+    from ml.config.loading import config_path, configuration
 
     config = configuration()
-    return f"{path_in_use()}: {len(config.streams)} streams, {len(config.models)} models"
+    return f"{config_path()}: {len(config.streams)} streams, {len(config.models)} models"
 
 
 def _postgres(current: Settings) -> str:
@@ -154,9 +154,9 @@ def _s3(current: Settings) -> str:
     from botocore.exceptions import BotoCoreError, ClientError
 
     from ml.config.loading import configuration
-    from ml.storage.object_store import split
+    from ml.storage.object_store import split_uri
 
-    bucket, _ = split(configuration().storage)
+    bucket, _ = split_uri(configuration().storage)
     where = current.s3_endpoint or f"AWS {current.s3_region}"
     client = boto3.client(
         "s3",

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ml.errors import ConfigurationError
+from ml.files import atomic_path
 
 HOST = "127.0.0.1"
 DEFAULT_PORTS = {"postgres": 5452, "s3": 9052, "mlflow": 5052, "airflow": 8052}
@@ -56,10 +57,9 @@ class Layout:
 
     def write(self, path: Path, content: str) -> Path:
         """Write a file that only its owner can read, whole or not at all."""
-        partial = path.with_name(path.name + ".partial")
-        partial.touch(mode=0o600)
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(path)
+        with atomic_path(path) as partial:
+            partial.touch(mode=0o600)
+            partial.write_text(content, encoding="utf-8")
         return path
 
     @cached_property

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ml.config.loading import path_in_use
+from ml.config.loading import config_path
 from ml.errors import ServiceError
 from ml.settings import OWNER_ENV, STACK_ENV, settings
 from ml.stack import airflow_server, mlflow_server, postgres, s3
@@ -251,7 +251,7 @@ class LocalStack:
         passwords = self.layout.passwords
         return {
             "NIGHTSCORE_HOME": str(self.layout.home),
-            "NIGHTSCORE_CONFIG": str(path_in_use()),
+            "NIGHTSCORE_CONFIG": str(config_path()),
             "NIGHTSCORE_DATABASE_URL": self._url("writer", ports),
             "AWS_ENDPOINT_URL": f"http://{HOST}:{ports['s3']}",
             "AWS_ACCESS_KEY_ID": passwords["s3_key"],

@@ -24,7 +24,7 @@ from ml.data import dataset, ingest, samples, snapshot
 from ml.database.connection import rows, transaction
 from ml.database.tables import CHAMPION, ModelAlias, ModelVersion
 from ml.errors import DataError, RunFailedError, ServiceError
-from ml.parallel import in_thread
+from ml.parallel import run_in_thread
 from ml.stack.airflow_client import AirflowApi, DagRun, TaskState, run_page
 from ml.stack.local import ALREADY_UP, SERVICES, LocalStack
 
@@ -94,7 +94,7 @@ def run(
     given = _real(data, config) if data is not None else None
     with ExitStack() as opened:
         storage: Future[None] = Future()
-        api = in_thread(_started, stack, storage, opened, progress)
+        api = run_in_thread(_started, stack, storage, opened, progress)
         both: list[Future[Any]] = [storage, api]
         wait(both, return_when=FIRST_COMPLETED)
         if not storage.done():
@@ -148,17 +148,17 @@ class _Job:
         # training, whose threads wait for each other: it would lose more time than an upload takes.
         imported: list[Future[None]] = []
         for name in self.source.datasets:
-            imported.append(in_thread(self._import, name, imported[-1:]))
-        trained = {model: in_thread(self._train, model, imported) for model in models}
+            imported.append(run_in_thread(self._import, name, imported[-1:]))
+        trained = {model: run_in_thread(self._train, model, imported) for model in models}
         scored = {}
         fitted = [self.fitted[model] for model in models]
         before = imported[-1:]
         for name in streams:
-            ingested = in_thread(self._ingest, name, before, fitted)
+            ingested = run_in_thread(self._ingest, name, before, fitted)
             before = [ingested]
             # Trainings have ended, so that a night does not wait for their slot of the pool.
             needed = [*(trained[model] for model in self.config.stream(name).models), ingested]
-            scored[name] = in_thread(self._score, name, [*fitted, *needed])
+            scored[name] = run_in_thread(self._score, name, [*fitted, *needed])
         # What goes wrong before anything is trained is said at once.
         first: list[Future[Any]] = [self.api, *imported]
         for future in wait(first, return_when=FIRST_EXCEPTION).done:

@@ -21,7 +21,7 @@ from xmlrpc.client import Fault, ServerProxy
 import psutil
 
 from ml.errors import ServiceError
-from ml.settings import variables
+from ml.settings import environment_variables
 from ml.stack.layout import Layout
 from ml.stack.process import BIN, Process
 
@@ -58,9 +58,10 @@ class Supervisor:
             return
         self.kill_leftovers()
         self.socket.unlink(missing_ok=True)
+        ours = environment_variables()
         done = subprocess.run(
             [BIN / "supervisord", "-c", self.layout.conf / "supervisord.conf"],
-            env={name: value for name, value in os.environ.items() if name not in variables()}
+            env={name: value for name, value in os.environ.items() if name not in ours}
             | {MARKER: str(self.layout.home)},
             cwd=self.layout.home,
             capture_output=True,
@@ -193,10 +194,10 @@ class Supervisor:
         return "\n".join(parts)
 
     def _program(self, process: Process) -> str:
-        variables = ",".join(f'{key}="{value}"' for key, value in process.environment.items())
+        environment = ",".join(f'{key}="{value}"' for key, value in process.environment.items())
         lines = {
             "command": shlex.join(process.command),
-            "environment": variables,
+            "environment": environment,
             "directory": str(self.layout.home),
             "autostart": "false",
             "autorestart": "true",

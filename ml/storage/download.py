@@ -1,10 +1,9 @@
-"""Many small objects from S3 at once: how a shard's images come in.
+"""Download many small objects at once, such as the images of a shard.
 
-obstore signs the requests, with whatever credentials it was given; libcurl makes them, all on one
-thread, over connections that stay open. An object of a kilobyte costs a third of the CPU time that
-a call of `ObjectStore.get` takes, whose threads wake each other for every object
-(docs/decisions/0008-scoring-path.md). Whatever does not succeed at once is left to `get`, which
-retries and knows what went wrong.
+obstore signs the URLs. libcurl makes the requests on one thread, over connections that stay open.
+An object of a kilobyte takes a third of the CPU time of `ObjectStore.get`, whose threads wake each
+other for every object (docs/decisions/0008-scoring-path.md). A request that fails is repeated with
+`get`, which retries and explains errors.
 """
 
 import math
@@ -22,32 +21,44 @@ import obstore
 import pycurl
 
 from ml.errors import ServiceError
-from ml.parallel import in_batches
-from ml.storage.object_store import ObjectStore, is_odd, split, store_errors
-from ml.timeouts import network, retrying
+from ml.parallel import batched
+from ml.storage.object_store import ObjectStore, needs_boto, split_uri, store_errors
+from ml.timeouts import client_limits, retrying
 
 CONNECTIONS = 64
-# What the transfers under way may come to, by the sizes that were listed.
-_BYTES_IN_FLIGHT = 64 * 2**20
-_SIGNED_AT_ONCE = 64
-_SIGNED_FOR = timedelta(hours=1)
-_OK = 200
+# The sum of the listed sizes of all active transfers.
+_MAX_ACTIVE_BYTES = 64 * 2**20
+_SIGNING_BATCH = 64
+_SIGNATURE_LIFETIME = timedelta(hours=1)
+_HTTP_OK = 200
 
 Key = TypeVar("Key")
 
 
 class DownloadRequest(NamedTuple, Generic[Key]):
-    """An object to download; `key` is the caller's own name for it, `bytes` and `etag` (without
-    quotes) are as it was listed."""
+    """An object to download.
+
+    Attributes:
+        key: The caller's own identifier of the object.
+        uri: The object's URI.
+        size: Its size in bytes, as listed.
+        etag: Its ETag without quotes, as listed.
+    """
 
     key: Key
     uri: str
-    bytes: int
+    size: int
     etag: str
 
 
 class DownloadResult(NamedTuple, Generic[Key]):
-    """An object's content and its ETag without quotes; `content` is None when it is gone."""
+    """An object that was downloaded.
+
+    Attributes:
+        key: The `key` of the request.
+        content: The object's bytes; None if there is no such object any more.
+        etag: Its ETag without quotes, which differs from that of the request if it was replaced.
+    """
 
     key: Key
     content: bytes | None
@@ -55,75 +66,79 @@ class DownloadResult(NamedTuple, Generic[Key]):
 
 
 def download(
-    store: ObjectStore, wanted: Iterable[DownloadRequest[Key]]
+    store: ObjectStore, requests: Iterable[DownloadRequest[Key]]
 ) -> Iterator[DownloadResult[Key]]:
-    """Download objects, in the order in which they arrive.
+    """Download objects, up to `CONNECTIONS` objects and 64 MiB at once.
 
     Args:
-        wanted: read as the work proceeds. Up to `CONNECTIONS` transfers and 64 MiB are under way.
+        store: The store to download from.
+        requests: The objects; read while the download proceeds.
+
+    Yields:
+        The results, in the order in which they arrive.
 
     Raises:
-        ServiceError: the store failed, or gave fewer bytes than it had listed, and went on doing so
-            when it was asked again.
+        ServiceError: The store fails or returns fewer bytes than it listed, also when it is asked
+            again.
     """
     transfers: _Transfers[Key] = _Transfers()
-    waiting = _signed(store, wanted)
-    upcoming = next(waiting, None)
+    signed = _sign(store, requests)
+    pending = next(signed, None)
     try:
-        while upcoming is not None or transfers.under_way:
-            while upcoming is not None and (upcoming[1] is None or transfers.has_room(upcoming[0])):
-                request, url = upcoming
+        while pending is not None or transfers.active:
+            while pending is not None and (pending[1] is None or transfers.can_start(pending[0])):
+                request, url = pending
                 if url is None:
-                    yield _by_itself(store, request)
+                    yield _get_with_retries(store, request)
                 else:
                     transfers.start(request, url)
-                upcoming = next(waiting, None)
-            for request, done in transfers.finished():
-                yield done or _by_itself(store, request)
+                pending = next(signed, None)
+            for request, result in transfers.completed():
+                yield result or _get_with_retries(store, request)
     finally:
         transfers.close()
 
 
-def _signed(
-    store: ObjectStore, wanted: Iterable[DownloadRequest[Key]]
+def _sign(
+    store: ObjectStore, requests: Iterable[DownloadRequest[Key]]
 ) -> Iterator[tuple[DownloadRequest[Key], str | None]]:
-    """Each object with the URL that it can be read from for an hour; None for a key that obstore
-    cannot sign."""
-    for batch in in_batches(wanted, _SIGNED_AT_ONCE):
-        for (bucket, odd), group in groupby(batch, _bucket):
-            requests = list(group)
-            if odd:
-                yield from ((request, None) for request in requests)
+    """Yield each request with a signed URL, or with None for a key that obstore refuses."""
+    for batch in batched(requests, _SIGNING_BATCH):
+        for (bucket, is_refused), group in groupby(batch, _bucket):
+            members = list(group)
+            if is_refused:
+                yield from ((request, None) for request in members)
                 continue
-            keys = [split(request.uri)[1] for request in requests]
-            with store_errors(requests[0].uri):
-                urls = obstore.sign(store.bucket(bucket), "GET", keys, _SIGNED_FOR)
-            yield from zip(requests, urls, strict=True)
+            keys = [split_uri(request.uri)[1] for request in members]
+            with store_errors(members[0].uri):
+                urls = obstore.sign(store.bucket(bucket), "GET", keys, _SIGNATURE_LIFETIME)
+            yield from zip(members, urls, strict=True)
 
 
 def _bucket(request: DownloadRequest[Any]) -> tuple[str, bool]:
-    bucket, key = split(request.uri)
-    return bucket, is_odd(key)
+    bucket, key = split_uri(request.uri)
+    return bucket, needs_boto(key)
 
 
-def _by_itself(store: ObjectStore, request: DownloadRequest[Key]) -> DownloadResult[Key]:
-    # A store that gives less than it listed, under the same ETag, is at fault, not the object.
-    again = retrying(lambda error: isinstance(error, _Short), for_s=network().retry_for_s)
+def _get_with_retries(store: ObjectStore, request: DownloadRequest[Key]) -> DownloadResult[Key]:
+    retry = retrying(
+        lambda error: isinstance(error, _ShortReadError), timeout_s=client_limits().retry_for_s
+    )
     try:
-        return again(_whole, store, request)
+        return retry(_get, store, request)
     except FileNotFoundError:
         return DownloadResult(request.key, None, "")
 
 
-class _Short(ServiceError):
-    """Not as many bytes as were listed, under the same ETag."""
+class _ShortReadError(ServiceError):
+    """The store returned fewer bytes than it listed for the same ETag: a fault of the store."""
 
 
-def _whole(store: ObjectStore, request: DownloadRequest[Key]) -> DownloadResult[Key]:
+def _get(store: ObjectStore, request: DownloadRequest[Key]) -> DownloadResult[Key]:
     content, etag = store.get(request.uri)
-    if etag == request.etag and len(content) != request.bytes:
-        raise _Short(
-            f"The object store gave {len(content)} of the {request.bytes} bytes of {request.uri}"
+    if etag == request.etag and len(content) != request.size:
+        raise _ShortReadError(
+            f"The object store gave {len(content)} of the {request.size} bytes of {request.uri}"
         )
     return DownloadResult(request.key, content, etag)
 
@@ -132,72 +147,78 @@ class _Transfers(Generic[Key]):
     """Transfers of libcurl's multi interface (https://curl.se/libcurl/c/libcurl-multi.html)."""
 
     def __init__(self) -> None:
-        self.under_way: dict[Any, tuple[DownloadRequest[Key], BytesIO, BytesIO]] = {}
+        self.active: dict[Any, tuple[DownloadRequest[Key], BytesIO, BytesIO]] = {}
         self._bytes = 0
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_MAXCONNECTS, CONNECTIONS)
-        self._free = deque(_handle() for _ in range(CONNECTIONS))
+        self._idle = deque(_new_handle() for _ in range(CONNECTIONS))
 
-    def has_room(self, request: DownloadRequest[Key]) -> bool:
-        if not self.under_way:
+    def can_start(self, request: DownloadRequest[Key]) -> bool:
+        """Return whether another transfer stays within the limits."""
+        if not self.active:
             return True
-        return bool(self._free) and self._bytes + request.bytes <= _BYTES_IN_FLIGHT
+        return bool(self._idle) and self._bytes + request.size <= _MAX_ACTIVE_BYTES
 
     def start(self, request: DownloadRequest[Key], url: str) -> None:
-        handle, content, header = self._free.popleft(), BytesIO(), BytesIO()
+        """Start a transfer."""
+        handle, content, header = self._idle.popleft(), BytesIO(), BytesIO()
         handle.setopt(pycurl.URL, url)
         handle.setopt(pycurl.WRITEDATA, content)
         handle.setopt(pycurl.WRITEHEADER, header)
         self._multi.add_handle(handle)
-        self.under_way[handle] = request, content, header
-        self._bytes += request.bytes
+        self.active[handle] = request, content, header
+        self._bytes += request.size
 
-    def finished(self) -> Iterator[tuple[DownloadRequest[Key], DownloadResult[Key] | None]]:
-        """What has arrived by now, None instead of what failed; waits a moment for the first."""
+    def completed(self) -> Iterator[tuple[DownloadRequest[Key], DownloadResult[Key] | None]]:
+        """Yield the transfers that are complete, with None as the result of one that failed.
+
+        If there is none, wait a moment.
+        """
         self._multi.perform()
-        _, ended, failed = self._multi.info_read()
-        if not ended and not failed:
+        _, succeeded, failed = self._multi.info_read()
+        if not succeeded and not failed:
             self._wait()
-        for handle in ended:
-            request, content, header = self._take(handle)
+        for handle in succeeded:
+            request, content, header = self._release(handle)
             etag = _etag(header.getvalue())
-            # An answer without ETag is not S3's; one of another length may be cut short.
-            as_listed = etag and content.tell() == request.bytes
-            if as_listed and handle.getinfo(pycurl.RESPONSE_CODE) == _OK:
+            # A response without ETag does not come from S3; one of another length may be cut short.
+            is_as_listed = etag and content.tell() == request.size
+            if is_as_listed and handle.getinfo(pycurl.RESPONSE_CODE) == _HTTP_OK:
                 yield request, DownloadResult(request.key, content.getvalue(), etag)
             else:
                 yield request, None
         for handle, _, _ in failed:
-            yield self._take(handle)[0], None
+            yield self._release(handle)[0], None
 
     def _wait(self) -> None:
-        due_ms = self._multi.timeout()
-        limit_s = min(due_ms / 1000, 1.0) if due_ms >= 0 else 1.0
-        if limit_s and self._multi.select(limit_s) < 0:
-            time.sleep(min(limit_s, 0.01))  # no connection yet: an address is being looked up
+        timeout_ms = self._multi.timeout()
+        timeout_s = min(timeout_ms / 1000, 1.0) if timeout_ms >= 0 else 1.0
+        if timeout_s and self._multi.select(timeout_s) < 0:
+            time.sleep(min(timeout_s, 0.01))  # there is no connection until a name is resolved
 
-    def _take(self, handle: Any) -> tuple[DownloadRequest[Key], BytesIO, BytesIO]:
+    def _release(self, handle: Any) -> tuple[DownloadRequest[Key], BytesIO, BytesIO]:
         self._multi.remove_handle(handle)
-        self._free.append(handle)
-        request, content, header = self.under_way.pop(handle)
-        self._bytes -= request.bytes
+        self._idle.append(handle)
+        request, content, header = self.active.pop(handle)
+        self._bytes -= request.size
         return request, content, header
 
     def close(self) -> None:
-        for handle in self.under_way:
+        """Abort the active transfers, and close all connections."""
+        for handle in self.active:
             self._multi.remove_handle(handle)
-        for handle in (*self.under_way, *self._free):
+        for handle in (*self.active, *self._idle):
             handle.close()
         self._multi.close()
 
 
-def _handle() -> Any:
+def _new_handle() -> Any:
     handle = pycurl.Curl()
-    handle.setopt(pycurl.NOSIGNAL, 1)  # it runs on a thread
+    handle.setopt(pycurl.NOSIGNAL, 1)  # signals are for the main thread only
     handle.setopt(pycurl.TCP_NODELAY, 1)
-    handle.setopt(pycurl.CONNECTTIMEOUT_MS, round(1000 * network().connect_timeout_s))
+    handle.setopt(pycurl.CONNECTTIMEOUT_MS, round(1000 * client_limits().connect_timeout_s))
     handle.setopt(pycurl.LOW_SPEED_LIMIT, 1)
-    handle.setopt(pycurl.LOW_SPEED_TIME, math.ceil(network().read_timeout_s))
+    handle.setopt(pycurl.LOW_SPEED_TIME, math.ceil(client_limits().read_timeout_s))
     handle.setopt(pycurl.CAINFO, os.environ.get("SSL_CERT_FILE") or certifi.where())
     return handle
 

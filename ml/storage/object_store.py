@@ -1,15 +1,16 @@
-"""The object store: everything Nightscore reads from and writes to S3 goes through here.
+"""The object store: all that Nightscore reads from S3 and writes to it passes through here.
 
-Objects are addressed by URI, `s3://BUCKET/KEY`. Reading and writing use obstore (a Rust client:
-about a tenth of boto3's CPU cost an object, see docs/decisions/0003-s3-client.md). boto3 makes
-buckets and serves the rare keys that obstore refuses: with control characters, or with an empty,
-`.` or `..` segment.
+Objects are addressed by URI, `s3://BUCKET/KEY`. obstore, a client in Rust, reads and writes them,
+with about a tenth of boto3's CPU time per object (docs/decisions/0003-s3-client.md). boto3 is used
+for the rare keys that obstore refuses: those with control characters, or with an empty, `.` or `..`
+segment.
 """
 
 import hashlib
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
@@ -21,16 +22,23 @@ from obstore.store import S3Store
 
 from ml.errors import DataError, ServiceError
 from ml.settings import Settings, settings
-from ml.timeouts import network
+from ml.timeouts import client_limits
 
-# What a listing in XML has in place of a control character; boto3 asks for keys in another form.
-_UNREADABLE = "\ufffd"
-_ODD = re.compile(r"[\x00-\x1f\x7f]|(^|/)\.{0,2}/|/\.{1,2}$")
+# A listing in XML has this in place of a control character; boto3 asks for URL-encoded keys.
+_REPLACEMENT_CHARACTER = "\ufffd"
+_REFUSED_BY_OBSTORE = re.compile(r"[\x00-\x1f\x7f]|(^|/)\.{0,2}/|/\.{1,2}$")
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What a listing says of an object: `etag` without quotes, `size` in bytes."""
+    """An object as a listing describes it.
+
+    Attributes:
+        uri: The object's URI.
+        etag: Its ETag without quotes.
+        size: Its size in bytes.
+        modified: When it was last written.
+    """
 
     uri: str
     etag: str
@@ -38,8 +46,12 @@ class ObjectInfo:
     modified: datetime
 
 
-def split(uri: str) -> tuple[str, str]:
-    """Bucket and key of `s3://BUCKET/KEY`; raises DataError for anything else."""
+def split_uri(uri: str) -> tuple[str, str]:
+    """Return bucket and key of `s3://BUCKET/KEY`.
+
+    Raises:
+        DataError: The URI is of another form.
+    """
     scheme, _, rest = uri.partition("://")
     bucket, _, key = rest.partition("/")
     if scheme != "s3" or not bucket:
@@ -48,14 +60,17 @@ def split(uri: str) -> tuple[str, str]:
 
 
 class ObjectStore:
-    """S3 with the credentials of `settings`; safe to share between threads."""
+    """An S3 service, with the credentials in `settings`; threads may share it.
+
+    Its methods raise ServiceError when the service fails or cannot be reached.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._buckets: dict[str, S3Store] = {}
 
     def bucket(self, name: str) -> S3Store:
-        """The obstore handle of a bucket, made once."""
+        """Return obstore's client of a bucket, which is created once."""
         if name not in self._buckets:
             self._buckets[name] = S3Store(name, **self._options())
         return self._buckets[name]
@@ -63,7 +78,7 @@ class ObjectStore:
     def _options(self) -> dict[str, Any]:
         options: dict[str, Any] = {
             "region": self.settings.s3_region,
-            **network().obstore(),
+            **client_limits().obstore_options(),
         }
         if self.settings.s3_endpoint:
             options["endpoint"] = self.settings.s3_endpoint
@@ -78,7 +93,7 @@ class ObjectStore:
 
     @cached_property
     def boto(self) -> Any:
-        """A boto3 client with the same credentials."""
+        """A boto3 client with the same credentials, created when it is first used."""
         import boto3
         from botocore.config import Config
 
@@ -91,23 +106,18 @@ class ObjectStore:
             aws_secret_access_key=secret or None,
             aws_session_token=token or None,
             region_name=self.settings.s3_region,
-            config=Config(**network().boto()),
+            config=Config(**client_limits().boto_config()),
         )
 
-    def ensure_bucket(self, name: str) -> None:
-        """Make the bucket unless it exists."""
-        if name not in {bucket["Name"] for bucket in self.boto.list_buckets()["Buckets"]}:
-            self.boto.create_bucket(Bucket=name)
-
-    def pages(self, prefix: str) -> Iterator[list[ObjectInfo]]:
-        """Pages of the objects below `prefix` (taken as a folder), in the order of their keys."""
-        bucket, key = split(prefix)
+    def list_pages(self, prefix: str) -> Iterator[list[ObjectInfo]]:
+        """Yield pages of the objects in the folder `prefix`, in the order of their keys."""
+        bucket, key = split_uri(prefix)
         folder, last = key.rstrip("/") + "/", ""
         with store_errors(prefix):
             try:
                 for page in obstore.list(self.bucket(bucket), folder, chunk_size=1000):
-                    if any(_UNREADABLE in meta["path"] for meta in page):
-                        yield from self._pages_by_boto(bucket, folder, after=last)
+                    if any(_REPLACEMENT_CHARACTER in meta["path"] for meta in page):
+                        yield from self._list_pages_with_boto(bucket, folder, after=last)
                         return
                     last = page[-1]["path"]
                     yield [
@@ -122,75 +132,80 @@ class ObjectStore:
             except ObstoreError as error:
                 if "invalid path" not in str(error):
                     raise
-                yield from self._pages_by_boto(bucket, folder, after=last)
+                yield from self._list_pages_with_boto(bucket, folder, after=last)
 
-    def _pages_by_boto(self, bucket: str, folder: str, after: str) -> Iterator[list[ObjectInfo]]:
-        """The pages from the key `after` on, which one odd key would keep obstore from giving."""
+    def _list_pages_with_boto(
+        self, bucket: str, folder: str, after: str
+    ) -> Iterator[list[ObjectInfo]]:
+        """Yield the pages behind the key `after`; obstore fails at a page with a key it refuses."""
         listing = self.boto.get_paginator("list_objects_v2")
         for page in listing.paginate(Bucket=bucket, Prefix=folder, StartAfter=after):
             yield [
                 ObjectInfo(
-                    f"s3://{bucket}/{found['Key']}",
-                    found["ETag"].strip('"'),
-                    found["Size"],
-                    found["LastModified"],
+                    f"s3://{bucket}/{meta['Key']}",
+                    meta["ETag"].strip('"'),
+                    meta["Size"],
+                    meta["LastModified"],
                 )
-                for found in page.get("Contents", ())
+                for meta in page.get("Contents", ())
             ]
 
-    def folders(self, prefix: str) -> list[str]:
-        """The URIs of the folders directly below `prefix`, without a final slash, sorted.
+    def list_folders(self, prefix: str) -> list[str]:
+        """Return the URIs of the folders in the folder `prefix`, sorted, without a final slash.
 
-        Meant where folders hold folders: objects that lie beside them are listed in vain.
+        It is slow where the folder itself holds many objects, since these are listed, too.
         """
-        bucket, key = split(prefix)
-        above = key.rstrip("/") + "/"
+        bucket, key = split_uri(prefix)
+        parent = key.rstrip("/") + "/"
         with store_errors(prefix):
             try:
-                found = obstore.list_with_delimiter(self.bucket(bucket), above)["common_prefixes"]
+                listing = obstore.list_with_delimiter(self.bucket(bucket), parent)
+                folders = listing["common_prefixes"]
             except ObstoreError as error:
                 if "invalid path" not in str(error):
                     raise
-                found = [_UNREADABLE]
-            if any(_UNREADABLE in folder for folder in found):
-                found = self._folders_by_boto(bucket, above)
-        return sorted(f"s3://{bucket}/{folder}" for folder in found)
+                folders = [_REPLACEMENT_CHARACTER]
+            if any(_REPLACEMENT_CHARACTER in folder for folder in folders):
+                folders = self._list_folders_with_boto(bucket, parent)
+        return sorted(f"s3://{bucket}/{folder}" for folder in folders)
 
-    def _folders_by_boto(self, bucket: str, above: str) -> list[str]:
+    def _list_folders_with_boto(self, bucket: str, parent: str) -> list[str]:
         listing = self.boto.get_paginator("list_objects_v2")
         return [
-            found["Prefix"].rstrip("/")
-            for page in listing.paginate(Bucket=bucket, Prefix=above, Delimiter="/")
-            for found in page.get("CommonPrefixes", ())
+            meta["Prefix"].rstrip("/")
+            for page in listing.paginate(Bucket=bucket, Prefix=parent, Delimiter="/")
+            for meta in page.get("CommonPrefixes", ())
         ]
 
     def get(self, uri: str) -> tuple[bytes, str]:
-        """The object's bytes and its ETag, without quotes.
+        """Return an object's content and its ETag without quotes.
 
-        Raises FileNotFoundError when it is gone, ServiceError when the store cannot be reached.
+        Raises:
+            FileNotFoundError: There is no such object.
+            ServiceError: The store fails, or cannot be reached.
         """
-        bucket, key = split(uri)
+        bucket, key = split_uri(uri)
         with store_errors(uri):
-            if is_odd(key):
-                answer = self.boto.get_object(Bucket=bucket, Key=key)
-                return answer["Body"].read(), answer["ETag"].strip('"')
+            if needs_boto(key):
+                response = self.boto.get_object(Bucket=bucket, Key=key)
+                return response["Body"].read(), response["ETag"].strip('"')
             result = obstore.get(self.bucket(bucket), key)
             return bytes(result.bytes()), (result.meta["e_tag"] or "").strip('"')
 
     def put(self, uri: str, content: bytes, content_type: str = "") -> str:
-        """Write an object whole; returns its ETag without quotes."""
-        bucket, key = split(uri)
+        """Write an object whole, and return its ETag without quotes."""
+        bucket, key = split_uri(uri)
         attributes = {"Content-Type": content_type} if content_type else None
         with store_errors(uri):
-            if is_odd(key):
-                answer = self.boto.put_object(Bucket=bucket, Key=key, Body=content)
-                return str(answer["ETag"]).strip('"')
+            if needs_boto(key):
+                response = self.boto.put_object(Bucket=bucket, Key=key, Body=content)
+                return str(response["ETag"]).strip('"')
             result = obstore.put(self.bucket(bucket), key, content, attributes=attributes)
             return (result["e_tag"] or "").strip('"')
 
     def exists(self, uri: str) -> bool:
-        """Whether there is an object at `uri`."""
-        bucket, key = split(uri)
+        """Return whether there is an object at `uri`."""
+        bucket, key = split_uri(uri)
         try:
             with store_errors(uri):
                 obstore.head(self.bucket(bucket), key)
@@ -199,12 +214,12 @@ class ObjectStore:
         return True
 
     def delete(self, uris: Iterable[str]) -> None:
-        """Delete objects; one that is already gone is no error."""
+        """Delete objects; it is no error if one does not exist."""
         for uri in uris:
-            bucket, key = split(uri)
+            bucket, key = split_uri(uri)
             with store_errors(uri):
                 try:
-                    if is_odd(key):
+                    if needs_boto(key):
                         self.boto.delete_object(Bucket=bucket, Key=key)
                     else:
                         obstore.delete(self.bucket(bucket), key)
@@ -212,51 +227,59 @@ class ObjectStore:
                     continue
 
 
-def is_odd(key: str) -> bool:
-    """Whether obstore refuses the key: control characters, empty, `.` or `..` segments."""
-    return _ODD.search(key) is not None
+def needs_boto(key: str) -> bool:
+    """Return whether obstore refuses a key."""
+    return _REFUSED_BY_OBSTORE.search(key) is not None
 
 
-class store_errors:
-    """Turns obstore's and boto3's errors into ours; `FileNotFoundError` passes through."""
+@contextmanager
+def store_errors(uri: str) -> Iterator[None]:
+    """Turn the errors of obstore and boto3 into Nightscore's own.
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
+    Raises:
+        FileNotFoundError: There is no such object.
+        ServiceError: The store fails, or cannot be reached.
+    """
+    try:
+        yield
+    except FileNotFoundError:  # obstore's error is one
+        raise
+    except Exception as error:
+        if _is_no_such_key(error):
+            raise FileNotFoundError(uri) from error
+        if not isinstance(error, ObstoreError) and not _is_boto_error(error):
+            raise
+        reason = str(error).split("\n", 1)[0]
+        raise ServiceError(
+            f"The object store failed at {uri}: {reason}",
+            "Run `nightscore doctor` to see whether the store or its credentials are at fault.",
+        ) from error
 
-    def __enter__(self) -> None:
-        return None
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        response = getattr(error, "response", None) if _is_of_boto(error) else None
-        if response and response["Error"]["Code"] == "NoSuchKey":
-            raise FileNotFoundError(self.uri) from error
-        failed = isinstance(error, ObstoreError) or _is_of_boto(error)
-        if failed and not isinstance(error, FileNotFoundError):
-            reason = str(error).split("\n", 1)[0]
-            raise ServiceError(
-                f"The object store failed at {self.uri}: {reason}",
-                "Run `nightscore doctor` to see whether the store or its credentials are at fault.",
-            ) from error
+def _is_no_such_key(error: Exception) -> bool:
+    response: Any = getattr(error, "response", {})
+    return _is_boto_error(error) and response.get("Error", {}).get("Code") == "NoSuchKey"
 
 
-def _is_of_boto(error: BaseException | None) -> bool:
-    """Whether boto3 has raised it, which is imported only where it is needed."""
+def _is_boto_error(error: Exception) -> bool:
+    # boto3 is not imported for this: where it is not loaded, the error is not its own.
     boto: Any = sys.modules.get("botocore.exceptions")
     return boto is not None and isinstance(error, boto.BotoCoreError | boto.ClientError)
 
 
 @lru_cache(maxsize=1)
 def object_store() -> ObjectStore:
-    """The object store of this process."""
+    """Return the object store of this process."""
     return ObjectStore(settings())
 
 
-def content_id(found: ObjectInfo) -> str:
-    """The ETag where it is the MD5 of the content, else a hash of the bytes.
+def content_hash(info: ObjectInfo) -> str:
+    """Return a hash of an object's content, as a rule its MD5 in hexadecimal.
 
-    An object that was uploaded in parts has an ETag with a dash, which depends on the parts.
+    It is the ETag, unless the object was uploaded in parts: then the ETag has a dash and depends on
+    the parts, and the object is read.
     """
-    if len(found.etag) == 32 and "-" not in found.etag:
-        return found.etag
-    content, _ = object_store().get(found.uri)
+    if len(info.etag) == 32 and "-" not in info.etag:
+        return info.etag
+    content, _ = object_store().get(info.uri)
     return hashlib.md5(content, usedforsecurity=False).hexdigest()

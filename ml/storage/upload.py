@@ -1,4 +1,4 @@
-"""Put many small objects into S3: in parallel, and only those that are not there yet."""
+"""Upload many small objects: in parallel, and only those that are not in the store yet."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -13,8 +13,13 @@ OnProgress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Uploaded:
-    """What `upload` did: URIs of all objects given, and how many of them were written."""
+class UploadResult:
+    """The result of an upload.
+
+    Attributes:
+        uris: URIs of all objects, whether they were written or not.
+        written: Number of objects that were written.
+    """
 
     uris: frozenset[str]
     written: int
@@ -22,27 +27,30 @@ class Uploaded:
 
 def upload(
     objects: Iterable[tuple[str, bytes]], prefixes: Iterable[str], on_progress: OnProgress
-) -> Uploaded:
-    """Write (URI, content) pairs; objects that are there with the same content are left alone.
+) -> UploadResult:
+    """Upload objects, except those that the store already has with the same content.
+
+    So an upload that was interrupted can be repeated.
 
     Args:
-        objects: read as the work proceeds.
-        prefixes: what to list to see what is there; so an upload that broke off can be repeated.
-        on_progress: called with the number of objects done so far.
+        objects: Pairs of URI and content; read while the upload proceeds.
+        prefixes: Folders that are listed to find the objects that the store already has.
+        on_progress: Called with the number of objects that are done.
+
+    Raises:
+        ServiceError: The store fails, or cannot be reached.
     """
-    there = {
-        found.uri: (found.etag, found.size)
+    existing = {
+        info.uri: (info.etag, info.size)
         for prefix in prefixes
-        for page in object_store().pages(prefix)
-        for found in page
+        for page in object_store().list_pages(prefix)
+        for info in page
     }
 
     def put(item: tuple[str, bytes]) -> tuple[str, bool]:
         uri, content = item
-        if there.get(uri) == (
-            hashlib.md5(content, usedforsecurity=False).hexdigest(),
-            len(content),
-        ):
+        etag = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if existing.get(uri) == (etag, len(content)):
             return uri, False
         object_store().put(uri, content)
         return uri, True
@@ -52,4 +60,4 @@ def upload(
         uris.add(uri)
         written += was_written
         on_progress(len(uris))
-    return Uploaded(frozenset(uris), written)
+    return UploadResult(frozenset(uris), written)

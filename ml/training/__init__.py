@@ -1,1 +1,1 @@
-"""Training: pixels on disk, the loop, thresholds."""
+"""Training: images of a snapshot as arrays, the training loop, thresholds, a run in MLflow."""

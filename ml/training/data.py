@@ -1,4 +1,4 @@
-"""What a model trains on and is held out from, as arrays, from a snapshot."""
+"""The images that a model trains on and is measured on, as arrays, from a snapshot."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,13 +26,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ANOMALY_CLASSES = (NORMAL, ANOMALOUS)
-# Images of rows at a size, for a key that names them: `ml.training.pixels.load`.
-Read = Callable[[Sequence[Row], tuple[int, int], str], np.ndarray]
+# Loads the images of rows at a size, with a key that names them: see `ml.training.pixels.load`.
+LoadPixels = Callable[[Sequence[Row], tuple[int, int], str], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Part:
-    """Images and labels: uint8 (N, 3, H, W), int64 (N,), and the rows they are from."""
+class Split:
+    """Labelled images.
+
+    Attributes:
+        pixels: uint8 (N, 3, H, W), RGB.
+        labels: int64 (N,), indices into the classes.
+        rows: the rows of the snapshot that the images are from.
+    """
 
     pixels: np.ndarray
     labels: np.ndarray
@@ -42,73 +48,84 @@ class Part:
         return len(self.labels)
 
     def tensors(self) -> "tuple[Tensor, Tensor]":
-        """The images and labels as torch takes them, without a copy."""
+        """Pixels and labels as tensors, without a copy."""
         import torch
 
         return torch.from_numpy(self.pixels), torch.from_numpy(self.labels)
 
 
 @dataclass(frozen=True)
-class Parts:
-    """`fit` trains. `holdout` is for the threshold, the gate and the comparison with the champion.
-    `test` is only reported."""
+class Splits:
+    """The splits of a snapshot.
+
+    Attributes:
+        classes: the names of the classes.
+        train: what weights are trained on.
+        holdout: for the threshold, the gate and the comparison with the champion.
+        test: only reported.
+    """
 
     classes: tuple[str, ...]
-    fit: Part
-    holdout: Part
-    test: Part
+    train: Split
+    holdout: Split
+    test: Split
 
 
-def load(snapshot: Snapshot, model: Model, read: Read = pixels.load) -> Parts:
-    """The parts of a snapshot for a model's task.
+def load(snapshot: Snapshot, model: Model, load_pixels: LoadPixels = pixels.load) -> Splits:
+    """Load the splits of a snapshot for a model's task.
 
-    `read` is where the images come from: S3, unless a benchmark has them in memory.
+    Args:
+        snapshot: the list of images.
+        model: its task and input size.
+        load_pixels: where the images come from: S3, unless a benchmark has them in memory.
 
     Raises:
-        DataError: a part that is needed is empty, or there are fewer than two classes to tell
-            apart.
+        DataError: the train or holdout split is empty, or there are fewer than two classes.
     """
     classes = ANOMALY_CLASSES if model.task == "anomaly" else snapshot.classes
-    parts = Parts(
+
+    def load_split(name: str, parts: Sequence[tuple[str, str]]) -> Split:
+        rows = _select(snapshot, model, classes, parts)
+        labels = _labels(rows, model, classes)
+        if not rows:
+            return Split(np.empty((0, 3, *model.input_size), np.uint8), labels, rows)
+        key = f"{snapshot.hash}-{model.task}-{name}"
+        return Split(load_pixels(rows, model.input_size, key), labels, rows)
+
+    splits = Splits(
         classes,
-        _part(snapshot, model, read, classes, "fit", [(TRAIN, FIT), (CALIBRATION, FIT)]),
-        _part(
-            snapshot, model, read, classes, "holdout", [(TRAIN, HOLDOUT), (CALIBRATION, THRESHOLD)]
-        ),
-        _part(snapshot, model, read, classes, "test", [(TEST, REPORT)]),
+        train=load_split("train", [(TRAIN, FIT), (CALIBRATION, FIT)]),
+        holdout=load_split("holdout", [(TRAIN, HOLDOUT), (CALIBRATION, THRESHOLD)]),
+        test=load_split("test", [(TEST, REPORT)]),
     )
-    _check(parts, snapshot, model)
-    return parts
+    _check(splits, snapshot, model)
+    return splits
 
 
-def _part(
-    snapshot: Snapshot,
-    model: Model,
-    read: Read,
-    classes: tuple[str, ...],
-    name: str,
-    wanted: Sequence[tuple[str, str]],
-) -> Part:
-    # Calibration images are anomalies to learn a threshold from; a classifier has no use for them.
+def _select(
+    snapshot: Snapshot, model: Model, classes: tuple[str, ...], parts: Sequence[tuple[str, str]]
+) -> list[Row]:
+    """The rows of some (split, part) of a snapshot that a model can learn from."""
+    rows = [row for split, part in parts for row in snapshot.select(split=split, part=part)]
+    if model.task != "classification":
+        return rows
+    # Calibration images are anomalies to choose a threshold with; a classifier has none.
+    return [row for row in rows if row.split != CALIBRATION and row.label in classes]
+
+
+def _labels(rows: Sequence[Row], model: Model, classes: tuple[str, ...]) -> np.ndarray:
     if model.task == "classification":
-        wanted = [pair for pair in wanted if pair[0] != CALIBRATION]
-    rows = [row for split, part in wanted for row in snapshot.select(split=split, part=part)]
-    if model.task == "classification":
-        rows = [row for row in rows if row.label in classes]
         labels = [classes.index(row.label) for row in rows]
     else:
         labels = [int(row.label != NORMAL) for row in rows]
-    if not rows:
-        return Part(np.empty((0, 3, *model.input_size), np.uint8), np.empty(0, np.int64), rows)
-    array = read(rows, model.input_size, f"{snapshot.hash}-{model.task}-{name}")
-    return Part(array, np.array(labels, dtype=np.int64), rows)
+    return np.array(labels, dtype=np.int64)
 
 
-def _check(parts: Parts, snapshot: Snapshot, model: Model) -> None:
+def _check(splits: Splits, snapshot: Snapshot, model: Model) -> None:
     hint = f"Bring more images with `nightscore dataset import PATH --name {snapshot.dataset}`."
-    if model.task == "classification" and len(parts.classes) < 2:
+    if model.task == "classification" and len(splits.classes) < 2:
         raise DataError(f"Data set {snapshot.dataset!r} has fewer than two classes.", hint)
-    if model.task == "anomaly" and not (parts.fit.labels == 0).any():
+    if model.task == "anomaly" and not (splits.train.labels == 0).any():
         raise DataError(f"Data set {snapshot.dataset!r} has no images train/normal.", hint)
-    if not len(parts.fit) or not len(parts.holdout):
+    if not len(splits.train) or not len(splits.holdout):
         raise DataError(f"Data set {snapshot.dataset!r} is too small to hold images out.", hint)

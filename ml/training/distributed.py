@@ -1,9 +1,9 @@
 """Training in several processes of one machine, each with a GPU or a share of the CPU's threads.
 
-torchrun starts them (https://docs.pytorch.org/docs/stable/elastic/run.html); `ml.training.worker`
-is what runs in each. Everything is exchanged by files of one folder: the job and the images go in,
-epochs, the result or an error come out. Images are not copied: they lie in the cache file of
-`ml.training.pixels`, which every process maps.
+torchrun starts the processes (https://docs.pytorch.org/docs/stable/elastic/run.html), and each runs
+`ml.training.worker`. They exchange everything by files in one folder: the job and the images go in;
+epochs, and the result or an error, come out. Images are not copied: every process maps the cache
+file of `ml.training.pixels` into its memory.
 """
 
 import fcntl
@@ -30,24 +30,31 @@ from ml.errors import ConfigurationError, DataError, NightscoreError
 from ml.models import Network
 from ml.program.device import Device
 from ml.settings import state_folder
-from ml.training import data
+from ml.training.data import Split, Splits
 from ml.training.loop import Epoch
 
-JOB, EPOCHS, ERROR, ALIVE = "job.json", "epochs.jsonl", "error.json", "alive"
-PARTS = ("fit", "holdout")
+JOB, EPOCHS, ERROR, LOCK = "job.json", "epochs.jsonl", "error.json", "lock"
+SPLITS = ("train", "holdout")
 _RESULT, _LOG = "result.pt", "log.txt"
-_LAST_LINES = 12
+_LOG_TAIL_LINES = 12
 _POLL_S = 0.1
 _GRACE_S = 10.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a process needs to know besides the images; `threads` are those of each process."""
+    """What a process needs to know besides the images.
+
+    Attributes:
+        model: the configuration of the model, as JSON.
+        classes: the names of the classes.
+        device: where to train.
+        threads: the number of CPU threads of each process.
+    """
 
     model: dict[str, Any]
     classes: list[str]
-    place: Device
+    device: Device
     threads: int
 
 
@@ -64,77 +71,87 @@ def _read_result(network: Network, folder: Path) -> None:
         parameter.grad = result["gradients"][name]
 
 
-def pixels_of(part: str) -> str:
-    """The name of the file with a part's images."""
-    return f"{part}-pixels.npy"
+def pixels_file(split: str) -> str:
+    """The name of the file with the images of a split."""
+    return f"{split}-pixels.npy"
 
 
-def labels_of(part: str) -> str:
-    """The name of the file with a part's labels."""
-    return f"{part}-labels.npy"
+def labels_file(split: str) -> str:
+    """The name of the file with the labels of a split."""
+    return f"{split}-labels.npy"
 
 
 def fit(
     network: Network,
     model: Model,
-    parts: data.Parts,
+    splits: Splits,
     *,
-    place: Device,
+    device: Device,
     processes: int,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Network:
-    """`ml.training.loop.fit` in several processes: trains `network` in place and returns it,
-    with its last step's gradients.
+    """Train a network in place, in several processes.
 
     However this process ends, the others end with it.
+
+    Args:
+        network: the network; each process also calls its `before_fit`.
+        model: its configuration.
+        splits: the images; those of `test` are not used.
+        device: where to train; `cuda` needs a GPU for each process.
+        processes: the number of processes.
+        on_epoch: is called after each epoch.
+
+    Returns:
+        `network`, in eval mode, with the gradients of the last step.
 
     Raises:
         ConfigurationError: there are fewer GPUs than processes.
         DataError: see `ml.training.loop.fit`.
-        NightscoreError: a process ended early; the message has its last lines.
+        NightscoreError: a process ended early; the message has the last lines of the log.
     """
-    if place == "cuda" and torch.cuda.device_count() < processes:
+    if device == "cuda" and torch.cuda.device_count() < processes:
         raise ConfigurationError(
             f"training.gpu.processes is {processes}; this machine has "
             f"{torch.cuda.device_count()} GPUs."
         )
     threads = max(1, torch.get_num_threads() // processes)
-    job = Job(model.model_dump(mode="json"), list(parts.classes), place, threads)
+    job = Job(model.model_dump(mode="json"), list(splits.classes), device, threads)
     cache = state_folder() / "cache"
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix="training-") as name:
         folder = Path(name)
         (folder / JOB).write_text(json.dumps(asdict(job)))
-        for part in PARTS:
-            _hand_over(getattr(parts, part), folder, part)
-        with _alive(folder), _started(folder, processes, threads) as torchrun:
-            for epoch in _epochs(torchrun, folder):
+        for split in SPLITS:
+            _write_split(getattr(splits, split), folder, split)
+        with _hold_lock(folder), _run_torchrun(folder, processes, threads) as torchrun:
+            for epoch in _follow_epochs(torchrun, folder):
                 on_epoch(epoch)
             if torchrun.returncode:
-                raise _failure(folder, processes)
+                raise _error(folder, processes)
         _read_result(network, folder)
     return network.eval()
 
 
-def _hand_over(part: data.Part, folder: Path, name: str) -> None:
-    np.save(folder / labels_of(name), part.labels)
-    if isinstance(part.pixels, np.memmap) and isinstance(part.pixels.base, mmap.mmap):
-        # A second name, which stays when the cache forgets the file.
-        os.link(str(part.pixels.filename), folder / pixels_of(name))
+def _write_split(split: Split, folder: Path, name: str) -> None:
+    np.save(folder / labels_file(name), split.labels)
+    if isinstance(split.pixels, np.memmap) and isinstance(split.pixels.base, mmap.mmap):
+        # A hard link, so that the file stays when the cache evicts it.
+        os.link(str(split.pixels.filename), folder / pixels_file(name))
     else:
-        np.save(folder / pixels_of(name), part.pixels)
+        np.save(folder / pixels_file(name), split.pixels)
 
 
 @contextmanager
-def _alive(folder: Path) -> Iterator[None]:
-    """Hold a lock that the system gives free when this process ends, however it does."""
-    with (folder / ALIVE).open("w") as file:
+def _hold_lock(folder: Path) -> Iterator[None]:
+    """Hold a lock that the system releases when this process ends, however it ends."""
+    with (folder / LOCK).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 @contextmanager
-def _started(folder: Path, processes: int, threads: int) -> Iterator[subprocess.Popen[bytes]]:
+def _run_torchrun(folder: Path, processes: int, threads: int) -> Iterator[subprocess.Popen[bytes]]:
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone",
         f"--nproc-per-node={processes}", "-m", "ml.training.worker", str(folder),
@@ -156,41 +173,42 @@ def _started(folder: Path, processes: int, threads: int) -> Iterator[subprocess.
     try:
         yield torchrun
     finally:
-        _stop(torchrun)
+        _terminate(torchrun)
 
 
-def _stop(torchrun: subprocess.Popen[bytes]) -> None:
-    """End torchrun, which ends its processes; those it leaves end with the lock (`_alive`)."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
+def _terminate(torchrun: subprocess.Popen[bytes]) -> None:
+    """End torchrun, which ends its processes; any that remain end when the lock is released."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
         if torchrun.poll() is not None:
             return
         with suppress(ProcessLookupError):
-            os.killpg(torchrun.pid, sign)
+            os.killpg(torchrun.pid, number)
         with suppress(subprocess.TimeoutExpired):
             torchrun.wait(_GRACE_S)
 
 
-def _epochs(torchrun: subprocess.Popen[bytes], folder: Path) -> Iterator[Epoch]:
-    """The epochs as they are reported, until torchrun has ended."""
+def _follow_epochs(torchrun: subprocess.Popen[bytes], folder: Path) -> Iterator[Epoch]:
+    """Yield the epochs as they are reported, until torchrun has ended."""
     (folder / EPOCHS).touch()
     with (folder / EPOCHS).open() as file:
-        rest, ended = "", False
-        while not ended:
-            ended = torchrun.poll() is not None
-            *lines, rest = (rest + file.read()).split("\n")
+        incomplete_line, has_ended = "", False
+        while not has_ended:
+            has_ended = torchrun.poll() is not None
+            *lines, incomplete_line = (incomplete_line + file.read()).split("\n")
             for line in lines:
                 yield Epoch(**json.loads(line))
-            if not ended:
+            if not has_ended:
                 time.sleep(_POLL_S)
 
 
-def _failure(folder: Path, processes: int) -> NightscoreError:
+def _error(folder: Path, processes: int) -> NightscoreError:
     if (folder / ERROR).exists():
         return DataError(**json.loads((folder / ERROR).read_text()))
     lines = (folder / _LOG).read_text(errors="replace").splitlines()
-    shown = "\n".join(line for line in lines if line.strip() and set(line.strip()) - {"=", "-"})
-    last = "\n".join(shown.splitlines()[-_LAST_LINES:])
+    # Without the rules that torchrun draws around its report.
+    lines = [line for line in lines if line.strip() and set(line.strip()) - {"=", "-"}]
+    tail = "\n".join(lines[-_LOG_TAIL_LINES:])
     return NightscoreError(
-        f"One of {processes} training processes ended early. Its last lines:\n{last}",
+        f"One of {processes} training processes ended early. Its last lines:\n{tail}",
         "If it was killed, there may be too little memory for so many: lower training.processes.",
     )

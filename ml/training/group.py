@@ -1,8 +1,8 @@
 """The processes that train one network together: usually one, or several of one machine.
 
-Each takes its share of every batch and has weights of its own; the gradients are averaged before
-each step, so that the weights stay the same (data parallelism; Li et al., "PyTorch distributed",
-2020, arXiv:2006.15704).
+Each process takes a part of every batch and has its own copy of the weights. The gradients are
+averaged before each step, so that the copies stay equal: data parallelism (Li et al., "PyTorch
+distributed", 2020, arXiv:2006.15704).
 """
 
 from collections.abc import Callable
@@ -14,79 +14,92 @@ from torch import distributed as dist
 
 from ml.models import Network
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-# While one process measures the network the others wait; one that died is noticed otherwise.
-_PATIENCE = timedelta(hours=2)
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+# The others wait while one process validates. That one has died is noticed by other means.
+_TIMEOUT = timedelta(hours=2)
 
 
 class Group:
-    """A process that trains alone. `rank` counts the processes from 0; `size` is their number."""
+    """A single process.
+
+    Attributes:
+        rank: the number of this process, from 0.
+        world_size: the number of processes.
+    """
 
     rank = 0
-    size = 1
+    world_size = 1
 
-    def order(self, seed: int) -> torch.Generator | None:
-        """What shuffles the images, the same for every process; None is torch's own generator."""
+    def shuffle_generator(self, seed: int) -> torch.Generator | None:
+        """What shuffles the images, equal in all processes; None: torch's global generator."""
         return None
 
-    def share(self, chosen: Tensor) -> Tensor:
+    def shard_batch(self, indices: Tensor) -> Tensor:
         """This process's part of a batch."""
-        return chosen
+        return indices
 
-    def loss_of(self, network: Network) -> Loss:
-        """The network's loss of this process's part; its gradients become those of the group."""
+    def loss_function(self, network: Network) -> LossFunction:
+        """The loss of this process's part of a batch; its gradients are averaged over the group."""
         return network.loss
 
-    def mean(self, value: Tensor) -> Tensor:
-        """The mean of what each process has."""
+    def all_reduce_mean(self, value: Tensor) -> Tensor:
+        """The mean over the processes of each one's `value`."""
         return value
 
-    def share_statistics(self, network: Network) -> None:
-        """Give the normalisation layers of every process the mean of their running statistics."""
+    def sync_batchnorm_stats(self, network: Network) -> None:
+        """Set the running statistics of batch normalization to their mean over the processes."""
 
 
-class Processes(Group):
-    """One of several, in a process that torchrun started; leave with `close`.
+class ProcessGroup(Group):
+    """One of several processes that torchrun started; `close` leaves the group.
 
-    A normalisation layer uses the statistics of this process's part of a batch, on every device;
-    its running statistics, with which images are scored, are averaged after each epoch.
+    Batch normalization uses the statistics of this process's part of a batch, on every device. Its
+    running statistics, which scoring uses, are averaged after each epoch.
+
+    Args:
+        device: where this process trains.
     """
 
     def __init__(self, device: torch.device) -> None:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
         self.rank = dist.get_rank()
-        self.size = dist.get_world_size()
+        self.world_size = dist.get_world_size()
         self._device = device
 
-    def order(self, seed: int) -> torch.Generator | None:
+    def shuffle_generator(self, seed: int) -> torch.Generator | None:
+        """See `Group.shuffle_generator`."""
         return torch.Generator().manual_seed(seed)
 
-    def share(self, chosen: Tensor) -> Tensor:
-        return chosen[self.rank :: self.size]
+    def shard_batch(self, indices: Tensor) -> Tensor:
+        """See `Group.shard_batch`."""
+        return indices[self.rank :: self.world_size]
 
-    def loss_of(self, network: Network) -> Loss:
-        return nn.parallel.DistributedDataParallel(_Loss(network), broadcast_buffers=False)
+    def loss_function(self, network: Network) -> LossFunction:
+        """See `Group.loss_function`."""
+        return nn.parallel.DistributedDataParallel(_LossModule(network), broadcast_buffers=False)
 
-    def mean(self, value: Tensor) -> Tensor:
+    def all_reduce_mean(self, value: Tensor) -> Tensor:
+        """See `Group.all_reduce_mean`."""
         total = value.to(self._device, copy=True)
         dist.all_reduce(total)
-        return total / self.size
+        return total / self.world_size
 
-    def share_statistics(self, network: Network) -> None:
+    def sync_batchnorm_stats(self, network: Network) -> None:
+        """See `Group.sync_batchnorm_stats`."""
         for layer in network.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 for statistic in (layer.running_mean, layer.running_var):
                     if statistic is not None:
-                        statistic.copy_(self.mean(statistic))
+                        statistic.copy_(self.all_reduce_mean(statistic))
 
     def close(self) -> None:
-        """Leave the group, all at the same time."""
+        """Leave the group, after all processes have come here."""
         dist.barrier()
         dist.destroy_process_group()
 
 
-class _Loss(nn.Module):
-    """A network whose `forward` is its loss: only what forward computes is averaged."""
+class _LossModule(nn.Module):
+    """A network whose `forward` is its loss, as only the gradients of `forward` are averaged."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()

@@ -1,7 +1,5 @@
-"""A snapshot's images as one array on disk: fetched and decoded once, used for every epoch."""
+"""A snapshot's images as one array on disk: fetched and decoded once, used in every epoch."""
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,48 +8,50 @@ import numpy as np
 
 from ml.data import dataset
 from ml.data.snapshot import Row
+from ml.files import atomic_path
 from ml.images.resizing import resize
 from ml.settings import state_folder
 
-KEPT = 6
+MAX_CACHED_FILES = 6
 
 
 def load(rows: Sequence[Row], size: tuple[int, int], key: str) -> np.ndarray:
-    """The images of `rows`, in their order, at `size` (height, width) in pixels.
+    """Load images from the cache, which is filled from S3 when they are not there.
+
+    Args:
+        rows: the images.
+        size: height and width in pixels.
+        key: names the cache file, together with the size; it must name exactly these images.
 
     Returns:
-        uint8 (N, 3, H, W), memory-mapped from a cache file named by `key` and the size, which never
-        changes; memory holds what is in use, whatever N.
+        uint8 (N, 3, H, W), in the order of `rows`. It is memory-mapped: only what is used takes
+        memory. Writing to it does not change the file.
 
     Raises:
-        DataError: an image is gone, was changed since the snapshot, or cannot be decoded.
+        DataError: an image is gone, has changed since the snapshot, or cannot be decoded.
     """
     folder = state_folder() / "cache" / "pixels"
     path = folder / f"{key}-{size[0]}x{size[1]}.npy"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         _write(path, rows, size)
-        _forget_oldest(folder)
+        _evict_oldest(folder)
     path.touch()
-    # Copy on write: torch wants arrays that may be written to.
-    return np.load(path, mmap_mode="c")
+    # Copy on write, as torch wants arrays that can be written to.
+    images: np.ndarray = np.load(path, mmap_mode="c")
+    return images
 
 
 def _write(path: Path, rows: Sequence[Row], size: tuple[int, int]) -> None:
-    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix="partial-"))
-    try:
+    with atomic_path(path) as partial_path:
         array = np.lib.format.open_memmap(
-            scratch / "pixels.npy", mode="w+", dtype=np.uint8, shape=(len(rows), 3, *size)
+            partial_path, mode="w+", dtype=np.uint8, shape=(len(rows), 3, *size)
         )
-        for index, pixels in enumerate(dataset.read(rows, size, partial(resize, size=size))):
-            array[index] = pixels
+        for index, image in enumerate(dataset.read(rows, size, partial(resize, size=size))):
+            array[index] = image
         array.flush()
-        (scratch / "pixels.npy").replace(path)
-    finally:
-        shutil.rmtree(scratch)
 
 
-def _forget_oldest(folder: Path) -> None:
+def _evict_oldest(folder: Path) -> None:
     files = sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime)
-    for path in files[:-KEPT]:
+    for path in files[:-MAX_CACHED_FILES]:
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""A training run: parts of a snapshot in, a program in MLflow out."""
+"""A training run: from a snapshot to a program in MLflow."""
 
 import logging
 from dataclasses import asdict, dataclass
@@ -10,23 +10,29 @@ import torch
 from ml.config.schema import Model, Training
 from ml.data.snapshot import Snapshot
 from ml.evaluation import plots
-from ml.evaluation.metrics import anomaly_metrics
 from ml.models import Network, build, weights_sha256
-from ml.program import device
+from ml.program.device import Device, profile, select_device
 from ml.program.info import ProgramInfo
 from ml.registry import programs, tracking
 from ml.training import data, distributed, environment, loop, thresholds
+from ml.training.validation import validate
 
 log = logging.getLogger(__name__)
 
-# What is said of an epoch, of what `validate` measures.
-_MEASURES = {"holdout_accuracy": "accuracy", "holdout_auroc": "AUROC"}
+# Validation metrics that the log of a training shows, and their names there.
+_LOGGED_METRICS = {"holdout_accuracy": "accuracy", "holdout_auroc": "AUROC"}
+_FLOAT32_BATCH = 512
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From which score on an image is flagged, and from which novelty on marked for review; None
-    for a network that gives none."""
+    """The thresholds of an anomaly detector.
+
+    Attributes:
+        score: from this score an image is flagged.
+        novelty: from this novelty an image is marked for review; None if the network does not
+            measure novelty.
+    """
 
     score: thresholds.ChosenThreshold
     novelty: float | None
@@ -35,21 +41,47 @@ class Thresholds:
 def run(
     name: str, model: Model, snapshot: Snapshot, run_id: str, threads: int | None = None
 ) -> None:
-    """Train a model on a snapshot; parameters, curves and the program go to the run.
+    """Train a model; parameters, metrics, plots and the program go to its run in MLflow.
 
     Args:
-        threads: of the CPU, to repeat a run with as many as it had; None: as many as torch chooses.
+        name: the model.
+        model: its configuration.
+        snapshot: what to train on.
+        run_id: the run in MLflow.
+        threads: the number of CPU threads, to reproduce a run; None: as many as torch chooses.
 
     Raises:
         DataError: see `ml.training.data.load` and `ml.training.loop.fit`.
     """
-    place = device.select_device()
-    with environment.fixed(place, threads):
-        _run(name, model, snapshot, run_id, place)
+    device = select_device()
+    with environment.deterministic(device, threads):
+        _log_inputs(run_id, model, snapshot, device)
+        splits = data.load(snapshot, model)
+        log.info(
+            "%s images to fit, %s held out, on %s",
+            f"{len(splits.train):,}",
+            f"{len(splits.holdout):,}",
+            device,
+        )
+        network, history = _train(run_id, model, splits, device)
+        tracking.set_run_tags(run_id, {tracking.WEIGHTS_TAG: weights_sha256(network)})
+        figures = {
+            "training_curves": plots.training_curves(history),
+            "weights_and_gradients": _plot_weights_and_gradients(network),
+        }
+        tracking.log_figures(run_id, figures)
+        chosen = (
+            _choose_thresholds(network, model, splits.holdout) if model.task == "anomaly" else None
+        )
+        _log_program(name, model, snapshot, run_id, network, splits.classes, chosen)
 
 
-def _run(name: str, model: Model, snapshot: Snapshot, run_id: str, place: device.Device) -> None:
-    used = parameters(model, place)
+def training_parameters(model: Model, device: Device) -> Training:
+    """The training parameters for a device: those of `cpu` if there are none for `gpu`."""
+    return model.training.get(profile(device)) or model.training["cpu"]
+
+
+def _log_inputs(run_id: str, model: Model, snapshot: Snapshot, device: Device) -> None:
     tracking.log_params(
         run_id,
         {
@@ -57,26 +89,26 @@ def _run(name: str, model: Model, snapshot: Snapshot, run_id: str, place: device
             "architecture": model.architecture,
             "input_size": list(model.input_size),
             "seed": model.seed,
-            "device": place,
+            "device": device,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "code": environment.code_version(),
             **{f"options.{key}": value for key, value in model.options.items()},
-            **used.model_dump(),
+            **training_parameters(model, device).model_dump(),
         },
     )
     tracking.log_json(run_id, tracking.MODEL_FILE, model.model_dump(mode="json"))
-    tracking.log_json(run_id, tracking.ENVIRONMENT_FILE, environment.collect(place))
+    tracking.log_json(run_id, tracking.ENVIRONMENT_FILE, environment.collect(device))
     tracking.log_snapshot(run_id, snapshot)
-    parts = data.load(snapshot, model)
-    log.info(
-        "%s images to fit, %s held out, on %s",
-        f"{len(parts.fit):,}",
-        f"{len(parts.holdout):,}",
-        place,
-    )
+
+
+def _train(
+    run_id: str, model: Model, splits: data.Splits, device: Device
+) -> tuple[Network, list[dict[str, float]]]:
+    """The trained network, and the metrics of each epoch."""
+    parameters = training_parameters(model, device)
     torch.manual_seed(model.seed)
-    network = build(model.architecture, model.input_size, parts.classes, model.options)
+    network = build(model.architecture, model.input_size, splits.classes, model.options)
     history: list[dict[str, float]] = []
 
     def on_epoch(epoch: loop.Epoch) -> None:
@@ -84,68 +116,48 @@ def _run(name: str, model: Model, snapshot: Snapshot, run_id: str, place: device
         row = {"epoch": float(epoch.number), **values, **epoch.validation}
         history.append(row)
         tracking.log_metrics(run_id, row, epoch.number)
-        log.info("%s", _in_words(epoch))
+        log.info("%s", _summary(epoch))
 
-    pixels, labels = parts.fit.tensors()
-    network.start(pixels, labels)
-    if used.processes > 1:
+    pixels, labels = splits.train.tensors()
+    network.before_fit(pixels, labels)
+    if parameters.processes > 1:
         distributed.fit(
-            network, model, parts, place=place, processes=used.processes, on_epoch=on_epoch
+            network,
+            model,
+            splits,
+            device=device,
+            processes=parameters.processes,
+            on_epoch=on_epoch,
         )
     else:
         loop.fit(
             network,
             pixels,
             labels,
-            used,
-            device=torch.device(place),
+            parameters,
+            device=torch.device(device),
             seed=model.seed,
-            validate=lambda trained: validate(trained, model, parts.holdout),
+            validate=lambda network: validate(network, model, splits.holdout),
             on_epoch=on_epoch,
         )
-    network.finish(pixels, labels)
-    network.calibrate(*parts.holdout.tensors())
-    tracking.set_run_tags(run_id, {tracking.WEIGHTS_TAG: weights_sha256(network)})
-    tracking.log_figures(
-        run_id,
-        {
-            "training_curves": plots.training_curves(history),
-            "weights_and_gradients": _weights_and_gradients(network),
-        },
-    )
-    chosen = _thresholds(network, model, parts.holdout) if model.task == "anomaly" else None
-    _log_program(name, model, snapshot, run_id, network, parts.classes, chosen)
+    network.after_fit(pixels, labels)
+    network.calibrate(*splits.holdout.tensors())
+    return network, history
 
 
-def _in_words(epoch: loop.Epoch) -> str:
-    """What a person wants to know while a model is trained; all of it is in MLflow."""
-    measured = [
-        f"held-out {_MEASURES[key]} {value:.4g}"
+def _summary(epoch: loop.Epoch) -> str:
+    """The measurements of an epoch that matter while a model is trained; MLflow has all."""
+    metrics = [
+        f"held-out {_LOGGED_METRICS[key]} {value:.4g}"
         for key, value in epoch.validation.items()
-        if key in _MEASURES
+        if key in _LOGGED_METRICS
     ]
-    said = ", ".join([*measured, f"{epoch.images_per_second:,.0f} images/s"])
-    return f"epoch {epoch.number} of {epoch.epochs}: {said}"
+    text = ", ".join([*metrics, f"{epoch.images_per_second:,.0f} images/s"])
+    return f"epoch {epoch.number} of {epoch.epochs}: {text}"
 
 
-def parameters(model: Model, place: device.Device) -> Training:
-    """The training parameters for a device: those of `cpu` where `gpu` has none."""
-    return model.training.get(device.profile(place)) or model.training["cpu"]
-
-
-def validate(network: Network, model: Model, holdout: data.Part) -> dict[str, float]:
-    """What is measured after each epoch on the held-out images."""
-    pixels, labels = holdout.tensors()
-    loss = {"holdout_loss": loop.holdout_loss(network, pixels, labels, seed=model.seed)}
-    outputs = loop.predict(network, pixels)
-    if model.task == "classification":
-        return loss | {"holdout_accuracy": float((outputs.argmax(axis=1) == holdout.labels).mean())}
-    measured = anomaly_metrics(outputs, holdout.labels == 1, None)
-    return loss | ({"holdout_auroc": measured["auroc"]} if measured["auroc"] is not None else {})
-
-
-def _weights_and_gradients(network: Network) -> bytes:
-    """Of the layers with a matrix of weights; biases and scales are too few for a histogram."""
+def _plot_weights_and_gradients(network: Network) -> bytes:
+    """Plot the layers that have a matrix of weights; the others have too few for a histogram."""
     layers = {
         name.removesuffix(".weight"): parameter
         for name, parameter in network.named_parameters()
@@ -157,9 +169,9 @@ def _weights_and_gradients(network: Network) -> bytes:
     )
 
 
-def _thresholds(network: Network, model: Model, holdout: data.Part) -> Thresholds:
+def _choose_thresholds(network: Network, model: Model, holdout: data.Split) -> Thresholds:
     with torch.autocast("cpu", enabled=False):
-        scores, novelties = _scores_in_float32(network, holdout.pixels)
+        scores, novelties = _predict_float32(network, holdout.pixels)
     normal = holdout.labels == 0
     scenes = np.unique([row.scene for row in holdout.rows], return_inverse=True)[1]
     chosen = thresholds.choose(
@@ -170,20 +182,18 @@ def _thresholds(network: Network, model: Model, holdout: data.Part) -> Threshold
     )
     if novelties is None:
         return Thresholds(chosen, None)
-    novelty = thresholds.above_share(novelties[normal], model.threshold.review_share)
+    novelty = thresholds.quantile_threshold(novelties[normal], model.threshold.review_share)
     log.info("Images from a novelty of %.6f on are marked for review", novelty)
     return Thresholds(chosen, novelty)
 
 
-def _scores_in_float32(
-    network: Network, pixels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Scores and novelties as the exported program will compute them, which training's reduced
-    precision is not."""
+def _predict_float32(network: Network, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scores and novelties in full precision, as the exported program will compute them."""
     scores, novelties = [], []
     with torch.inference_mode():
-        for start in range(0, len(pixels), 512):
-            score, _, *novelty = network(torch.from_numpy(np.array(pixels[start : start + 512])))
+        for start in range(0, len(pixels), _FLOAT32_BATCH):
+            batch = torch.from_numpy(np.array(pixels[start : start + _FLOAT32_BATCH]))
+            score, _, *novelty = network(batch)
             scores.append(score.numpy())
             novelties += [values.numpy() for values in novelty]
     return np.concatenate(scores), np.concatenate(novelties) if novelties else None

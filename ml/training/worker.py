@@ -1,6 +1,6 @@
-"""A process of a training in several: `python -m torch.distributed.run ... -m ml.training.worker`.
+"""One of several training processes: `python -m torch.distributed.run -m ml.training.worker`.
 
-Started by `ml.training.distributed`, which describes the files that they exchange.
+`ml.training.distributed` starts it, and describes the files that they exchange.
 """
 
 import fcntl
@@ -17,71 +17,73 @@ import torch
 from ml.config.schema import Model
 from ml.errors import NightscoreError
 from ml.models import build
-from ml.training import data, distributed, environment, loop, train
-from ml.training.group import Processes
+from ml.training import distributed, environment, loop
+from ml.training.data import Split
+from ml.training.group import ProcessGroup
+from ml.training.train import training_parameters
+from ml.training.validation import validate
 
 
 def main(folder: Path) -> None:
-    """Train this process's share of the job that lies in `folder`."""
+    """Do this process's part of the job in `folder`."""
     _end_with_parent(folder)
-    described = distributed.Job(**json.loads((folder / distributed.JOB).read_text()))
+    job = distributed.Job(**json.loads((folder / distributed.JOB).read_text()))
     try:
-        _train(folder, described)
+        _train(folder, job)
     except NightscoreError as error:
         if os.environ["RANK"] == "0":
-            reason = {"message": error.message, "hint": error.hint}
-            (folder / distributed.ERROR).write_text(json.dumps(reason))
+            content = {"message": error.message, "hint": error.hint}
+            (folder / distributed.ERROR).write_text(json.dumps(content))
         raise
 
 
-def _train(folder: Path, described: distributed.Job) -> None:
-    model = Model.model_validate(described.model)
-    device = torch.device(described.place)
+def _train(folder: Path, job: distributed.Job) -> None:
+    model = Model.model_validate(job.model)
+    device = torch.device(job.device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    with environment.fixed(described.place, described.threads):
-        group = Processes(device)
+    with environment.deterministic(job.device, job.threads):
+        group = ProcessGroup(device)
         torch.manual_seed(model.seed)
-        classes = tuple(described.classes)
-        network = build(model.architecture, model.input_size, classes, model.options)
-        fit, holdout = (_part(folder, name) for name in distributed.PARTS)
+        network = build(model.architecture, model.input_size, tuple(job.classes), model.options)
+        train, holdout = (_read_split(folder, name) for name in distributed.SPLITS)
 
         def report(epoch: loop.Epoch) -> None:
             with (folder / distributed.EPOCHS).open("a") as file:
                 file.write(json.dumps(asdict(epoch)) + "\n")
 
-        pixels, labels = fit.tensors()
-        network.start(pixels, labels)
-        first = group.rank == 0
+        pixels, labels = train.tensors()
+        network.before_fit(pixels, labels)
+        is_first = group.rank == 0
         loop.fit(
             network,
             pixels,
             labels,
-            train.parameters(model, described.place),
+            training_parameters(model, job.device),
             device=device,
             seed=model.seed,
             group=group,
-            validate=lambda trained: train.validate(trained, model, holdout) if first else {},
-            on_epoch=report if first else lambda epoch: None,
+            validate=lambda network: validate(network, model, holdout) if is_first else {},
+            on_epoch=report if is_first else lambda epoch: None,
         )
-        if first:
+        if is_first:
             distributed.write_result(network, folder)
         group.close()
 
 
-def _part(folder: Path, name: str) -> data.Part:
-    # Copy on write, as torch wants arrays that may be written to; the processes share the pages.
-    pixels = np.load(folder / distributed.pixels_of(name), mmap_mode="c")
-    return data.Part(pixels, np.load(folder / distributed.labels_of(name)), ())
+def _read_split(folder: Path, name: str) -> Split:
+    # Copy on write, as torch wants arrays that can be written to; the processes share the pages.
+    pixels = np.load(folder / distributed.pixels_file(name), mmap_mode="c")
+    return Split(pixels, np.load(folder / distributed.labels_file(name)), ())
 
 
 def _end_with_parent(folder: Path) -> None:
-    """End this process at once when the one that wants its result has ended, however it did."""
+    """End this process at once when its parent has ended, however that ended."""
 
     def wait() -> None:
-        with (folder / distributed.ALIVE).open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH)  # the parent holds it for as long as it lives
+        with (folder / distributed.LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # the parent holds the lock as long as it lives
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

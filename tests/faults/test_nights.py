@@ -10,8 +10,8 @@ from ml.config.loading import configuration
 from ml.scoring import steps
 from ml.settings import settings
 from ml.stack.process import package_folder
-from ml.storage.object_store import object_store
 from tests.support import drawing, evidence, night
+from tests.support.buckets import ensure_bucket
 
 _NAMES = [
     "with a space.png",
@@ -75,7 +75,7 @@ def test_names_of_a_thousand_characters(outcome, at_endpoint):
         before = settings().s3_endpoint
         at_endpoint(endpoint)
         for bucket in ("nightscore", "mlflow"):
-            object_store().ensure_bucket(bucket)
+            ensure_bucket(bucket)
         content = {name: drawing.mould("spot", 91_000 + n) for n, name in enumerate(names)}
         tonight = night.of(content)
         assert {len(uri.removeprefix("s3://nightscore/")) for uri in tonight.uris} == {1024}

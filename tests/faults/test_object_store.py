@@ -10,7 +10,7 @@ import pytest
 from ml.errors import NightscoreError
 from ml.scoring import steps
 from ml.settings import settings
-from ml.timeouts import network
+from ml.timeouts import client_limits
 from tests.faults.conftest import FULL, trials
 from tests.support import evidence, night
 from tests.support.process import Failed, Scoring
@@ -95,10 +95,10 @@ def test_wrong_answers(outcome, at_endpoint, fault):
 def impatient(monkeypatch):
     """What does not pass is given up after a second."""
     monkeypatch.setenv("NIGHTSCORE_RETRY_FOR_S", "1")
-    network.cache_clear()
+    client_limits.cache_clear()
     yield
     monkeypatch.undo()
-    network.cache_clear()
+    client_limits.cache_clear()
 
 
 def test_an_object_that_always_comes_short_fails_the_run_and_is_not_rejected(

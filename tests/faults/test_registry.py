@@ -16,7 +16,7 @@ from ml.registry import client, promotion, versions
 from ml.retrain import steps as retrain
 from ml.scoring import steps
 from ml.settings import settings
-from ml.timeouts import network
+from ml.timeouts import client_limits
 from tests.faults.conftest import trials
 from tests.support import evidence, night
 from tests.support.proxy import Asked, Proxy, Wrong
@@ -43,7 +43,7 @@ def two_versions(trained):
 
 def test_mlflow_is_down_when_versions_are_pinned(outcome, services, monkeypatch):
     monkeypatch.setenv("NIGHTSCORE_RETRY_FOR_S", "1")
-    network.cache_clear()
+    client_limits.cache_clear()
     found = outcome("MLflow down when versions are pinned")
     for _ in range(trials(3)):
         tonight = night.make()
@@ -58,7 +58,7 @@ def test_mlflow_is_down_when_versions_are_pinned(outcome, services, monkeypatch)
             evidence.wait_for(lambda: evidence.answers(f"{settings().mlflow_uri}/health"))
             steps.score_night(tonight.stream, tonight.date.isoformat())
         found.add(evidence.of_complete_night(tonight))
-    network.cache_clear()
+    client_limits.cache_clear()
     assert found.is_clean
 
 
@@ -130,7 +130,7 @@ def _register(decided: dict, monkeypatch, fail_at: int | None = None) -> Proxy:
 
 def _connect_anew() -> None:
     settings.cache_clear()
-    network.cache_clear()
+    client_limits.cache_clear()
     client.mlflow_client.cache_clear()
     client.mlflow_client()
 

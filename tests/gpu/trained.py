@@ -16,7 +16,7 @@ from ml.program.device import Device
 from ml.program.info import ANOMALY, CLASSIFICATION, ProgramInfo, sha256
 from ml.program.program import export
 from ml.training import environment, loop, thresholds
-from ml.training import train as job
+from ml.training.train import training_parameters
 
 ARCHITECTURES = ("residual_network", "anomaly_segmenter", "attention_autoencoder")
 SHAPES = tuple(samples.SHAPES)
@@ -67,30 +67,30 @@ def images(
     return files, np.stack([_pixels(file, size) for file in files]), labels
 
 
-def train(architecture: str, place: Device, folder: Path, count: int, epochs: int) -> Trained:
+def train(architecture: str, device: Device, folder: Path, count: int, epochs: int) -> Trained:
     """Train with the parameters of the device's profile, for fewer epochs, and export."""
-    described = model(architecture)
-    classes = SHAPES if described.task == CLASSIFICATION else ("normal", "anomalous")
-    _, pixels, labels = images(described.task, count, described.input_size, seed=1)
+    settings = model(architecture)
+    classes = SHAPES if settings.task == CLASSIFICATION else ("normal", "anomalous")
+    _, pixels, labels = images(settings.task, count, settings.input_size, seed=1)
     learned = torch.from_numpy(pixels), torch.from_numpy(labels)
-    parameters = job.parameters(described, place).model_copy(update={"epochs": epochs})
+    parameters = training_parameters(settings, device).model_copy(update={"epochs": epochs})
     done: list[loop.Epoch] = []
     torch.manual_seed(0)
-    network = build(architecture, described.input_size, classes, described.options)
-    network.start(*learned)
-    with environment.fixed(place):
+    network = build(architecture, settings.input_size, classes, settings.options)
+    network.before_fit(*learned)
+    with environment.deterministic(device):
         loop.fit(
-            network, *learned, parameters, device=torch.device(place), seed=0, on_epoch=done.append
+            network, *learned, parameters, device=torch.device(device), seed=0, on_epoch=done.append
         )
-    network.finish(*learned)
+    network.after_fit(*learned)
     network.calibrate(*learned)
     path = folder / f"{architecture}.pt2"
-    export(network, path, described.input_size)
-    files, unseen, truth = images(described.task, count, described.input_size, seed=2)
+    export(network, path, settings.input_size)
+    files, unseen, truth = images(settings.task, count, settings.input_size, seed=2)
     info = ProgramInfo(
-        architecture, 1, described.task, classes, described.input_size, None, sha256(path)
+        architecture, 1, settings.task, classes, settings.input_size, None, sha256(path)
     )
-    if described.task == ANOMALY:
+    if settings.task == ANOMALY:
         info = _with_thresholds(info, network, unseen)
     return Trained(path, info, done, network, files, unseen, truth)
 
@@ -100,8 +100,10 @@ def _with_thresholds(info: ProgramInfo, network: Network, pixels: np.ndarray) ->
         score, _, *novelty = network(torch.from_numpy(pixels))
     return replace(
         info,
-        threshold=thresholds.above_share(score.numpy(), _FLAGGED),
-        novelty_threshold=thresholds.above_share(novelty[0].numpy(), _FLAGGED) if novelty else None,
+        threshold=thresholds.quantile_threshold(score.numpy(), _FLAGGED),
+        novelty_threshold=thresholds.quantile_threshold(novelty[0].numpy(), _FLAGGED)
+        if novelty
+        else None,
     )
 
 

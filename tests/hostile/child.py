@@ -51,7 +51,7 @@ def _export(path: Path, architecture: str, classes: tuple[str, ...], size: tuple
     torch.manual_seed(0)
     network = build(architecture, size, classes, {"width": 4}).eval()
     noise = np.random.default_rng(0).integers(0, 256, (128, 3, *size), dtype=np.uint8)
-    network.finish(torch.from_numpy(noise), torch.zeros(len(noise), dtype=torch.int64))
+    network.after_fit(torch.from_numpy(noise), torch.zeros(len(noise), dtype=torch.int64))
     export(network, path, size)
 
 

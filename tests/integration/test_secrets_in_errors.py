@@ -18,7 +18,7 @@ from ml.settings import settings
 from ml.stack.airflow_client import AirflowApi
 from ml.storage.download import DownloadRequest, download
 from ml.storage.object_store import ObjectStore, object_store
-from ml.timeouts import network
+from ml.timeouts import client_limits
 
 WRONG = "wr0ng-s3cret-of-a-user"
 LOGINS = {
@@ -54,7 +54,7 @@ def _odd_key() -> None:
 
 
 def _list() -> None:
-    list(object_store().pages("s3://nightscore/streams"))
+    list(object_store().list_pages("s3://nightscore/streams"))
 
 
 def _put() -> None:
@@ -87,7 +87,7 @@ ACTIONS: list[Callable[[], None]] = [
 
 def _clear() -> None:
     settings.cache_clear()
-    network.cache_clear()
+    client_limits.cache_clear()
     object_store.cache_clear()
     client.mlflow_client.cache_clear()
 

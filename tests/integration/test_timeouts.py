@@ -16,7 +16,7 @@ from ml.settings import Settings, settings
 from ml.stack.airflow_client import AirflowApi
 from ml.storage.download import DownloadRequest, download
 from ml.storage.object_store import ObjectStore
-from ml.timeouts import ClientLimits, network, retrying
+from ml.timeouts import ClientLimits, client_limits, retrying
 
 
 class _Silent:
@@ -59,7 +59,7 @@ def impatient(monkeypatch) -> Iterator[None]:
 
 
 def _forget() -> None:
-    network.cache_clear()
+    client_limits.cache_clear()
     settings.cache_clear()
     client.mlflow_client.cache_clear()
 
@@ -78,7 +78,7 @@ def _reads_by_boto(port: int) -> object:
 
 
 def _lists(port: int) -> object:
-    return list(_store(port).pages("s3://nightscore/a"))
+    return list(_store(port).list_pages("s3://nightscore/a"))
 
 
 def _writes(port: int) -> object:
@@ -107,7 +107,7 @@ def test_a_server_that_never_answers_is_given_up(impatient, use: Callable[[int],
 
 
 def test_an_mlflow_that_never_answers_is_given_up(impatient, monkeypatch):
-    for name, value in network().mlflow().items():
+    for name, value in client_limits().mlflow_environment().items():
         monkeypatch.setenv(name, value)
     with _Silent() as server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.port}")
@@ -133,23 +133,23 @@ def test_a_statement_that_never_ends_is_ended(store_and_database, monkeypatch):
 
 def test_a_limit_that_is_no_number_is_named(monkeypatch):
     monkeypatch.setenv("NIGHTSCORE_RETRY_FOR_S", "soon")
-    network.cache_clear()
+    client_limits.cache_clear()
     with pytest.raises(ConfigurationError, match="NIGHTSCORE_RETRY_FOR_S"):
-        network()
-    network.cache_clear()
+        client_limits()
+    client_limits.cache_clear()
 
 
 def test_the_variables_reach_every_client(monkeypatch):
     monkeypatch.setenv("NIGHTSCORE_READ_TIMEOUT_S", "7")
     monkeypatch.setenv("NIGHTSCORE_RETRY_FOR_S", "15")
     limits = ClientLimits()
-    assert limits.obstore()["client_options"]["timeout"].total_seconds() == 7
-    assert limits.boto()["read_timeout"] == 7
-    assert limits.mlflow()["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "7"
-    assert limits.postgres()["tcp_user_timeout"] == 7000
+    assert limits.obstore_options()["client_options"]["timeout"].total_seconds() == 7
+    assert limits.boto_config()["read_timeout"] == 7
+    assert limits.mlflow_environment()["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "7"
+    assert limits.postgres_arguments()["tcp_user_timeout"] == 7000
     # Waits of 1, 2, 4 and 8 seconds.
-    assert limits.mlflow()["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "4"
-    assert limits.boto()["retries"]["total_max_attempts"] == 5
+    assert limits.mlflow_environment()["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "4"
+    assert limits.boto_config()["retries"]["total_max_attempts"] == 5
 
 
 def test_retries_are_bounded_and_their_waits_are_drawn():
@@ -160,10 +160,10 @@ def test_retries_are_bounded_and_their_waits_are_drawn():
         raise TimeoutError
 
     with pytest.raises(TimeoutError):
-        retrying(lambda error: isinstance(error, TimeoutError), attempts=4)(fail)
+        retrying(lambda error: isinstance(error, TimeoutError), max_attempts=4)(fail)
     assert len(tries) == 4
     with pytest.raises(TimeoutError):
-        retrying(lambda error: isinstance(error, ValueError), attempts=4)(fail)
+        retrying(lambda error: isinstance(error, ValueError), max_attempts=4)(fail)
     assert len(tries) == 5
     waits = {retrying(lambda error: True).wait(_State(3)) for _ in range(20)}
     assert len(waits) > 1

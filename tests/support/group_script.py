@@ -10,7 +10,7 @@ import torch
 
 from ml.config.schema import Training
 from ml.models import build
-from ml.training.group import Processes
+from ml.training.group import ProcessGroup
 from ml.training.loop import fit
 from tests.support.drawing import bright
 
@@ -31,24 +31,24 @@ def network(name: str, seed: int):
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     device = torch.device("cpu")
-    group = Processes(device)
+    group = ProcessGroup(device)
     pixels, labels = map(torch.from_numpy, bright(200, SIZE))
     for name in TASKS:
-        # Different weights at first: the group has to begin with the same ones.
-        made = network(name, seed=group.rank)
-        made.start(pixels, labels)
-        epochs = []
+        # Different weights: the group has to begin with those of one process.
+        replica = network(name, seed=group.rank)
+        replica.before_fit(pixels, labels)
+        losses = []
         fit(
-            made,
+            replica,
             pixels,
             labels,
             PARAMETERS,
             device=device,
             seed=0,
             group=group,
-            on_epoch=lambda epoch, losses=epochs: losses.append(epoch.train_loss),
+            on_epoch=lambda epoch, losses=losses: losses.append(epoch.train_loss),
         )
-        saved = {"weights": made.state_dict(), "losses": epochs, "drawn": torch.rand(1)}
+        saved = {"weights": replica.state_dict(), "losses": losses, "random": torch.rand(1)}
         torch.save(saved, folder / f"{name}-{group.rank}.pt")
     group.close()
 

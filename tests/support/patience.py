@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ml.timeouts import network
+from ml.timeouts import client_limits
 
 _NAME = "NIGHTSCORE_RETRY_FOR_S"
 
@@ -14,11 +14,11 @@ def no_retries() -> Iterator[None]:
     """Each request to S3 and to MLflow's REST API is made once."""
     before = os.environ.get(_NAME)
     os.environ[_NAME] = "0"
-    network.cache_clear()
+    client_limits.cache_clear()
     try:
         yield
     finally:
         del os.environ[_NAME]
         if before is not None:
             os.environ[_NAME] = before
-        network.cache_clear()
+        client_limits.cache_clear()

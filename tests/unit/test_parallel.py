@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ml.parallel import WeightedSemaphore, in_batches, parallel_map, prefetch
+from ml.parallel import WeightedSemaphore, batched, parallel_map, prefetch
 
 
 def test_order_is_kept_whatever_finishes_first():
@@ -18,7 +18,7 @@ def test_order_is_kept_whatever_finishes_first():
     ]
 
 
-def test_no_more_than_ahead_items_are_taken_early():
+def test_no_more_than_buffer_size_items_are_taken_early():
     taken = 0
     lock = threading.Lock()
 
@@ -54,8 +54,8 @@ def test_an_error_comes_where_its_result_would_have_and_stops_the_rest():
 
 def test_nothing_in_nothing_out():
     assert list(parallel_map(str, [], threads=4, buffer_size=4)) == []
-    assert list(in_batches([], 3)) == []
-    assert list(in_batches(range(5), 2)) == [[0, 1], [2, 3], [4]]
+    assert list(batched([], 3)) == []
+    assert list(batched(range(5), 2)) == [[0, 1], [2, 3], [4]]
 
 
 def test_prefetch_gives_the_items_in_order_and_raises_the_sources_error_in_its_place():

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from ml.models.components.drawing import blob, grain, uniform
+from ml.models.components.procedural import blob_mask, grain_noise, uniform
 
 
-def draw(images: Tensor) -> tuple[Tensor, Tensor]:
-    """See `ml.models.anomalies`."""
-    mask = blob(images, 0.15, 0.55)
-    return (images + mask * uniform(images, 0.06, 0.22) * grain(images)).clamp(0, 1), mask
+def synthesize(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Roughen a part of each image; see `ml.models.anomalies`."""
+    mask = blob_mask(images, 0.15, 0.55)
+    return (images + mask * uniform(images, 0.06, 0.22) * grain_noise(images)).clamp(0, 1), mask

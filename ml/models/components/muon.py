@@ -1,14 +1,14 @@
 """Muon, an optimizer for weights that are matrices.
 
 Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024
-(https://kellerjordan.github.io/posts/muon/): a step goes along the momentum of the gradient with
-all its singular values made about equal, which a few Newton-Schulz iterations do with matrix
+(https://kellerjordan.github.io/posts/muon/): a step follows the momentum of the gradient, whose
+singular values are first made about equal. A few Newton-Schulz iterations do that with matrix
 products alone.
 
-torch.optim.Muon computes them in bfloat16 everywhere. For that a processor without bfloat16 takes
-eleven times as long as in float32 (0.83 instead of 0.08 s for a step of `cifar10-classifier` on 2
-cores with AVX2), so here the type is what the device multiplies fastest. In bfloat16 the steps are
-torch's to the bit.
+`torch.optim.Muon` always computes them in bfloat16. A processor without bfloat16 instructions then
+needs eleven times as long as in float32 (0.83 s instead of 0.08 s for a step of
+`cifar10-classifier` on 2 cores with AVX2). So this one computes in the type that the device
+multiplies fastest. In bfloat16 its steps are those of torch to the bit.
 """
 
 import math
@@ -20,18 +20,21 @@ from torch import Tensor
 
 from ml.program.device import has_fast_bfloat16
 
-# Of the polynomial a x + b x^3 + c x^5 that each iteration applies to the singular values; its
-# slope at zero is steep, so that small ones grow in few iterations (from the source above).
+# Each iteration applies the polynomial a x + b x^3 + c x^5 to the singular values. Its slope at
+# zero is steep, so that small ones grow in few iterations (from the source above).
 _A, _B, _C = 3.4445, -4.7750, 2.0315
-_LEAST_NORM = 1e-7
+_MIN_NORM = 1e-7
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, made orthogonal; decoupled weight decay.
+    """Nesterov momentum, orthogonalized, with decoupled weight decay.
 
     Args:
         matrices: parameters of two dimensions, float32.
-        iterations: of Newton-Schulz.
+        learning_rate: of a square matrix; a tall one takes larger steps.
+        weight_decay: relative to the learning rate.
+        momentum: decay of the moving average of the gradient.
+        iterations: the number of Newton-Schulz iterations.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Change each matrix that has a gradient; `closure` is not called."""
+        """Update each matrix that has a gradient; `closure` is not called."""
         for group in self.param_groups:
             for matrix in group["params"]:
                 if matrix.grad is not None:
@@ -66,32 +69,33 @@ class Muon(torch.optim.Optimizer):
         average = state["momentum"].lerp_(gradient, 1 - group["momentum"])
         direction = gradient.lerp(average, group["momentum"])
         rows, columns = matrix.shape
-        rate = group["lr"] * math.sqrt(max(1, rows / columns))
+        step_size = group["lr"] * math.sqrt(max(1, rows / columns))
         matrix.mul_(1 - group["lr"] * group["weight_decay"])
-        matrix.add_(orthogonal(direction, group["iterations"]), alpha=-rate)
+        matrix.add_(orthogonalize(direction, group["iterations"]), alpha=-step_size)
 
 
-def orthogonal(matrix: Tensor, iterations: int, dtype: torch.dtype | None = None) -> Tensor:
-    """A matrix with the singular vectors of `matrix` and singular values of about one.
+def orthogonalize(matrix: Tensor, iterations: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Set the singular values of a matrix to about one; its singular vectors stay.
 
     Args:
         matrix: float32 (N, M).
-        dtype: to compute in, and of what is returned; None: what the matrix's device is fastest in.
+        iterations: the number of Newton-Schulz iterations.
+        dtype: the type to compute in, and of the result; None: the fastest on the matrix's device.
 
     Returns:
-        (N, M).
+        A new matrix (N, M).
     """
-    x = matrix.to(dtype or _fastest(matrix.device))
+    x = matrix.to(dtype or _fastest_dtype(matrix.device))
     is_tall = matrix.size(0) > matrix.size(1)
     if is_tall:
         x = x.T
-    x = x / x.norm().clamp(min=_LEAST_NORM)
+    x = x / x.norm().clamp(min=_MIN_NORM)
     for _ in range(iterations):
-        squared = x @ x.T
-        factor = torch.addmm(squared, squared, squared, beta=_B, alpha=_C)
+        gram = x @ x.T
+        factor = torch.addmm(gram, gram, gram, beta=_B, alpha=_C)
         x = torch.addmm(x, factor, x, beta=_A)
     return x.T if is_tall else x
 
 
-def _fastest(device: torch.device) -> torch.dtype:
+def _fastest_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_fast_bfloat16(device.type) else torch.float32

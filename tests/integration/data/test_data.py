@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ml.config.schema import Stream
-from ml.data import dataset, ingest, snapshot
+from ml.data import cifar10, dataset, ingest, snapshot
 from ml.errors import DataError, ServiceError
 from ml.settings import Settings
 from ml.storage.object_store import ObjectStore, object_store
@@ -27,7 +27,9 @@ def folder(tmp_path):
 
 def _keys(prefix: str) -> set[str]:
     return {
-        found.uri.removeprefix(prefix) for page in object_store().pages(prefix) for found in page
+        found.uri.removeprefix(prefix)
+        for page in object_store().list_pages(prefix)
+        for found in page
     }
 
 
@@ -102,7 +104,7 @@ class TestImport:
             monkeypatch.setenv(name, "http://127.0.0.1:9")
         monkeypatch.delenv("no_proxy", raising=False)
         with pytest.raises(ServiceError, match="cannot be downloaded") as caught:
-            dataset.download_cifar10(tmp_path)
+            cifar10.download(tmp_path)
         assert "nightscore dataset import" in caught.value.hint
 
 
@@ -209,7 +211,9 @@ class TestScenes:
 
     def test_a_data_set_needs_no_calibration(self, places):
         folder = f"{places}/datasets/line/calibration/anomalous"
-        object_store().delete(found.uri for page in object_store().pages(folder) for found in page)
+        object_store().delete(
+            found.uri for page in object_store().list_pages(folder) for found in page
+        )
         taken = self._take(places)
         assert len(taken.select(part="holdout")) == 3 * 13
         assert {row.split for row in taken.rows} == {"train"}

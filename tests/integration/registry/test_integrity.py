@@ -320,7 +320,8 @@ def test_what_a_killed_download_has_left_is_no_program_and_goes_away(champion):
             (left / "model.pt2").write_text("half of it")
             (left / "program.json").write_text("{}")
         hours_ago = time.time() - 7200
-        os.utime(old, (hours_ago, hours_ago))
+        for written in (*old.iterdir(), old):
+            os.utime(written, (hours_ago, hours_ago))
         path, _ = _fetch("shades", champion)
         assert path == registered.folder("shades", champion) / "model.pt2"
         # Another process may be fetching into the new one.

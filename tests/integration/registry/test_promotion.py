@@ -49,7 +49,7 @@ def test_an_interruption_before_mlflow_hears_of_it_changes_nothing(champion_and_
         raise ServiceError("made to fail")
 
     with monkeypatch.context() as broken:
-        broken.setattr(registry, "set_alias", fail)
+        broken.setattr(versions, "set_alias", fail)
         with pytest.raises(ServiceError):
             promotion.promote("shades", second, reason="test", by="test")
     assert _audited()[0] == ("promote", second, "pending")
@@ -67,7 +67,7 @@ def test_an_interruption_after_mlflow_has_heard_of_it_is_completed(champion_and_
         raise ServiceError("made to fail")
 
     with monkeypatch.context() as broken:
-        broken.setattr(registry, "set_alias", fail_afterwards)
+        broken.setattr(versions, "set_alias", fail_afterwards)
         with pytest.raises(ServiceError):
             promotion.promote("shades", second, reason="test", by="test")
     assert _mirrored("champion") == first

@@ -191,5 +191,5 @@ def test_nothing_was_dropped_and_nothing_lies_beside_its_place(night):
     bucket, _ = night
     with transaction() as session:
         assert session.scalar(sa.text("SELECT count(*) FROM nightscore.image")) >= len(FILES)
-    kept = {found.uri for listed in object_store().pages(bucket) for found in listed}
+    kept = {found.uri for listed in object_store().list_pages(bucket) for found in listed}
     assert {uri for uri in kept if "/streams/" in uri} == _uris(bucket)

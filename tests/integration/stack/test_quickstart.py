@@ -30,7 +30,9 @@ def config(bucket, tmp_path) -> Configuration:
 
 
 def _names(prefix: str) -> set[str]:
-    return {found.uri.rsplit("/", 1)[-1] for page in object_store().pages(prefix) for found in page}
+    return {
+        found.uri.rsplit("/", 1)[-1] for page in object_store().list_pages(prefix) for found in page
+    }
 
 
 def test_samples_are_drawn_only_for_data_sets_without_images_of_one_s_own(config, tmp_path):

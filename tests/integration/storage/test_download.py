@@ -12,7 +12,7 @@ from ml.storage.download import CONNECTIONS, DownloadRequest, download
 from ml.storage.object_store import ObjectStore, object_store
 
 
-def _wanted(uris: dict[str, bytes]) -> list[DownloadRequest[str]]:
+def _requests(uris: dict[str, bytes]) -> list[DownloadRequest[str]]:
     return [DownloadRequest(uri, uri, len(content), "") for uri, content in uris.items()]
 
 
@@ -23,10 +23,10 @@ def _put(objects: dict[str, bytes]) -> dict[str, str]:
 def test_every_object_arrives_once_with_its_etag(bucket):
     objects = {f"{bucket}/{number:04}.bin": b"%d" % number * 300 for number in range(500)}
     etags = _put(objects)
-    found = list(download(object_store(), _wanted(objects)))
-    assert len(found) == 500
-    assert {key: content for key, content, _ in found} == objects
-    assert {key: etag for key, _, etag in found} == etags
+    results = list(download(object_store(), _requests(objects)))
+    assert len(results) == 500
+    assert {key: content for key, content, _ in results} == objects
+    assert {key: etag for key, _, etag in results} == etags
 
 
 @pytest.mark.parametrize(
@@ -45,53 +45,53 @@ def test_every_object_arrives_once_with_its_etag(bucket):
 def test_names_that_a_url_would_change(bucket, name):
     objects = {f"{bucket}/{name}": name.encode()}
     etags = _put(objects)
-    (found,) = download(object_store(), _wanted(objects))
-    assert (found.content, found.etag) == (name.encode(), etags[found.key])
+    (result,) = download(object_store(), _requests(objects))
+    assert (result.content, result.etag) == (name.encode(), etags[result.key])
 
 
 def test_what_is_gone_comes_without_content_and_the_others_arrive(bucket):
     objects = {f"{bucket}/{number}": bytes([number]) for number in range(40)}
     _put(objects)
     missing = {f"{bucket}/none/{number}": b"" for number in range(3)}
-    found = {
-        key: content for key, content, _ in download(object_store(), _wanted(objects | missing))
+    contents = {
+        key: content for key, content, _ in download(object_store(), _requests(objects | missing))
     }
-    assert found == objects | dict.fromkeys(missing)
+    assert contents == objects | dict.fromkeys(missing)
 
 
 def test_an_empty_and_a_large_object(bucket):
     objects = {f"{bucket}/empty": b"", f"{bucket}/large": bytes(range(256)) * 2**19}
     _put(objects)
     assert {
-        key: content for key, content, _ in download(object_store(), _wanted(objects))
+        key: content for key, content, _ in download(object_store(), _requests(objects))
     } == objects
 
 
-def test_nothing_wanted(bucket):
+def test_no_request(bucket):
     assert list(download(object_store(), [])) == []
 
 
 def test_it_reads_only_a_bounded_way_ahead_and_can_be_closed(bucket):
     uri = f"{bucket}/one"
     object_store().put(uri, b"content")
-    taken = itertools.count()
-    found = download(
-        object_store(), (DownloadRequest(next(taken), uri, 7, "") for _ in range(10_000))
+    numbers = itertools.count()
+    results = download(
+        object_store(), (DownloadRequest(next(numbers), uri, 7, "") for _ in range(10_000))
     )
     for _ in range(5):
-        next(found)
-    found.close()
-    assert next(taken) < 5 + 4 * CONNECTIONS + 64
+        next(results)
+    results.close()
+    assert next(numbers) < 5 + 4 * CONNECTIONS + 64
 
 
 def test_a_connection_cut_in_mid_body_is_tried_again_by_itself(bucket):
     """A proxy before the server cuts each first answer in half; the second try arrives whole."""
     objects = {f"{bucket}/{number}": b"x" * 20_000 for number in range(5)}
     _put(objects)
-    with _Cutting(object_store().settings.s3_endpoint) as proxy:
+    with _CuttingProxy(object_store().settings.s3_endpoint) as proxy:
         store = _store_at(f"http://127.0.0.1:{proxy.port}")
-        found = {key: content for key, content, _ in download(store, _wanted(objects))}
-    assert found == objects
+        contents = {key: content for key, content, _ in download(store, _requests(objects))}
+    assert contents == objects
     assert proxy.cut > 0
 
 
@@ -126,7 +126,7 @@ def _store_at(endpoint: str, secret: str = "") -> ObjectStore:
     )
 
 
-class _Cutting:
+class _CuttingProxy:
     """Passes bytes on to a server, and cuts the first answers of more than 4 kB in half."""
 
     def __init__(self, endpoint: str) -> None:
@@ -134,7 +134,7 @@ class _Cutting:
         self.server = (host, int(port))
         self.cut = 0
 
-    def __enter__(self) -> "_Cutting":
+    def __enter__(self) -> "_CuttingProxy":
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.port = self.listening.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()

@@ -18,6 +18,7 @@ import pytest
 from ml.settings import settings
 from ml.storage.object_store import object_store
 from tests.support import drawing, stacks
+from tests.support.buckets import ensure_bucket
 from tests.support.iam import Request, requests
 from tests.support.proxy import Asked, Proxy
 
@@ -33,7 +34,7 @@ def _statements(name: str) -> list[dict]:
 
 def _grants(name: str) -> set[tuple[str, str]]:
     """Each action with each resource that a policy allows."""
-    found = set()
+    grants = set()
     for statement in _statements(name):
         # What this file understands; a document that says more needs an evaluator that does.
         assert set(statement) == {"Sid", "Effect", "Action", "Resource"}
@@ -41,43 +42,43 @@ def _grants(name: str) -> set[tuple[str, str]]:
         actions = statement["Action"]
         for action in [actions] if isinstance(actions, str) else actions:
             assert "*" not in action
-            found |= {(action, resource) for resource in statement["Resource"]}
-    return found
+            grants |= {(action, resource) for resource in statement["Resource"]}
+    return grants
 
 
-def _needed(name: str, asked: Request) -> set[tuple[str, str]]:
+def _matching_grants(name: str, request: Request) -> set[tuple[str, str]]:
     """The grants of a policy that allow a request."""
     return {
         (action, resource)
         for action, resource in _grants(name)
-        if action == asked.action and fnmatchcase(asked.resource, resource)
+        if action == request.action and fnmatchcase(request.resource, resource)
     }
 
 
-def _refused(name: str, asked: list[Request]) -> set[str]:
+def _forbidden_addresses(name: str, requests: list[Request]) -> set[str]:
     """The addresses that a policy does not allow."""
-    return {one.address for one in asked if not _needed(name, one)}
+    return {request.address for request in requests if not _matching_grants(name, request)}
 
 
-def _unused(name: str, asked: list[Request]) -> set:
+def _unused_grants(name: str, requests: list[Request]) -> set[tuple[str, str]]:
     """What a policy grants and nothing has asked for."""
-    return _grants(name) - set().union(*(_needed(name, one) for one in asked))
+    return _grants(name) - set().union(*(_matching_grants(name, request) for request in requests))
 
 
 @contextmanager
-def _recorded() -> Iterator[list[Request]]:
+def _record_requests() -> Iterator[list[Request]]:
     """Whatever this process asks of S3 goes through the proxy."""
-    noted: list[Request] = []
+    recorded: list[Request] = []
 
-    def note(asked: Asked) -> None:
-        noted.extend(requests(*asked))
+    def record(asked: Asked) -> None:
+        recorded.extend(requests(*asked))
 
-    with Proxy(settings().s3_endpoint, note) as proxy:
+    with Proxy(settings().s3_endpoint, record) as proxy:
         os.environ["AWS_ENDPOINT_URL"] = proxy.url
         settings.cache_clear()
         object_store.cache_clear()
         try:
-            yield noted
+            yield recorded
         finally:
             del os.environ["AWS_ENDPOINT_URL"]
             settings.cache_clear()
@@ -88,7 +89,7 @@ def _recorded() -> Iterator[list[Request]]:
 def plant(services, tmp_path_factory):
     """A configuration with the documents' buckets; gives the folder of its images."""
     for name in (IMAGES, STORAGE, ARTIFACTS):
-        object_store().ensure_bucket(name)
+        ensure_bucket(name)
     text = stacks.CONFIGURATION.format(bucket=f"s3://{STORAGE}")
     for before, after in (
         ("  both:\n", "  both-of-policy:\n"),
@@ -117,7 +118,7 @@ def plant(services, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def brought(plant) -> list[Request]:
+def import_requests(plant) -> list[Request]:
     """What the import of data sets and a night's images asks for."""
     from ml.config.loading import configuration
     from ml.data import dataset, ingest
@@ -126,7 +127,7 @@ def brought(plant) -> list[Request]:
     sample = plant / "sample"
     sample.mkdir()
     (sample / "synthetic-1.png").write_bytes(drawing.mould("normal", 1))
-    with _recorded() as requests:
+    with _record_requests() as requests:
         for name in ("policy-shades", "policy-moulds"):
             dataset.import_(plant / name, name, storage=configuration().storage)
         (plant / "policy-shades" / "train" / "dark" / "0001.png").unlink()
@@ -141,14 +142,14 @@ def brought(plant) -> list[Request]:
 
 
 @pytest.fixture(scope="module")
-def worked(brought) -> list[Request]:
+def work_requests(import_requests) -> list[Request]:
     """What a retraining of both kinds of model and a night ask for."""
     from ml.report import nightly
     from ml.retrain import steps as retrain
     from ml.scoring import runs, steps
     from ml.stack.doctor import examine
 
-    with _recorded() as requests:
+    with _record_requests() as requests:
         for name in ("policy-shades", "policy-moulds"):
             retrain.retrain(name)
         counts = steps.score_night("both-of-policy", NIGHT.isoformat())
@@ -158,26 +159,30 @@ def worked(brought) -> list[Request]:
     return requests
 
 
-def test_a_data_engineer_s_policy_is_enough_and_no_more(brought):
-    assert _refused("data-engineer", brought) == set()
-    assert _unused("data-engineer", brought) == set()
+def test_a_data_engineer_s_policy_is_enough_and_no_more(import_requests):
+    assert _forbidden_addresses("data-engineer", import_requests) == set()
+    assert _unused_grants("data-engineer", import_requests) == set()
 
 
-def test_a_worker_s_policy_is_enough_and_no_more(worked):
-    assert _refused("worker", worked) == set()
-    assert _unused("worker", worked) == set()
+def test_a_worker_s_policy_is_enough_and_no_more(work_requests):
+    assert _forbidden_addresses("worker", work_requests) == set()
+    assert _unused_grants("worker", work_requests) == set()
 
 
-def test_a_worker_writes_results_only_and_deletes_nothing(worked):
-    written = {asked.resource for asked in worked if asked.action == "s3:PutObject"}
+def test_a_worker_writes_results_only_and_deletes_nothing(work_requests):
+    written = {asked.resource for asked in work_requests if asked.action == "s3:PutObject"}
     folders = {resource.split(":::")[1].split("/")[1] for resource in written}
     assert folders == {"snapshots", "heatmaps", "reports"}
-    assert {asked.action for asked in worked} == {"s3:ListBucket", "s3:GetObject", "s3:PutObject"}
+    assert {asked.action for asked in work_requests} == {
+        "s3:ListBucket",
+        "s3:GetObject",
+        "s3:PutObject",
+    }
     assert not any(f":::{IMAGES}" in resource for resource in written)
 
 
 def test_a_camera_may_put_images_and_neither_read_nor_list_them(services, plant):
-    with _recorded() as requests:
+    with _record_requests() as requests:
         current = settings()
         camera = boto3.client(
             "s3",
@@ -187,15 +192,15 @@ def test_a_camera_may_put_images_and_neither_read_nor_list_them(services, plant)
             region_name=current.s3_region,
         )
         camera.put_object(Bucket=IMAGES, Key=f"line/both/dt={NIGHT}/1.png", Body=b"an image")
-    assert _refused("camera", requests) == set()
-    assert _unused("camera", requests) == set()
+    assert _forbidden_addresses("camera", requests) == set()
+    assert _unused_grants("camera", requests) == set()
     for action, resource in (
         ("s3:GetObject", f"arn:aws:s3:::{IMAGES}/line/both/1.png"),
         ("s3:DeleteObject", f"arn:aws:s3:::{IMAGES}/line/both/1.png"),
         ("s3:ListBucket", f"arn:aws:s3:::{IMAGES}"),
         ("s3:PutObject", f"arn:aws:s3:::{STORAGE}/datasets/policy-shades/train/dark/1.png"),
     ):
-        assert not _needed("camera", Request(action, resource, ""))
+        assert not _matching_grants("camera", Request(action, resource, ""))
 
 
 def test_what_mlflow_s_server_does_with_artifacts_is_allowed_and_no_more(
@@ -205,7 +210,7 @@ def test_what_mlflow_s_server_does_with_artifacts_is_allowed_and_no_more(
 
     (tmp_path / "small.txt").write_text("small")
     (tmp_path / "large.bin").write_bytes(os.urandom(9_000_000))  # sent in parts
-    with _recorded() as requests:
+    with _record_requests() as requests:
         current = settings()
         monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", current.s3_endpoint)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", current.s3_access_key)
@@ -213,11 +218,11 @@ def test_what_mlflow_s_server_does_with_artifacts_is_allowed_and_no_more(
         monkeypatch.setenv("AWS_DEFAULT_REGION", current.s3_region)
         artifacts = get_artifact_repository(f"s3://{ARTIFACTS}/artifacts/1/run")
         artifacts.log_artifacts(str(tmp_path))
-        assert {found.path for found in artifacts.list_artifacts()} == {"small.txt", "large.bin"}
+        assert {info.path for info in artifacts.list_artifacts()} == {"small.txt", "large.bin"}
         assert Path(artifacts.download_artifacts("small.txt")).read_text() == "small"
         artifacts.delete_artifacts("small.txt")
-    assert _refused("mlflow-server", requests) == set()
-    assert _unused("mlflow-server", requests) == set()
+    assert _forbidden_addresses("mlflow-server", requests) == set()
+    assert _unused_grants("mlflow-server", requests) == set()
 
 
 def test_the_bucket_policy_refuses_plain_http_for_everything_in_the_bucket():

@@ -15,8 +15,10 @@ from sklearn.metrics import roc_auc_score
 from ml.config.schema import Model
 from ml.errors import ConfigurationError, DataError, NightscoreError
 from ml.models import build
-from ml.training import data, distributed, loop
+from ml.training import distributed, loop
+from ml.training.data import Split, Splits
 from ml.training.group import Group
+from ml.training.validation import predict
 from tests.support import group_script
 from tests.support.drawing import bright
 
@@ -29,33 +31,33 @@ def _home(tmp_path, monkeypatch):
 
 
 def _model(**training) -> Model:
-    given = {"epochs": 2, "batch_size": 16, "learning_rate": 0.05, "processes": 2} | training
+    defaults = {"epochs": 2, "batch_size": 16, "learning_rate": 0.05, "processes": 2}
     return Model(
         task="classification",
         dataset="shades",
         architecture="residual_network",
         input_size=(16, 24),
         options={"width": 4},
-        training={"cpu": given},
+        training={"cpu": defaults | training},
     )
 
 
-def _parts() -> data.Parts:
-    def part(count: int) -> data.Part:
-        return data.Part(*bright(count, (16, 24)), ())
+def _splits() -> Splits:
+    def split(count: int) -> Split:
+        return Split(*bright(count, (16, 24)), ())
 
-    return data.Parts(("dark", "bright"), part(100), part(40), part(0))
+    return Splits(("dark", "bright"), split(100), split(40), split(0))
 
 
 def _fit(model: Model, on_epoch=lambda epoch: None):
     network = build(model.architecture, model.input_size, ("dark", "bright"), model.options)
-    parts = _parts()
-    distributed.fit(network, model, parts, place="cpu", processes=2, on_epoch=on_epoch)
-    return network, parts
+    splits = _splits()
+    distributed.fit(network, model, splits, device="cpu", processes=2, on_epoch=on_epoch)
+    return network, splits
 
 
 def _workers() -> list[psutil.Process]:
-    """The processes below this one that train."""
+    """The descendants of this process that train."""
     return [
         child
         for child in psutil.Process().children(recursive=True)
@@ -76,10 +78,10 @@ def test_two_processes_reach_what_one_reaches_and_have_the_same_weights(tmp_path
         for key, tensor in saved[0]["weights"].items():
             assert torch.equal(tensor, saved[1]["weights"][key]), key
         assert saved[0]["losses"] == saved[1]["losses"]
-        assert saved[0]["drawn"] != saved[1]["drawn"]
+        assert saved[0]["random"] != saved[1]["random"]
         alone, together = (group_script.network(name, seed=0) for _ in range(2))
         losses = []
-        alone.start(torch.from_numpy(pixels), torch.from_numpy(labels))
+        alone.before_fit(torch.from_numpy(pixels), torch.from_numpy(labels))
         loop.fit(
             alone,
             torch.from_numpy(pixels),
@@ -90,46 +92,46 @@ def test_two_processes_reach_what_one_reaches_and_have_the_same_weights(tmp_path
             on_epoch=lambda epoch, losses=losses: losses.append(epoch.train_loss),
         )
         together.load_state_dict(saved[0]["weights"])
-        reached = [_quality(network.eval(), pixels, labels) for network in (alone, together)]
-        assert min(reached) > 0.95, (name, reached)
+        aurocs = [_auroc(network.eval(), pixels, labels) for network in (alone, together)]
+        assert min(aurocs) > 0.95, (name, aurocs)
         assert saved[0]["losses"][-1] == pytest.approx(losses[-1], rel=0.3)
 
 
-def _quality(network, pixels, labels) -> float:
-    outputs = loop.predict(network, torch.from_numpy(pixels))
+def _auroc(network, pixels, labels) -> float:
+    outputs = predict(network, torch.from_numpy(pixels))
     return float(roc_auc_score(labels, outputs if outputs.ndim == 1 else outputs[:, 1]))
 
 
-def test_every_image_comes_once_an_epoch_whichever_process_takes_it():
+def test_every_image_comes_once_per_epoch_in_one_of_the_processes():
     class Half(Group):
-        size = 2
+        world_size = 2
 
         def __init__(self, rank: int) -> None:
             self.rank = rank
 
-        def order(self, seed):
+        def shuffle_generator(self, seed):
             return torch.Generator().manual_seed(seed)
 
-        def share(self, chosen):
-            return chosen[self.rank :: self.size]
+        def shard_batch(self, indices):
+            return indices[self.rank :: self.world_size]
 
-    seen = []
+    shards = []
     for rank in (0, 1):
         group = Half(rank)
-        batches = loop._batches(96, 32, group.order(3))
-        seen += [group.share(next(batches)) for _ in range(3)]
-    assert torch.equal(torch.cat(seen).sort().values, torch.arange(96))
+        batches = loop._batch_indices(96, 32, group.shuffle_generator(3))
+        shards += [group.shard_batch(next(batches)) for _ in range(3)]
+    assert torch.equal(torch.cat(shards).sort().values, torch.arange(96))
 
 
 def test_epochs_weights_and_last_gradients_come_back():
     epochs: list[loop.Epoch] = []
-    network, parts = _fit(_model(), epochs.append)
+    network, splits = _fit(_model(), epochs.append)
     assert [epoch.number for epoch in epochs] == [1, 2]
     assert epochs[-1].train_loss < epochs[0].train_loss
-    measured = (loop.predict(network, torch.from_numpy(parts.holdout.pixels)).argmax(1)
-                == parts.holdout.labels).mean()  # fmt: skip
-    assert measured == pytest.approx(epochs[-1].validation["holdout_accuracy"])
-    assert measured > 0.9
+    predicted = predict(network, torch.from_numpy(splits.holdout.pixels)).argmax(1)
+    accuracy = (predicted == splits.holdout.labels).mean()
+    assert accuracy == pytest.approx(epochs[-1].validation["holdout_accuracy"])
+    assert accuracy > 0.9
     layers = [layer for layer in network.parameters() if layer.requires_grad]
     assert all(layer.grad is not None and layer.grad.shape == layer.shape for layer in layers)
     assert any(layer.grad.abs().max() > 0 for layer in layers)
@@ -142,7 +144,7 @@ def test_a_failure_of_the_training_is_the_same_error_as_in_one_process():
     assert caught.value.hint == "Lower the learning rate."
 
 
-def test_a_killed_process_is_reported_and_nothing_is_left_running():
+def test_a_killed_process_is_reported_and_no_process_keeps_running():
     errors: list[BaseException] = []
     first = threading.Event()
 
@@ -176,11 +178,11 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
         [sys.executable, "-c", script], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout.readline() == "1\n"
-    started = psutil.Process(parent.pid).children(recursive=True)
-    assert len(started) >= 3
+    descendants = psutil.Process(parent.pid).children(recursive=True)
+    assert len(descendants) >= 3
     os.kill(parent.pid, signal.SIGTERM)
     parent.wait(60)
-    _, alive = psutil.wait_procs(started, timeout=60)
+    _, alive = psutil.wait_procs(descendants, timeout=60)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
@@ -188,12 +190,12 @@ def test_more_processes_than_gpus_are_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     network = build("residual_network", (16, 24), ("dark", "bright"), {"width": 4})
     with pytest.raises(ConfigurationError, match=r"processes is 2; this machine has 1 GPUs"):
-        distributed.fit(network, _model(), _parts(), place="cuda", processes=2)
+        distributed.fit(network, _model(), _splits(), device="cuda", processes=2)
 
 
 def test_fewer_images_than_processes_are_an_error():
     class Many(Group):
-        size = 8
+        world_size = 8
 
     pixels, labels = map(torch.from_numpy, bright(6, (16, 24)))
     network = build("residual_network", (16, 24), ("dark", "bright"), {"width": 4})

@@ -148,22 +148,24 @@ def moulds(tmp_path_factory):
 
 def test_images_are_divided_as_in_a_snapshot_and_copies_stay_together(moulds, tmp_path):
     parts = dataset.load(moulds, MODEL)
-    assert len(parts.fit) + len(parts.holdout) == 330
+    assert len(parts.train) + len(parts.holdout) == 330
     assert (len(parts.test), parts.test.labels.sum()) == (40, 10)
-    assert parts.fit.pixels.shape[1:] == (3, *MODEL.input_size)
-    assert {row.group for row in parts.fit.rows}.isdisjoint(row.group for row in parts.holdout.rows)
-    for part in (parts.fit, parts.holdout):
+    assert parts.train.pixels.shape[1:] == (3, *MODEL.input_size)
+    assert {row.group for row in parts.train.rows}.isdisjoint(
+        row.group for row in parts.holdout.rows
+    )
+    for part in (parts.train, parts.holdout):
         assert 0 < part.labels.sum() < len(part)
     with tarfile.open(tmp_path / "moulds.tar", "w") as tar:
         tar.add(moulds, "moulds")
     again = dataset.load(tmp_path / "moulds.tar", MODEL)
-    assert [row.uri for row in again.fit.rows] == [row.uri for row in parts.fit.rows]
-    assert np.array_equal(again.fit.pixels, parts.fit.pixels)
+    assert [row.uri for row in again.train.rows] == [row.uri for row in parts.train.rows]
+    assert np.array_equal(again.train.pixels, parts.train.pixels)
 
 
 def test_few_images_are_read_for_a_quick_run_and_none_to_test_on_is_an_error(moulds, tmp_path):
     parts = dataset.load(moulds, MODEL, most=200)
-    assert len(parts.fit) + len(parts.holdout) == 230
+    assert len(parts.train) + len(parts.holdout) == 230
     shutil.copytree(moulds / "train", tmp_path / "some" / "train")
     with pytest.raises(DataError, match="two kinds"):
         dataset.load(tmp_path / "some", MODEL)
@@ -177,12 +179,12 @@ def test_a_kind_is_left_out_of_training_only(moulds):
     assert same is parts
     model, fewer = compare._left_out(compare.KNOWN, MODEL, parts)
     assert model == MODEL
-    assert fewer.fit.labels.sum() == 0 and len(fewer.fit) == len(fewer.fit.pixels)
-    assert len(fewer.fit) == (parts.fit.labels == 0).sum()
+    assert fewer.train.labels.sum() == 0 and len(fewer.train) == len(fewer.train.pixels)
+    assert len(fewer.train) == (parts.train.labels == 0).sum()
     assert fewer.holdout is parts.holdout
     model, fewer = compare._left_out("spill+known", MODEL, parts)
     assert "spill" not in model.options["synthetic"]
-    assert fewer.fit.labels.sum() == 0
+    assert fewer.train.labels.sum() == 0
     with pytest.raises(SystemExit, match="dust: known are known, empty, spill"):
         compare._left_out("dust", MODEL, parts)
 

@@ -12,6 +12,7 @@ from PIL import Image, ImageCms
 
 from ml.images import headers
 from ml.images.decoding import decode
+from ml.images.formats import FORMATS
 from ml.images.rejection import Reason, RejectedError
 from ml.images.resizing import resize
 
@@ -31,10 +32,31 @@ def gradient(width: int = 40, height: int = 24) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF"])
-def test_every_format_decodes_to_rgb(kind):
-    image = decode(encoded(gradient(), kind), max_pixels=LIMIT)
+@pytest.mark.parametrize("row", FORMATS, ids=lambda row: row.name)
+def test_every_format_decodes_to_rgb(row):
+    content = encoded(gradient(), row.name)
+    image = decode(content, max_pixels=LIMIT)
     assert (image.shape, image.dtype) == ((24, 40, 3), np.uint8)
+    assert np.abs(image.astype(int) - np.asarray(gradient())).mean() < 10
+    assert content.startswith(row.signatures)
+    # With its header cut off it is broken, and still an image.
+    assert rejection(content[:5]).reason == Reason.TRUNCATED
+    assert {Image.registered_extensions()[suffix] for suffix in row.suffixes} == {row.name}
+
+
+def test_a_row_is_all_that_a_format_takes():
+    code = """
+import io
+from PIL import Image
+from ml.images import formats
+formats.FORMATS += (formats.Format("QOI", (".qoi",), (b"qoif",), "PIL.QoiImagePlugin"),)
+from ml.images.decoding import decode
+buffer = io.BytesIO()
+Image.new("RGB", (8, 6), (90, 80, 70)).save(buffer, "QOI")
+pixels = decode(buffer.getvalue(), max_pixels=48)
+assert pixels.shape == (6, 8, 3) and pixels[5, 7].tolist() == [90, 80, 70]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
@@ -135,8 +157,8 @@ def test_a_jpeg_has_the_pixels_that_pillow_gives_it(width, height, mode, options
     content = encoded(noise(width, height).convert(mode), "JPEG", **options)
     assert np.array_equal(decode(content, max_pixels=LIMIT), pillow(content))
     for size in ((32, 56), (100, 30)):
-        found = decode(content, max_pixels=LIMIT, target_size=size)
-        assert np.array_equal(found, pillow(content, size))
+        pixels = decode(content, max_pixels=LIMIT, target_size=size)
+        assert np.array_equal(pixels, pillow(content, size))
 
 
 def test_a_turned_jpeg_decoded_at_reduced_scale_keeps_twice_the_input():
@@ -161,20 +183,20 @@ def test_damage_is_judged_as_pillow_judges_it():
     scored = rejected = 0
     for _ in range(300):
         broken = bytearray(content)
-        for place in random.integers(2, len(content), 3):
-            broken[place] = random.integers(0, 256)
+        for offset in random.integers(2, len(content), 3):
+            broken[offset] = random.integers(0, 256)
         try:
             expected = pillow(bytes(broken))
         except Exception:
             expected = None
         try:
-            found = decode(bytes(broken), max_pixels=LIMIT)
+            pixels = decode(bytes(broken), max_pixels=LIMIT)
         except RejectedError:
-            found = None
-        assert (found is None) == (expected is None)
-        if found is not None and found.shape == expected.shape:
-            assert np.array_equal(found, expected)
-        scored, rejected = scored + (found is not None), rejected + (found is None)
+            pixels = None
+        assert (pixels is None) == (expected is None)
+        if pixels is not None and pixels.shape == expected.shape:
+            assert np.array_equal(pixels, expected)
+        scored, rejected = scored + (pixels is not None), rejected + (pixels is None)
     assert scored > 50 and rejected > 5
 
 
@@ -249,21 +271,21 @@ def with_orientation(kind: str, value: object) -> bytes:
 def test_each_orientation_is_shown_upright(kind, orientation):
     content = with_orientation(kind, orientation)
     for target_size in (None, (8, 12)):
-        shown = decode(content, max_pixels=LIMIT, target_size=target_size)
-        wanted = UPRIGHT[orientation](quarters())
-        if shown.shape != wanted.shape:  # a JPEG at reduced scale
-            step = wanted.shape[0] // shown.shape[0]
+        pixels = decode(content, max_pixels=LIMIT, target_size=target_size)
+        expected = UPRIGHT[orientation](quarters())
+        if pixels.shape != expected.shape:  # a JPEG at reduced scale
+            step = expected.shape[0] // pixels.shape[0]
             assert target_size and kind == "JPEG"
-            wanted = wanted[::step, ::step]
+            expected = expected[::step, ::step]
         # JPEG has lost a little at the edges.
-        assert np.abs(shown.astype(int) - wanted).mean() < (1 if kind == "JPEG" else 1e-9)
+        assert np.abs(pixels.astype(int) - expected).mean() < (1 if kind == "JPEG" else 1e-9)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("value", [0, 9, 65535])
 def test_an_orientation_that_there_is_not_is_passed_over(kind, value):
-    shown = decode(with_orientation(kind, value), max_pixels=LIMIT, target_size=(24, 32))
-    assert np.abs(shown.astype(int) - quarters()).mean() < 1
+    pixels = decode(with_orientation(kind, value), max_pixels=LIMIT, target_size=(24, 32))
+    assert np.abs(pixels.astype(int) - quarters()).mean() < 1
 
 
 def packet(orientation: int) -> bytes:
@@ -284,8 +306,8 @@ def test_each_orientation_is_found_in_xmp_too(kind, orientation):
     if kind == "TIFF":
         options = {"tiffinfo": {700: packet(orientation)}}
     content = encoded(Image.fromarray(quarters()), kind, **options)
-    shown = decode(content, max_pixels=LIMIT).astype(int)
-    assert np.abs(shown - UPRIGHT[orientation](quarters())).mean() < 1
+    pixels = decode(content, max_pixels=LIMIT).astype(int)
+    assert np.abs(pixels - UPRIGHT[orientation](quarters())).mean() < 1
 
 
 def test_exif_goes_before_xmp_and_an_image_is_turned_once():
@@ -294,8 +316,8 @@ def test_exif_goes_before_xmp_and_an_image_is_turned_once():
     jpeg = encoded(Image.fromarray(quarters()), "JPEG", exif=exif.tobytes(), xmp=packet(3))
     tiff = encoded(Image.fromarray(quarters()), "TIFF", tiffinfo={0x0112: 6, 700: packet(6)})
     for content in (jpeg, tiff):
-        shown = decode(content, max_pixels=LIMIT).astype(int)
-        assert np.abs(shown - UPRIGHT[6](quarters())).mean() < 5
+        pixels = decode(content, max_pixels=LIMIT).astype(int)
+        assert np.abs(pixels - UPRIGHT[6](quarters())).mean() < 5
 
 
 @pytest.mark.parametrize("exif", [b"garbage", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff"])
@@ -409,13 +431,13 @@ def test_a_gif_s_frame_that_leaves_its_canvas_makes_it_larger():
     frame.putpalette([0, 0, 0, *ORANGE])
     frame.putpixel((0, 0), 0)
     content = bytearray(encoded(frame, "GIF"))
-    place = content.find(b",", 13 + 6)
-    content[place + 1 : place + 5] = struct.pack("<HH", 4, 5)
-    shown = decode(bytes(content), max_pixels=LIMIT)
-    assert shown.shape == (7, 7, 3)
-    assert tuple(shown[6, 6].tolist()) == ORANGE and tuple(shown[5, 4].tolist()) == (0, 0, 0)
+    offset = content.find(b",", 13 + 6)
+    content[offset + 1 : offset + 5] = struct.pack("<HH", 4, 5)
+    pixels = decode(bytes(content), max_pixels=LIMIT)
+    assert pixels.shape == (7, 7, 3)
+    assert tuple(pixels[6, 6].tolist()) == ORANGE and tuple(pixels[5, 4].tolist()) == (0, 0, 0)
     # What the frame leaves uncovered has the palette's first colour.
-    assert tuple(shown[0, 0].tolist()) == (0, 0, 0)
+    assert tuple(pixels[0, 0].tolist()) == (0, 0, 0)
 
 
 def test_a_bmp_may_be_stored_downwards():
@@ -429,9 +451,9 @@ def test_a_bmp_may_be_stored_downwards():
 
 
 def frame_of(jpeg: bytes, marker: int, precision: int = 8, height: bytes = b"\0\x18") -> bytes:
-    place = jpeg.find(b"\xff\xc0")
-    frame = bytes((0xFF, marker)) + jpeg[place + 2 : place + 4] + bytes((precision,)) + height
-    return jpeg[:place] + frame + jpeg[place + 7 :]
+    offset = jpeg.find(b"\xff\xc0")
+    frame = bytes((0xFF, marker)) + jpeg[offset + 2 : offset + 4] + bytes((precision,)) + height
+    return jpeg[:offset] + frame + jpeg[offset + 7 :]
 
 
 def rejection(content: bytes, max_pixels: int = LIMIT) -> RejectedError:
@@ -453,8 +475,8 @@ def rejection(content: bytes, max_pixels: int = LIMIT) -> RejectedError:
     ids=["12 bit", "lossless", "no height", "profile", "png in bmp", "64 bit tiff"],
 )  # fmt: skip
 def test_what_no_decoder_takes_is_told_from_what_is_broken(content, reason, detail):
-    found = rejection(content)
-    assert (found.reason, detail in found.detail) == (reason, True), found.detail
+    error = rejection(content)
+    assert (error.reason, detail in error.detail) == (reason, True), error.detail
 
 
 def test_a_frame_that_a_gif_leaves_behind_is_not_made_before_its_size_is_checked():
@@ -465,13 +487,13 @@ def test_a_frame_that_a_gif_leaves_behind_is_not_made_before_its_size_is_checked
         + control
         + b",\0\0\0\0\xff\xff\xff\xff\0\x02\x02L\x01\0;"
     )
-    found = rejection(content, max_pixels=64_000_000)
-    assert (found.reason, found.detail.endswith("by the header")) == (Reason.TOO_MANY_PIXELS, True)
+    error = rejection(content, max_pixels=64_000_000)
+    assert (error.reason, error.detail.endswith("by the header")) == (Reason.TOO_MANY_PIXELS, True)
     # Also after a larger limit was in use, and the ordinary message for what is between the two.
     small = encoded(Image.new("L", (10, 10)), "PNG")
     decode(small, max_pixels=200_000_000)
-    found = rejection(content, max_pixels=64_000_000)
-    assert (found.reason, found.detail.endswith("by the header")) == (Reason.TOO_MANY_PIXELS, True)
+    error = rejection(content, max_pixels=64_000_000)
+    assert (error.reason, error.detail.endswith("by the header")) == (Reason.TOO_MANY_PIXELS, True)
 
 
 @pytest.mark.parametrize(
@@ -485,9 +507,9 @@ def test_tiles_count_whole_however_little_of_them_the_image_covers(width, tile, 
     if tiles is None:
         assert decode(content, max_pixels=LIMIT).shape == (16, width, 3)
     else:
-        found = rejection(content)
-        said = f"{tiles} tiles of {tile[0]} x {tile[1]} pixels; limit {LIMIT}"
-        assert (found.reason, found.detail) == (Reason.TOO_MANY_PIXELS, said)
+        error = rejection(content)
+        detail = f"{tiles} tiles of {tile[0]} x {tile[1]} pixels; limit {LIMIT}"
+        assert (error.reason, error.detail) == (Reason.TOO_MANY_PIXELS, detail)
 
 
 def test_scans_are_counted_up_to_the_image_s_end_only():
@@ -495,8 +517,8 @@ def test_scans_are_counted_up_to_the_image_s_end_only():
     assert decode(photo, max_pixels=10_000_000).shape == (2000, 2000, 3)
     start = photo.rfind(b"\xff\xda")
     scans = photo[start:-2] * 250
-    found = rejection(photo[:start] + scans + photo[-2:], max_pixels=10_000_000)
-    assert (found.reason, "scans" in found.detail) == (Reason.TOO_COMPLEX, True)
+    error = rejection(photo[:start] + scans + photo[-2:], max_pixels=10_000_000)
+    assert (error.reason, "scans" in error.detail) == (Reason.TOO_COMPLEX, True)
     # Behind the end they are never decoded.
     assert decode(photo + scans, max_pixels=10_000_000).shape == (2000, 2000, 3)
 

@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from ml.images import headers
-from ml.images.headers import Reader, TooComplexError, check_jpeg, check_png, check_tiff
+from ml.images.headers import LimitedReader, TooComplexError, check_jpeg, check_png, check_tiff
 
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 # What is compressed: a byte, one that is stuffed, a restart.
@@ -26,11 +26,11 @@ def scan(components: int = 3) -> bytes:
 
 @pytest.mark.parametrize("marker", range(0xC0, 0xD0))
 def test_a_jpeg_s_size_is_that_of_its_frame_and_the_progressive_ones_are_buffered(marker):
-    found = check_jpeg(SOI + frame(marker, 40, 24) + scan() + EOI)
+    header = check_jpeg(SOI + frame(marker, 40, 24) + scan() + EOI)
     if marker in (0xC4, 0xC8, 0xCC):  # tables, and what is kept for later
-        assert found == (0, 0, False)
+        assert header == (0, 0, False)
     else:
-        assert found == (40, 24, marker in (0xC2, 0xC6, 0xCA, 0xCE))
+        assert header == (40, 24, marker in (0xC2, 0xC6, 0xCA, 0xCE))
 
 
 def test_a_jpeg_whose_scans_have_a_component_each_is_buffered():
@@ -51,18 +51,18 @@ def test_a_jpeg_that_ends_within_a_segment_has_what_was_read_so_far(end):
 
 
 def test_segments_are_counted():
-    most = SOI + segment(0xFE) * 10_000
-    check_jpeg(most)
+    largest = SOI + segment(0xFE) * 10_000
+    check_jpeg(largest)
     with pytest.raises(TooComplexError, match="segments"):
-        check_jpeg(most + segment(0xFE))
+        check_jpeg(largest + segment(0xFE))
 
 
 def test_exif_is_counted_and_a_small_part_like_one_of_16_kib():
     small, large = segment(0xE1, b"Exif\0\0a"), segment(0xE1, b"Exif\0\0".ljust(2**15))
-    for most in (small * 64, large * 32, large * 31 + small * 2):
-        check_jpeg(SOI + most)
+    for largest in (small * 64, large * 32, large * 31 + small * 2):
+        check_jpeg(SOI + largest)
         with pytest.raises(TooComplexError, match="Exif"):
-            check_jpeg(SOI + most + small)
+            check_jpeg(SOI + largest + small)
 
 
 def test_what_is_no_exif_is_not_counted_as_exif():
@@ -71,7 +71,7 @@ def test_what_is_no_exif_is_not_counted_as_exif():
 
 
 @pytest.mark.parametrize(
-    ("width", "height", "components", "most"),
+    ("width", "height", "components", "limit"),
     [
         (100, 100, 3, 500),
         (0, 0, 3, 500),
@@ -81,11 +81,11 @@ def test_what_is_no_exif_is_not_counted_as_exif():
         (8000, 8000, 4, 18),
     ],
 )
-def test_scans_of_a_buffered_jpeg_are_counted(width, height, components, most):
+def test_scans_of_a_buffered_jpeg_are_counted(width, height, components, limit):
     start = SOI + frame(0xC2, width, height, components)
-    check_jpeg(start + scan() * most + EOI)
-    with pytest.raises(TooComplexError, match=f"more than {most} scans"):
-        check_jpeg(start + scan() * (most + 1) + EOI)
+    check_jpeg(start + scan() * limit + EOI)
+    with pytest.raises(TooComplexError, match=f"more than {limit} scans"):
+        check_jpeg(start + scan() * (limit + 1) + EOI)
 
 
 def test_what_only_looks_like_a_scan_is_not_counted():
@@ -130,10 +130,10 @@ def tiff(order: str, large: bool, *directories: Entries) -> bytes:
 @TIFFS
 def test_numbers_in_a_tiff_s_tags_are_counted_and_bytes_are_one(order, large):
     bytes_of_any_length = [(700 + kind, kind, 10**9, 0) for kind in (1, 2, 7)]
-    most: Entries = [*bytes_of_any_length, (273, 4, 200_000 - 3 - 1, 0)]
-    check_tiff(tiff(order, large, [*most, (256, 3, 1, 0)]))
+    largest: Entries = [*bytes_of_any_length, (273, 4, 200_000 - 3 - 1, 0)]
+    check_tiff(tiff(order, large, [*largest, (256, 3, 1, 0)]))
     with pytest.raises(TooComplexError, match="numbers"):
-        check_tiff(tiff(order, large, [*most, (256, 3, 2, 0)]))
+        check_tiff(tiff(order, large, [*largest, (256, 3, 2, 0)]))
 
 
 @TIFFS
@@ -163,8 +163,8 @@ def test_a_tiff_that_is_cut_short_is_left_to_the_parser(order, large):
 
 
 def test_a_parser_s_reads_are_counted(monkeypatch):
-    monkeypatch.setattr(headers, "MOST_READS", 3)
-    reader = Reader(b"abcd")
+    monkeypatch.setattr(headers, "MAX_READS", 3)
+    reader = LimitedReader(b"abcd")
     assert [reader.read(1), reader.read(2), reader.read()] == [b"a", b"bc", b"d"]
     with pytest.raises(TooComplexError, match="more parts than 3 reads"):
         reader.read(1)

@@ -14,7 +14,8 @@ from ml.errors import ConfigurationError, DataError
 from ml.models import build
 from ml.program.info import ANOMALY, CLASSIFICATION, ProgramInfo, sha256
 from ml.program.program import Program, export
-from ml.training.loop import Epoch, fit, holdout_loss, predict
+from ml.training.loop import Epoch, fit
+from ml.training.validation import holdout_loss, predict
 
 SIZE = (16, 24)
 TASKS = {
@@ -34,7 +35,7 @@ def _network(name: str, seed: int = 0):
 
 
 def _images(count: int = 48):
-    """Images whose brightness tells their label."""
+    """Images whose brightness shows their label."""
     random = np.random.default_rng(0)
     labels = np.arange(count) % 2
     noise = random.integers(0, 60, (count, 3, *SIZE))
@@ -57,11 +58,12 @@ def test_outputs_have_the_shapes_and_ranges_that_the_tables_need(name):
         assert outputs.shape == (5, 3)
         assert torch.allclose(outputs.sum(1), torch.ones(5), atol=1e-5)
     else:
-        scores, heatmaps, *novelties = outputs
+        scores, anomaly_maps, *novelties = outputs
         assert len(novelties) == (name == "anomaly_segmenter")
-        assert all(found.shape == (5,) for found in (scores, *novelties))
-        assert heatmaps.shape == (5, SIZE[0] // 2, SIZE[1] // 2)
-        assert ((heatmaps >= 0) & (heatmaps <= 1)).all() and ((scores >= 0) & (scores <= 1)).all()
+        assert all(values.shape == (5,) for values in (scores, *novelties))
+        assert anomaly_maps.shape == (5, SIZE[0] // 2, SIZE[1] // 2)
+        for values in (scores, anomaly_maps):
+            assert ((values >= 0) & (values <= 1)).all()
 
 
 @pytest.mark.slow
@@ -94,31 +96,31 @@ def test_training_lowers_the_loss_and_the_same_seed_gives_the_same_weights(name)
 def test_validation_leaves_training_as_it_is_and_measures_the_same_each_time(name):
     pixels, labels = _images()
     parameters = PARAMETERS.model_copy(update={"epochs": 2})
-    measured: list[float] = []
+    losses: list[float] = []
 
     def validate(network):
-        found = [holdout_loss(network, pixels, labels, seed=3) for _ in range(2)]
-        assert found[0] == found[1]
-        measured.append(found[0])
-        return {"holdout_loss": found[0]}
+        first, second = (holdout_loss(network, pixels, labels, seed=3) for _ in range(2))
+        assert first == second
+        losses.append(first)
+        return {"holdout_loss": first}
 
     trained = [
-        fit(_network(name), pixels, labels, parameters, device=CPU, seed=1, **how)
-        for how in ({}, {"validate": validate})
+        fit(_network(name), pixels, labels, parameters, device=CPU, seed=1, **options)
+        for options in ({}, {"validate": validate})
     ]
-    assert len(measured) == 2
-    assert measured[1] < measured[0]
+    assert len(losses) == 2
+    assert losses[1] < losses[0]
     for one, other in zip(*(network.state_dict().values() for network in trained), strict=True):
         assert torch.equal(one, other)
 
 
-def test_the_loss_of_held_out_images_is_finite_when_the_kinds_come_one_after_the_other():
+def test_the_loss_of_held_out_images_is_finite_when_they_are_sorted_by_label():
     pixels, labels = _images(40)
     network = _network("anomaly_segmenter").eval()
     assert np.isfinite(holdout_loss(network, pixels, labels.sort().values, seed=0, batch_size=10))
 
 
-def test_an_epoch_tells_the_norms_of_gradient_and_weights():
+def test_an_epoch_has_the_norms_of_gradient_and_weights():
     pixels, labels = _images()
     epochs: list[Epoch] = []
     network = fit(
@@ -130,11 +132,11 @@ def test_an_epoch_tells_the_norms_of_gradient_and_weights():
     assert epochs[-1].gradient_norm > 0
 
 
-def test_a_moving_average_of_the_weights_is_validated_and_returned():
+def test_the_moving_average_of_the_weights_is_validated_and_returned():
     pixels, labels = _images()
     last, averaged = _network("anomaly_segmenter"), _network("anomaly_segmenter")
-    # Reaching back so far that the first step's weights stay.
-    last.averaging, averaged.averaging = 0.0, 1000.0
+    # It reaches back so far that the weights of the first step stay.
+    last.ema_ratio, averaged.ema_ratio = 0.0, 1000.0
     validated: list[torch.Tensor] = []
 
     def validate(network):
@@ -147,23 +149,23 @@ def test_a_moving_average_of_the_weights_is_validated_and_returned():
     fresh = _network("anomaly_segmenter").image.weight
     assert torch.equal(validated[0], last.image.weight)
     assert torch.equal(validated[1], averaged.image.weight)
-    moved, moved_on_average = (
+    change, averaged_change = (
         float((network.image.weight - fresh).detach().norm()) for network in (last, averaged)
     )
-    assert 0 < moved_on_average < moved / 4
+    assert 0 < averaged_change < change / 4
     assert int(averaged.to_half[0][1].num_batches_tracked) > 0
 
 
-def test_a_detector_says_the_same_of_a_mirrored_image():
+def test_a_detector_gives_a_mirrored_image_the_same_score():
     pixels, _ = _images(3)
     network = _network("anomaly_segmenter").eval()
     with torch.inference_mode():
-        score, heat, _ = network(pixels)
-        mirrored_score, mirrored_heat, _ = network(pixels.flip(-1))
+        score, anomaly_map, _ = network(pixels)
+        mirrored_score, mirrored_map, _ = network(pixels.flip(-1))
         network.flips = False
         assert not torch.allclose(network(pixels)[0], network(pixels.flip(-1))[0], atol=1e-6)
     torch.testing.assert_close(score, mirrored_score)
-    torch.testing.assert_close(heat, mirrored_heat.flip(-1))
+    torch.testing.assert_close(anomaly_map, mirrored_map.flip(-1))
 
 
 def test_a_classifier_learns_what_is_easy():
@@ -179,10 +181,10 @@ def test_a_classifier_learns_what_is_easy():
     assert (predict(network, pixels).argmax(1) == labels.numpy()).mean() > 0.95
 
 
-def test_a_classifier_is_as_sure_as_it_is_right():
+def test_calibration_lowers_the_loss_and_keeps_the_answers():
     pixels, labels = _images()
     network = fit(_network("residual_network"), pixels, labels, PARAMETERS, device=CPU, seed=0)
-    # A fifth of the labels say something else than the images do.
+    # A fifth of the labels is wrong.
     labels = torch.where(torch.arange(48) % 5 == 0, 1 - labels, labels)
 
     def outputs():
@@ -202,7 +204,7 @@ def test_a_detector_can_be_trained_without_a_single_anomaly(name):
     pixels, _ = _images(40)
     labels = torch.zeros(40, dtype=torch.int64)
     network = fit(_network(name), pixels, labels, PARAMETERS, device=CPU, seed=0)
-    network.finish(pixels, labels)
+    network.after_fit(pixels, labels)
     assert np.isfinite(predict(network, pixels)).all()
 
 
@@ -216,11 +218,11 @@ def _errors(network, pixels):
         return network.eval()._errors(pixels.float() / 255)
 
 
-def test_an_autoencoder_finds_what_it_has_never_seen():
+def test_an_autoencoder_finds_anomalies_it_has_never_seen():
     pixels, labels = _images(200)
     parameters = PARAMETERS.model_copy(update={"epochs": 3})
     network = fit(_autoencoder(), pixels, labels, parameters, device=CPU, seed=0)
-    network.finish(pixels, labels)
+    network.after_fit(pixels, labels)
     scores = predict(network, pixels)
     assert scores[labels == 1].min() > scores[labels == 0].max()
 
@@ -244,7 +246,7 @@ def test_an_autoencoders_scale_comes_from_normal_images_and_keeps_the_order():
     pixels, labels = _images(300)
     network = _autoencoder().eval()
     _, errors = _errors(network, pixels)
-    network.finish(pixels, labels)
+    network.after_fit(pixels, labels)
     assert float(network.score_scale) == pytest.approx(
         float(np.quantile(errors[labels == 0].numpy(), 0.99)), rel=1e-5
     )
@@ -258,16 +260,16 @@ def test_an_autoencoders_scale_comes_from_normal_images_and_keeps_the_order():
 def test_an_autoencoder_takes_any_size(size):
     pixels = torch.randint(256, (3, 3, *size), dtype=torch.uint8)
     with torch.inference_mode():
-        scores, heat = _autoencoder(size).eval()(pixels)
+        scores, anomaly_maps = _autoencoder(size).eval()(pixels)
     assert scores.shape == (3,)
-    assert heat.shape == (3, size[0] // 2, size[1] // 2)
+    assert anomaly_maps.shape == (3, size[0] // 2, size[1] // 2)
 
 
 def test_a_loss_that_is_not_finite_stops_the_training():
     pixels, labels = _images()
-    wild = PARAMETERS.model_copy(update={"learning_rate": 1e30})
+    parameters = PARAMETERS.model_copy(update={"learning_rate": 1e30})
     with pytest.raises(DataError, match="Lower the learning rate"):
-        fit(_network("residual_network"), pixels, labels, wild, device=CPU, seed=0)
+        fit(_network("residual_network"), pixels, labels, parameters, device=CPU, seed=0)
 
 
 def test_no_image_is_an_error():
@@ -287,19 +289,19 @@ def test_an_unknown_architecture_or_option_lists_the_known_ones():
         ConfigurationError, match="Known: anomaly_segmenter, attention_autoencoder, res"
     ):
         build("transformer", SIZE, ("a", "b"), {})
-    with pytest.raises(ConfigurationError, match=r"unknown: depth; known: width"):
+    with pytest.raises(ConfigurationError, match=r"depth: .*Known: width, smoothing, flips"):
         build("residual_network", SIZE, ("a", "b"), {"depth": 3})
-    with pytest.raises(ConfigurationError, match="no kind dust"):
+    with pytest.raises(ConfigurationError, match="should be 'empty', 'pasted', 'spill' or 'torn'"):
         build("anomaly_segmenter", SIZE, ("normal", "anomalous"), {"synthetic": ["dust"]})
-    with pytest.raises(ConfigurationError, match=r"at least one kind.*known: empty, pasted"):
+    with pytest.raises(ConfigurationError, match="synthetic: List should have at least 1 item"):
         build("anomaly_segmenter", SIZE, ("normal", "anomalous"), {"synthetic": []})
 
 
 @pytest.fixture(scope="module", params=TASKS)
 def original(request, tmp_path_factory):
-    """A network, its program's file and what is recorded of it."""
+    """A network, and the file and the info of its program."""
     network = _network(request.param).eval()
-    network.finish(*_images())
+    network.after_fit(*_images())
     network.calibrate(*_images())
     path = tmp_path_factory.mktemp(request.param) / "model.pt2"
     export(network, path, SIZE)
@@ -310,43 +312,43 @@ def original(request, tmp_path_factory):
 
 @pytest.fixture
 def exported(original, tmp_path):
-    """The same, with a copy of the file that a test may change."""
+    """As `original`, with a copy of the file that a test may change."""
     network, path, info = original
     return network, Path(shutil.copy(path, tmp_path)), info
 
 
-# What does not depend on the architecture.
-of_one = pytest.mark.parametrize("original", ["residual_network"], indirect=True)
+# For tests that do not depend on the architecture.
+one_architecture = pytest.mark.parametrize("original", ["residual_network"], indirect=True)
 
 
 @pytest.mark.slow
 class TestProgram:
-    def test_it_gives_what_the_network_gives_for_any_batch(self, exported, monkeypatch):
+    def test_it_has_the_network_s_outputs_for_any_batch(self, exported, monkeypatch):
         monkeypatch.setenv("NIGHTSCORE_PRECISION", "float32")
         network, path, info = exported
         program = Program.load(path, info, "cpu")
         for count in (1, 2, 7):
             pixels, _ = _images(count)
-            found = program.predict(pixels.numpy())
+            outputs = program.predict(pixels.numpy())
             with torch.inference_mode():
-                wanted = network(pixels)
-            wanted = wanted if isinstance(wanted, tuple) else (wanted,)
-            given = (
-                (found.probabilities,)
+                expected = network(pixels)
+            expected = expected if isinstance(expected, tuple) else (expected,)
+            arrays = (
+                (outputs.probabilities,)
                 if info.task == CLASSIFICATION
-                else (found.scores, found.heatmaps, found.novelties)[: len(wanted)]
+                else (outputs.scores, outputs.heatmaps, outputs.novelties)[: len(expected)]
             )
-            for one, other in zip(given, wanted, strict=True):
-                np.testing.assert_allclose(one, other.numpy(), rtol=1e-4, atol=1e-5)
+            for array, tensor in zip(arrays, expected, strict=True):
+                np.testing.assert_allclose(array, tensor.numpy(), rtol=1e-4, atol=1e-5)
 
-    @of_one
+    @one_architecture
     def test_a_changed_file_is_not_opened(self, exported):
         _, path, info = exported
         path.write_bytes(path.read_bytes() + b"x")
         with pytest.raises(DataError, match="SHA-256"):
             Program.load(path, info, "cpu")
 
-    @of_one
+    @one_architecture
     def test_a_pickle_is_not_executed(self, exported, tmp_path):
         _, _, info = exported
         trap = tmp_path / "trap"
@@ -361,7 +363,7 @@ class TestProgram:
             Program.load(path, ProgramInfo(**{**vars(info), "sha256": sha256(path)}), "cpu")
         assert not trap.exists()
 
-    @of_one
+    @one_architecture
     def test_what_is_recorded_must_fit(self, exported):
         _, path, info = exported
         with pytest.raises(DataError):
@@ -377,7 +379,7 @@ class TestProgram:
 
 
 @pytest.mark.parametrize(
-    ("images", "wanted", "batches"),
+    ("images", "batch_size", "batches"),
     [
         (70, 16, [16] * 30),  # goes through them several times
         (70, 384, [32] * 30),
@@ -386,16 +388,16 @@ class TestProgram:
         (1200, 16, [16] * 75),
     ],
 )
-def test_an_epoch_of_few_images_has_smaller_batches_and_thirty_steps(images, wanted, batches):
+def test_an_epoch_of_few_images_has_smaller_batches_and_thirty_steps(images, batch_size, batches):
     network = _network("residual_network")
-    seen: list[int] = []
-    loss = network.loss
+    sizes: list[int] = []
+    original_loss = network.loss
 
-    def counted(pixels, labels):
-        seen.append(len(pixels))
-        return loss(pixels, labels)
+    def loss(pixels, labels):
+        sizes.append(len(pixels))
+        return original_loss(pixels, labels)
 
-    network.loss = counted
-    parameters = PARAMETERS.model_copy(update={"batch_size": wanted})
+    network.loss = loss
+    parameters = PARAMETERS.model_copy(update={"batch_size": batch_size})
     fit(network, *_images(images), parameters, device=CPU, seed=0)
-    assert seen == batches
+    assert sizes == batches

@@ -61,7 +61,7 @@ def trained(request, tmp_path_factory):
     half = len(pixels) // 2
     learned = torch.from_numpy(pixels[:half]), torch.from_numpy(labels[:half])
     fit(network, *learned, parameters, device=torch.device("cpu"), seed=0)
-    network.finish(*learned)
+    network.after_fit(*learned)
     network.calibrate(*learned)
     path = tmp_path_factory.mktemp(name) / "model.pt2"
     export(network, path, SIZES[task])

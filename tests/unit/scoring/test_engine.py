@@ -39,7 +39,7 @@ def _program(folder, name: str, architecture: str, classes, size) -> Program:
     torch.manual_seed(0)
     network = build(architecture, size, classes, {"width": 4}).eval()
     known = _known(size)
-    network.finish(known, torch.zeros(len(known), dtype=torch.int64))
+    network.after_fit(known, torch.zeros(len(known), dtype=torch.int64))
     path = folder / f"{name}.pt2"
     export(network, path, size)
     task = "anomaly" if architecture == "anomaly_segmenter" else "classification"

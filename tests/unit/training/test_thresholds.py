@@ -1,4 +1,4 @@
-"""The policy `cost`, what a threshold falls back to, and how sure it is."""
+"""The policy `cost`, what a threshold falls back to, and how certain it is."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,12 @@ from scipy.stats import beta
 from ml.config.schema import Threshold
 from ml.errors import DataError
 from ml.training import thresholds
-from ml.training.thresholds import above_share, choose, expected_cost
+from ml.training.threshold_policies import MinimumCost
+from ml.training.thresholds import choose, quantile_threshold
 
 
 def _scores(seed: int, normal: int = 300, anomalous: int = 40) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of two kinds that overlap, float32, as a network gives them."""
+    """Scores of normal and anomalous images that overlap, float32 as those of a network."""
     random = np.random.default_rng(seed)
     return (
         random.beta(1, 4, normal).astype(np.float32),
@@ -23,8 +24,8 @@ class TestCost:
     @pytest.mark.parametrize(
         ("miss_cost", "lowest", "highest"),
         [
-            # Costs an image: 0.1 * miss_cost * FNR + 0.9 * FPR. To flag the anomaly at 0.3 saves
-            # 0.05 * miss_cost and takes the two normal images at 0.4, which cost 0.9 * 2 / 40.
+            # The cost per image: 0.1 * miss_cost * FNR + 0.9 * FPR. To flag the anomaly at 0.3
+            # saves 0.05 * miss_cost, and flags the two normal images at 0.4: 0.9 * 2 / 40.
             (0.8, 0.4, 0.9),
             (1.0, 0.1, 0.3),
         ],
@@ -44,13 +45,15 @@ class TestCost:
         normal, anomalous = _scores(seed)
         policy = Threshold(policy="cost", miss_cost=miss_cost, anomaly_share=0.05)
         chosen = choose(policy, normal, anomalous)
-        everything = np.concatenate([normal, anomalous, [0, 2]])
-        costs = [expected_cost(policy, value, normal, anomalous) for value in everything]
+        cost = MinimumCost(miss_cost, 1.0, 0.05)
+        values = np.concatenate([normal, anomalous, [0, 2]])
+        costs = [cost.expected_cost(value, normal, anomalous) for value in values]
         assert chosen.detail["expected_cost"] == pytest.approx(min(costs), abs=1e-12)
 
-    def test_the_widest_of_the_cheapest_intervals_is_taken(self):
-        # An anomaly at 0.2 saves 0.25, and the five normal images above it cost that: between 0.15
-        # and 0.2 and between 0.3 and 0.9 it costs the same, and the second is wider.
+    def test_the_widest_of_the_cheapest_intervals_counts(self):
+        # To flag the anomaly at 0.2 saves 0.25, and the five normal images above it cost as much:
+        # thresholds of 0.15 to 0.2 and of 0.3 to 0.9 cost the same, and the second interval is
+        # wider.
         normal = np.array([0.15] * 15 + [0.3] * 5, dtype=np.float32)
         anomalous = np.array([0.2, 0.9], dtype=np.float32)
         policy = Threshold(policy="cost", miss_cost=1, false_alarm_cost=2, anomaly_share=0.5)
@@ -78,7 +81,7 @@ class TestCost:
 
 
 @pytest.mark.parametrize("policy", ["midpoint", "cost"])
-def test_without_anomalies_the_false_alarm_rate_decides_and_it_is_said(policy):
+def test_without_anomalies_the_false_alarm_rate_decides_and_is_recorded(policy):
     normal, _ = _scores(0)
     chosen = choose(Threshold(policy=policy, target_fpr=0.05), normal, np.empty(0, np.float32))
     assert (chosen.policy, chosen.asked) == ("target_fpr", policy)
@@ -89,12 +92,12 @@ def test_without_anomalies_the_false_alarm_rate_decides_and_it_is_said(policy):
 
 def test_the_interval_leaves_out_a_fortieth_of_the_resamples_on_either_side():
     values = iter(range(thresholds.RESAMPLES))
-    found = thresholds._bootstrap(lambda *_: float(next(values)), *_scores(0), None)
-    assert found == pytest.approx((0.025 * 999, 0.975 * 999))
+    interval = thresholds._bootstrap(lambda *_: float(next(values)), *_scores(0), None)
+    assert interval == pytest.approx((0.025 * 999, 0.975 * 999))
 
 
 def test_a_score_that_equals_the_threshold_is_flagged():
-    # Neighbours among float32s: what lies above the sixth of 21 is the seventh itself.
+    # Consecutive float32s: the next one above the sixth of 21 is the seventh itself.
     scores = np.float32(0.5) + np.arange(21, dtype=np.float32) * np.float32(2**-24)
     policy = Threshold(policy="target_fpr", target_fpr=0.75)
     chosen = choose(policy, scores, np.append(scores[6], np.float32(0.1)))
@@ -146,7 +149,7 @@ class TestScenes:
         scores = random.uniform(0.1, 0.8, 20)[groups] + random.normal(0, 0.005, 500)
         return scores.astype(np.float32), groups
 
-    def test_frames_of_few_scenes_say_less_than_as_many_images(self):
+    def test_frames_of_few_scenes_give_a_wider_interval_than_as_many_images(self):
         normal, groups = self._scenes()
         policy, none = Threshold(policy="target_fpr", target_fpr=0.1), np.empty(0, np.float32)
         by_image = choose(policy, normal, none)
@@ -162,17 +165,17 @@ class TestScenes:
         one = choose(policy, normal, anomalous, groups)
         assert choose(policy, normal[shuffled], anomalous, groups[shuffled]) == one
 
-    def test_few_images_in_scenes_of_unlike_size_are_no_obstacle(self):
+    def test_scenes_may_differ_in_size(self):
         normal = np.linspace(0.1, 0.5, 20).astype(np.float32)
         groups = np.array([0] * 18 + [1, 2])
         chosen = choose(Threshold(), normal, np.empty(0, np.float32), groups)
         assert chosen.low <= chosen.high
 
 
-def test_the_wished_share_of_normal_images_is_marked_for_review():
+def test_the_configured_share_of_normal_images_is_marked_for_review():
     novelty = np.random.default_rng(8).uniform(0, 1, 2000).astype(np.float32)
-    threshold = above_share(novelty, 0.02)
+    threshold = quantile_threshold(novelty, 0.02)
     assert float(np.float32(threshold)) == threshold
     assert (novelty >= threshold).sum() == 40
     with pytest.raises(DataError, match="too few"):
-        above_share(novelty[:19], 0.02)
+        quantile_threshold(novelty[:19], 0.02)

@@ -1,4 +1,4 @@
--- The program's form for OpenVINO, ml.program.info.ConvertedInfo: SHA-256 of its file, and the version
+-- The program's form for OpenVINO, ml.program_info.ConvertedInfo: SHA-256 of its file, and the version
 -- of OpenVINO that made it; null for older versions and for what OpenVINO cannot run.
 ALTER TABLE nightscore.model_version
     ADD COLUMN openvino_sha256 text,

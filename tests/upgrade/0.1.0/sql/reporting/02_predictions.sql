@@ -1,0 +1,34 @@
+CREATE OR REPLACE VIEW reporting.predictions AS
+SELECT
+    image.stream,
+    image.night,
+    image.uri AS image_uri,
+    prediction.model,
+    prediction.version,
+    prediction.predicted_class,
+    prediction.confidence,
+    prediction.scored_at,
+    prediction.score,
+    prediction.threshold,
+    prediction.flagged,
+    prediction.run_id,
+    prediction.novelty,
+    prediction.review
+FROM nightscore.prediction
+JOIN nightscore.image USING (night, image_id);
+
+COMMENT ON VIEW reporting.predictions IS 'A row is an image scored by a model version, once per version.';
+COMMENT ON COLUMN reporting.predictions.stream IS 'The stream the image came through.';
+COMMENT ON COLUMN reporting.predictions.night IS 'The night of the image: the date in its key, dt=YYYY-MM-DD.';
+COMMENT ON COLUMN reporting.predictions.image_uri IS 'The image in S3.';
+COMMENT ON COLUMN reporting.predictions.model IS 'The registered model.';
+COMMENT ON COLUMN reporting.predictions.version IS 'The version of the model.';
+COMMENT ON COLUMN reporting.predictions.predicted_class IS 'The most probable class; for an anomaly model normal or anomalous.';
+COMMENT ON COLUMN reporting.predictions.confidence IS 'Probability of predicted_class, from 0 to 1; null for an anomaly model, see score.';
+COMMENT ON COLUMN reporting.predictions.scored_at IS 'When the result was stored.';
+COMMENT ON COLUMN reporting.predictions.score IS 'Anomaly score, larger is more anomalous; null for a classifier.';
+COMMENT ON COLUMN reporting.predictions.threshold IS 'The version''s threshold that score was compared with; null for a classifier.';
+COMMENT ON COLUMN reporting.predictions.flagged IS 'True when score reached threshold; false for a classifier.';
+COMMENT ON COLUMN reporting.predictions.run_id IS 'The scoring run that stored the row.';
+COMMENT ON COLUMN reporting.predictions.novelty IS 'How unlike the normal training images it is, from 0 to 1, apart from score; null for a version that does not measure it.';
+COMMENT ON COLUMN reporting.predictions.review IS 'True when novelty reached the version''s novelty_threshold: somebody should look, flagged or not.';

@@ -1,0 +1,47 @@
+CREATE OR REPLACE VIEW reporting.missing_images AS
+SELECT
+    run.stream,
+    image.night,
+    run.run_id,
+    image.uri AS image_uri,
+    pinned.model,
+    pinned.version,
+    manifest.shard,
+    shard.attempts,
+    shard.error
+FROM nightscore.scoring_run AS run
+JOIN nightscore.manifest ON manifest.run_id = run.run_id
+JOIN nightscore.image ON image.night = manifest.night AND image.image_id = manifest.image_id
+JOIN nightscore.scoring_run_model AS pinned ON pinned.run_id = run.run_id
+LEFT JOIN nightscore.shard ON shard.run_id = manifest.run_id AND shard.number = manifest.shard
+WHERE run.status = 'failed'
+    AND NOT EXISTS (
+        SELECT
+        FROM nightscore.prediction
+        WHERE prediction.night = manifest.night
+            AND prediction.image_id = manifest.image_id
+            AND prediction.model = pinned.model
+            AND prediction.version = pinned.version
+    )
+    AND NOT EXISTS (
+        SELECT
+        FROM nightscore.rejection
+        WHERE rejection.night = manifest.night
+            AND rejection.image_id = manifest.image_id
+            AND rejection.model = pinned.model
+            AND rejection.version = pinned.version
+            -- Reasons that may pass (ml.images.TRANSIENT) settle an image only where its shard is
+            -- stored, as in reconcile.sql.
+            AND (rejection.reason NOT IN ('gone', 'changed') OR shard.finished_at IS NOT NULL)
+    );
+
+COMMENT ON VIEW reporting.missing_images IS 'A row is an image that a failed run found and a version has neither scored nor rejected since; it leaves the view as soon as one has.';
+COMMENT ON COLUMN reporting.missing_images.stream IS 'The stream the image came through.';
+COMMENT ON COLUMN reporting.missing_images.night IS 'The night of the image: the date in its key, dt=YYYY-MM-DD.';
+COMMENT ON COLUMN reporting.missing_images.run_id IS 'The scoring run that failed.';
+COMMENT ON COLUMN reporting.missing_images.image_uri IS 'The image in S3.';
+COMMENT ON COLUMN reporting.missing_images.model IS 'The registered model.';
+COMMENT ON COLUMN reporting.missing_images.version IS 'The version that owes the image a result.';
+COMMENT ON COLUMN reporting.missing_images.shard IS 'The shard of the run that holds the image.';
+COMMENT ON COLUMN reporting.missing_images.attempts IS 'How often the shard was begun; null when the run failed before.';
+COMMENT ON COLUMN reporting.missing_images.error IS 'How the shard''s newest attempt failed; null when it was killed or never begun.';

@@ -1,0 +1,1 @@
+"""States that earlier releases made, and what today's code does with them."""
