@@ -147,7 +147,7 @@ def work_requests(import_requests) -> list[Request]:
     from ml.report import nightly
     from ml.retrain import steps as retrain
     from ml.scoring import runs, steps
-    from ml.stack.doctor import examine
+    from ml.stack.doctor import run_checks
 
     with _record_requests() as requests:
         for name in ("policy-shades", "policy-moulds"):
@@ -155,7 +155,7 @@ def work_requests(import_requests) -> list[Request]:
         counts = steps.score_night("both-of-policy", NIGHT.isoformat())
         assert counts["anomalies"]
         assert nightly.read(runs.newest_run("both-of-policy", NIGHT))
-        assert {check.name: check.ok for check in examine()}["s3"]
+        assert {check.name: check.ok for check in run_checks()}["s3"]
     return requests
 
 
