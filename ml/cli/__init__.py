@@ -1,6 +1,6 @@
-"""The command line `nightscore`. One file holds the commands of one concern.
+"""The command line `nightscore`; each file has the commands of one concern.
 
-Commands import what they need when they run, so that `nightscore --help` stays quick.
+Commands import what they need when they run, so that `nightscore --help` stays fast.
 """
 
 import copy
@@ -15,6 +15,9 @@ from ml.cli.console import err
 from ml.errors import NightscoreError
 from ml.settings import state_folder
 
+# The modules with the commands, in the order of `nightscore --help`.
+_CONCERNS = ("run", "stack", "data", "training", "models", "scoring", "database", "steps")
+
 app = typer.Typer(
     name="nightscore",
     help="Nightly batch scoring of images: data in, models, nights, results.",
@@ -24,31 +27,34 @@ app = typer.Typer(
 )
 
 
-def _version(show: bool) -> None:
-    if show:
+def _print_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         typer.echo(f"nightscore {version('nightscore')}")
         raise typer.Exit
 
 
-def _verbose(wanted: bool) -> bool:
-    if wanted:
-        logs.be_verbose()
-    return wanted
+def _set_verbose(verbose: bool) -> bool:
+    if verbose:
+        logs.show_all()
+    return verbose
 
 
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
     verbose: Annotated[
         bool,
         typer.Option(
             "--verbose",
-            callback=_verbose,
-            help="Show also what libraries and Airflow's tasks log.",
+            callback=_set_verbose,
+            help="Also show what libraries and Airflow's tasks log.",
         ),
     ] = False,
 ) -> None:
@@ -58,12 +64,12 @@ def _options(
 def _add_commands() -> None:
     from importlib import import_module
 
-    for concern in ("run", "stack", "data", "models", "scoring", "database", "steps"):
+    for concern in _CONCERNS:
         app.add_typer(import_module(f"ml.cli.{concern}").app)
 
 
 def command() -> Any:
-    """The whole command line; every command takes `--verbose`, as the program itself does."""
+    """Return the command line; every command takes `--verbose`, as `nightscore` itself does."""
     if not app.registered_groups:
         _add_commands()
     root = get_command(app)
@@ -74,6 +80,7 @@ def command() -> Any:
 
 
 def _add_option(group: Any, option: Any) -> None:
+    """Add an option to all commands of a group and of the groups in it."""
     for child in group.commands.values():
         child.params.append(option)
         if hasattr(child, "commands"):
@@ -81,7 +88,11 @@ def _add_option(group: Any, option: Any) -> None:
 
 
 def main() -> None:
-    """Entry point: exit status 0 on success, 1 on a failure explained in a line, 2 on misuse."""
+    """Run the command line.
+
+    The exit status is 0 on success, 1 on an error that is explained in a line, 2 on misuse and 130
+    after Ctrl-C.
+    """
     logs.start(state_folder())
     try:
         command()()

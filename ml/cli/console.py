@@ -1,14 +1,14 @@
-"""How commands speak: tables and messages for people, one JSON document for machines.
+"""What commands print: tables and messages for people, one JSON document for machines.
 
-Results go to standard output; progress, messages and errors go to standard error, so that
-`nightscore ... --json | jq` always sees JSON alone.
+Results go to standard output. Progress, messages and errors go to standard error, so that
+`nightscore ... --json | jq` only sees JSON.
 """
 
 import json
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
@@ -16,32 +16,39 @@ from uuid import UUID
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-# Control characters, and those that turn the direction of writing: a terminal obeys them, and the
-# name of an image can hold them.
-_COMMANDS = r"\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069"
-_IN_A_CELL = re.compile(f"[{_COMMANDS}]")
-_IN_A_TEXT = re.compile(f"(?![\\n\\t])[{_COMMANDS}]")
+# Control characters, and those that change the direction of writing. A terminal obeys them, and the
+# name of an image can contain them.
+_CONTROL = r"\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069"
+_IN_A_CELL = re.compile(f"[{_CONTROL}]")
+_IN_A_TEXT = re.compile(f"(?![\\n\\t])[{_CONTROL}]")
 
 
-def printable(text: str, commands: re.Pattern[str] = _IN_A_TEXT) -> str:
-    """The text with what a terminal would obey written out, as `\\x1b`; lines stay lines."""
-    return commands.sub(lambda found: repr(found[0])[1:-1], text)
+def printable(text: str, control: re.Pattern[str] = _IN_A_TEXT) -> str:
+    r"""Write out the characters that a terminal would obey, such as `\x1b`; line breaks stay.
+
+    Args:
+        text: any text.
+        control: matches the characters to write out.
+    """
+    return control.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 class _Terminal(Console):
-    """A console that shows names as they are and obeys none."""
+    """A console on which text from elsewhere has no effect on the terminal."""
 
     def print(self, *objects: Any, **options: Any) -> None:
+        """Print like `rich.console.Console`, with control characters written out."""
         super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
 
 
-# In a file or a pipe a row of a table is a line, however wide: nothing of it is cut or folded.
+# In a file or a pipe, each row of a table is one line, however wide, and nothing is cut off.
 _UNLIMITED = 100_000
 out = _Terminal(soft_wrap=True, width=None if sys.stdout.isatty() else _UNLIMITED)
-# Bound to the stream as it is now: what libraries print may be sent elsewhere meanwhile.
+# Bound to the stream as it is now, since the output of libraries may be redirected meanwhile.
 err = _Terminal(file=sys.stderr, stderr=True, soft_wrap=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
@@ -49,25 +56,29 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 
 def print_json(value: Any) -> None:
     """Print `value` as JSON on standard output; dates and UUIDs become strings."""
-    typer.echo(json.dumps(value, default=_plain, ensure_ascii=False))
+    typer.echo(json.dumps(value, default=json_default, ensure_ascii=False))
 
 
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Collection[str] = ()
 ) -> None:
-    """Print rows as a table on standard output; None is shown empty, text is never markup.
+    """Print rows as a table on standard output; None is empty, and text is never markup.
 
-    Numbers stand at the right, and the columns `right`. Rows that are wider than the terminal are
-    printed one below the other, a line for each value.
+    When the rows are wider than the terminal, each value is printed on a line of its own.
+
+    Args:
+        columns: the names of the columns.
+        rows: their values.
+        right: the columns to align right; columns of numbers are aligned right anyway.
     """
     cells, numeric = [], [True] * len(columns)
     for row in rows:
-        cells.append([_cell(value) for value in row])
+        cells.append([_format_cell(value) for value in row])
         for index, value in enumerate(row):
             is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
             numeric[index] &= value is None or is_number
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    columns = [_cell(column) for column in columns]
+    columns = [_format_cell(column) for column in columns]
     for column, is_number in zip(columns, numeric, strict=True):
         justify: Any = "right" if (is_number and cells) or column in right else "left"
         table.add_column(column, overflow="fold", justify=justify)
@@ -88,37 +99,52 @@ def _print_records(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Non
             out.print(f"  [bold]{column:{width}}[/]  {cell}", highlight=False)
 
 
+def print_text(text: str) -> None:
+    """Print text on standard output as it is: no markup, no highlighting."""
+    out.print(text, highlight=False, markup=False)
+
+
+def print_message(text: str) -> None:
+    """Print text on standard error as it is: no markup, no highlighting."""
+    err.print(text, highlight=False, markup=False)
+
+
 def print_synthetic() -> None:
     """Say that the results above come from the built-in samples."""
     out.print("These results come from SYNTHETIC sample images, drawn by Nightscore itself.")
 
 
 def parse_date(text: str) -> date:
-    """`YYYY-MM-DD`, `today` or `yesterday` (UTC) as a date, for options of the command line."""
-    from datetime import UTC, timedelta
+    """Parse the value of a date option: `YYYY-MM-DD`, `today` or `yesterday` (UTC).
 
+    Raises:
+        typer.BadParameter: the text is none of these.
+    """
     today = datetime.now(UTC).date()
-    named = {"today": today, "yesterday": today - timedelta(days=1)}
+    relative = {"today": today, "yesterday": today - timedelta(days=1)}
     try:
-        return named[text] if text in named else date.fromisoformat(text)
+        return relative[text] if text in relative else date.fromisoformat(text)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a date of the form YYYY-MM-DD.") from None
 
 
-def _cell(value: Any) -> str:
-    from rich.markup import escape
-
+def _format_cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     if isinstance(value, Mapping | list):
-        value = json.dumps(value, default=_plain, ensure_ascii=False)
-    shown = str(_plain(value) if isinstance(value, datetime) else value)
-    return escape(printable(shown, _IN_A_CELL))
+        value = json.dumps(value, default=json_default, ensure_ascii=False)
+    text = str(json_default(value) if isinstance(value, datetime) else value)
+    return escape(printable(text, _IN_A_CELL))
 
 
-def _plain(value: Any) -> Any:
+def json_default(value: Any) -> Any:
+    """Convert what JSON has no type for; the argument `default` of `json.dumps`.
+
+    Raises:
+        TypeError: the value has no JSON form.
+    """
     if isinstance(value, datetime):
         return value.isoformat(timespec="seconds")
     if isinstance(value, date | UUID):

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ml.cli.console import Json, err, out, parse_date, print_json, print_table
-from ml.cli.progress import counted
+from ml.cli.console import Json, err, out, parse_date, print_json, print_table, print_text
+from ml.cli.progress import count_images
 from ml.errors import ConfigurationError
 
 app = typer.Typer()
@@ -20,7 +20,7 @@ Source = Annotated[Path, typer.Argument(help="A folder or a tar file.", exists=T
 @dataset_app.command("import")
 def import_(
     path: Source,
-    name: Annotated[str, typer.Option(help="What the data set is called in nightscore.yaml.")],
+    name: Annotated[str, typer.Option(help="The name of the data set in nightscore.yaml.")],
     replace: Annotated[
         bool, typer.Option("--replace", help="Remove images that the source does not have.")
     ] = False,
@@ -30,9 +30,9 @@ def import_(
     from ml.config.loading import configuration
     from ml.data import dataset
 
-    with counted(f"importing {name}") as done:
+    with count_images(f"importing {name}") as on_count:
         result = dataset.import_(
-            path, name, storage=configuration().storage, replace=replace, on_progress=done
+            path, name, storage=configuration().storage, replace=replace, on_progress=on_count
         )
     if json:
         print_json(asdict(result))
@@ -69,15 +69,15 @@ def list_(json: Json = False) -> None:
     from ml.config.loading import configuration
     from ml.data import dataset
 
-    found = dataset.summaries(configuration().storage)
+    summaries = dataset.summaries(configuration().storage)
     if json:
-        print_json([asdict(summary) for summary in found])
+        print_json([asdict(summary) for summary in summaries])
         return
     print_table(
         ("data set", "split/class", "images"),
-        ((s.name, split, images) for s in found for split, images in s.classes.items()),
+        ((s.name, split, images) for s in summaries for split, images in s.classes.items()),
     )
-    if not found:
+    if not summaries:
         err.print("There is none yet; `nightscore dataset import` brings one.")
 
 
@@ -85,10 +85,14 @@ def list_(json: Json = False) -> None:
 def ingest(
     path: Source,
     stream: Annotated[str, typer.Option(help="A stream of nightscore.yaml.")],
-    date: Annotated[str, typer.Option("--date", help="The night: YYYY-MM-DD, today, yesterday.")],
+    date: Annotated[
+        str, typer.Option("--date", help="The night: YYYY-MM-DD, today or yesterday (UTC).")
+    ],
     split: Annotated[
         str | None,
-        typer.Option(help="Take this split of SPLIT/CLASS/FILE, under names without the label."),
+        typer.Option(
+            help="Take only this split of SPLIT/CLASS/FILE, under file names without the label."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -96,15 +100,16 @@ def ingest(
     from ml.config.loading import configuration
     from ml.data.ingest import ingest
 
-    with counted(f"ingesting into {stream}") as done:
+    night = parse_date(date)
+    with count_images(f"ingesting into {stream}") as on_count:
         result = ingest(
-            path, configuration().stream(stream), parse_date(date), split=split, on_progress=done
+            path, configuration().stream(stream), night, split=split, on_progress=on_count
         )
     if json:
         print_json(asdict(result))
         return
     out.print(
-        f"{stream}, night of {parse_date(date)}: {result.images:,} images, "
+        f"{stream}, night of {night}: {result.images:,} images, "
         f"{result.uploaded:,} uploaded, {result.skipped:,} there already"
     )
 
@@ -121,4 +126,4 @@ def samples(
         print_json({name: str(path) for name, path in written.datasets.items()})
         return
     for name, path in written.datasets.items():
-        out.print(f"{name}: {path}", highlight=False, markup=False)
+        print_text(f"{name}: {path}")

@@ -31,7 +31,7 @@ def sql(
     The views are in schema reporting: nightly_summary, predictions, anomalies, class_mix,
     review, rejected_images, missing_images, model_versions, score_drift.
     """
-    columns, rows = _query(query)
+    columns, rows = _run_query(query)
     if json:
         print_json([dict(zip(columns, row, strict=True)) for row in rows])
         return
@@ -39,7 +39,8 @@ def sql(
     err.print(f"{len(rows)} row{'' if len(rows) == 1 else 's'}", style="dim")
 
 
-def _query(query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+def _run_query(query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """The names of the columns, and the rows."""
     import sqlalchemy as sa
     from sqlalchemy.exc import DBAPIError, ResourceClosedError
 

@@ -1,7 +1,7 @@
-"""What is logged while a command runs: Nightscore's own lines for people, libraries' for a file.
+"""The log of a command: Nightscore's own lines are shown, the libraries' go to a file.
 
-A library says in the same breath what a developer wants to know and what nobody can act on, so all
-of it goes to `logs/nightscore.log` in the state folder; `--verbose` shows it as well.
+A library logs for its developers as well as for its users. All of it goes to
+`logs/nightscore.log` in the state folder; `--verbose` shows it too.
 """
 
 import logging
@@ -12,11 +12,12 @@ from typing import Any
 
 from ml.cli.console import err, printable
 
-OWN = "ml"
+OWN_LOGGER = "ml"
 FILE = Path("logs") / "nightscore.log"
-_MOST_BYTES = 2_000_000  # of the file; as much again is kept of what came before
-# They report every request.
-_TALKATIVE = ("httpx", "httpcore", "botocore", "alembic", "matplotlib")
+# Of the file; a second file of this size keeps what came before.
+_MAX_BYTES = 2_000_000
+# They log every request.
+_NOISY_LOGGERS = ("httpx", "httpcore", "botocore", "alembic", "matplotlib")
 
 
 class _Formatter(logging.Formatter):
@@ -24,8 +25,8 @@ class _Formatter(logging.Formatter):
         return printable(super().format(record))
 
 
-class _Shown(logging.Handler):
-    """Shows records on standard error, above whatever progress is drawn there."""
+class _ConsoleHandler(logging.Handler):
+    """Shows records on standard error, above the progress that is drawn there."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,13 +35,13 @@ class _Shown(logging.Handler):
         self.setFormatter(_Formatter("%(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        is_own = record.name == OWN or record.name.startswith(f"{OWN}.")
+        is_own = record.name == OWN_LOGGER or record.name.startswith(f"{OWN_LOGGER}.")
         if self.verbose or (is_own and record.levelno >= self.own_level):
             err.print(self.format(record), markup=False, highlight=False)
 
 
-class _File(RotatingFileHandler):
-    """Is opened with its first record, and never in a command's way."""
+class _FileHandler(RotatingFileHandler):
+    """Opens its file with the first record; a file that cannot be written is ignored."""
 
     def _open(self) -> Any:
         path = Path(self.baseFilename)
@@ -48,40 +49,40 @@ class _File(RotatingFileHandler):
         path.parent.mkdir(exist_ok=True)
         return super()._open()
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        """A full disk or a folder that may not be written to is no reason to fail."""
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        """Ignore the error: a command must not fail because its log cannot be written."""
 
 
-_shown = _Shown()
+_console = _ConsoleHandler()
 
 
 def start(state_folder: Path) -> None:
-    """Log into the state folder, and show Nightscore's warnings; called once, before a command."""
-    file = _File(
-        state_folder / FILE, maxBytes=_MOST_BYTES, backupCount=1, encoding="utf-8", delay=True
+    """Log into the state folder and show Nightscore's warnings; called once, before a command."""
+    file = _FileHandler(
+        state_folder / FILE, maxBytes=_MAX_BYTES, backupCount=1, encoding="utf-8", delay=True
     )
     file.setFormatter(_Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[file, _shown], force=True)
-    for name in _TALKATIVE:
+    logging.basicConfig(level=logging.INFO, handlers=[file, _console], force=True)
+    for name in _NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.captureWarnings(True)
-    # Each once; the filters that libraries set for themselves stay.
+    # Each warning once; the filters that libraries set for themselves stay.
     warnings.simplefilter("default", append=True)
 
 
-def show_own() -> None:
-    """Show also what Nightscore says of its progress, for commands that do all their work here."""
-    _shown.own_level = logging.INFO
+def show_own_info() -> None:
+    """Also show Nightscore's own INFO lines, for commands that do their work in this process."""
+    _console.own_level = logging.INFO
 
 
-def be_verbose() -> None:
-    """Show everything, with the name of whoever says it."""
-    _shown.verbose = True
-    _shown.setFormatter(_Formatter("%(name)s: %(message)s"))
-    for name in _TALKATIVE:
+def show_all() -> None:
+    """Show every line of every library, with the name of its logger."""
+    _console.verbose = True
+    _console.setFormatter(_Formatter("%(name)s: %(message)s"))
+    for name in _NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO)
 
 
 def is_verbose() -> bool:
-    """Whether `--verbose` was given."""
-    return _shown.verbose
+    """Return whether the user has asked for `--verbose`."""
+    return _console.verbose

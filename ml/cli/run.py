@@ -6,17 +6,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ml.cli.console import Json, err, out, parse_date, print_json, print_synthetic, print_table
+from ml.cli.console import (
+    Json,
+    err,
+    out,
+    parse_date,
+    print_json,
+    print_synthetic,
+    print_table,
+    print_text,
+)
 from ml.cli.logs import is_verbose
-from ml.cli.progress import tracking
+from ml.cli.progress import show_progress
 
 if TYPE_CHECKING:
     from ml.stack.quickstart import Result
 
 app = typer.Typer()
 
-# What a model is judged by first, of the metrics that it has.
-_MEASURES = {"classification": "accuracy", "anomaly": "auroc"}
+# Task → the metric that is shown for a model.
+_METRICS = {"classification": "accuracy", "anomaly": "auroc"}
 
 
 @app.command()
@@ -24,18 +33,21 @@ def run(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Folder with NAME.tar files or NAME/ folders laid out SPLIT/CLASS/FILE. Without "
-            "it, what was imported before is used, else built-in synthetic images.",
+            help="Folder with NAME.tar files or NAME/ folders, laid out SPLIT/CLASS/FILE. Without "
+            "it, the images that were imported before are used, or built-in synthetic ones.",
             exists=True,
             file_okay=False,
         ),
     ] = None,
-    date: Annotated[str, typer.Option("--date", help="The night to score.")] = "today",
+    date: Annotated[
+        str,
+        typer.Option("--date", help="The night to score: YYYY-MM-DD, today or yesterday (UTC)."),
+    ] = "today",
     json: Json = False,
 ) -> None:
     """Start the local stack, train the models, score a night and show the results.
 
-    Everything goes through Airflow, as it would at night. The stack stays up afterwards;
+    All of it goes through Airflow, as in production. The stack stays up afterwards;
     `nightscore down` stops it. A second run trains only models whose images have changed.
     """
     from ml.settings import state_folder
@@ -45,22 +57,22 @@ def run(
     night = parse_date(date)
     stack = LocalStack(state_folder())
     try:
-        with tracking() as progress:
+        with show_progress() as progress:
             result = quickstart.run(data, night, stack, progress, verbose=is_verbose())
     except KeyboardInterrupt:
-        err.print("Airflow goes on with what it has begun; `nightscore down` stops it.")
+        err.print("Airflow continues the runs that it has started; `nightscore down` stops it.")
         raise
     if json:
-        print_json(_with_addresses(result))
+        print_json(_summaries_with_addresses(result))
         return
-    _show(result)
+    _print_result(result)
     out.print("\nLog in")
     for line in stack.addresses():
-        out.print(f"  {line}", highlight=False, markup=False)
+        print_text(f"  {line}")
     out.print("\n`make stop` or `nightscore down` stops the stack; the data stay.", highlight=False)
 
 
-def _with_addresses(result: "Result") -> list[dict[str, Any]]:
+def _summaries_with_addresses(result: "Result") -> list[dict[str, Any]]:
     from ml.stack.airflow_client import report_page, run_page
 
     return [
@@ -73,7 +85,7 @@ def _with_addresses(result: "Result") -> list[dict[str, Any]]:
     ]
 
 
-def _show(result: "Result") -> None:
+def _print_result(result: "Result") -> None:
     out.print("")
     print_table(
         ("model", "version", "measure", "held-out images", "test images", "trained"),
@@ -97,19 +109,19 @@ def _show(result: "Result") -> None:
             out.print(f"{row['stream']}: no new image; those of the night were scored before")
     out.print("\nOpen in a browser")
     addresses = list(_addresses(result))
-    width = max(len(what) for what, _ in addresses)
-    for what, address in addresses:
-        out.print(f"  {what:{width}}  {address}", highlight=False, markup=False)
+    width = max(len(label) for label, _ in addresses)
+    for label, address in addresses:
+        print_text(f"  {label:{width}}  {address}")
 
 
 def _model_row(row: dict[str, Any], result: "Result") -> list[Any]:
-    measure = _MEASURES[row["task"]]
+    metric = _METRICS[row["task"]]
     return [
         row["model"],
         row["version"],
-        measure.upper() if measure == "auroc" else measure,
-        row["metrics"].get(measure),
-        row["metrics"].get(f"test_{measure}"),
+        metric.upper() if metric == "auroc" else metric,
+        row["metrics"].get(metric),
+        row["metrics"].get(f"test_{metric}"),
         "now" if result.trained[row["model"]] else f"{row['registered_at']:%Y-%m-%d %H:%M}",
     ]
 
@@ -127,14 +139,15 @@ def _night_row(row: dict[str, Any]) -> list[Any]:
 
 
 def _addresses(result: "Result") -> Iterator[tuple[str, str]]:
+    """What to open in a browser: label and address."""
     from ml.registry.versions import ui_url
     from ml.stack.airflow_client import report_page, run_page
 
     for row in result.summaries:
         yield f"report of {row['stream']}", report_page(row["run_id"])
-    for run in result.scored.values():
-        yield "DAG run", run_page(run)
-    for run in filter(None, result.trained.values()):
-        yield "training", run_page(run)
+    for dag_run in result.scored.values():
+        yield "DAG run", run_page(dag_run)
+    for dag_run in filter(None, result.trained.values()):
+        yield "training", run_page(dag_run)
     for row in result.champions:
         yield "version", ui_url(row["model"], row["version"])

@@ -5,8 +5,16 @@ from typing import Annotated, Any
 
 import typer
 
-from ml.cli.console import Json, err, out, parse_date, print_json, print_synthetic
-from ml.cli.progress import counted
+from ml.cli.console import (
+    Json,
+    err,
+    out,
+    parse_date,
+    print_json,
+    print_message,
+    print_synthetic,
+)
+from ml.cli.progress import count_images
 
 app = typer.Typer()
 
@@ -23,12 +31,12 @@ def score(stream: Stream, date: Night = "today", json: Json = False) -> None:
 
     night = parse_date(date).isoformat()
     done = 0
-    with counted(f"scoring {stream}") as show:
+    with count_images(f"scoring {stream}") as on_count:
 
         def on_images(count: int, total: int) -> None:
             nonlocal done
             done += count
-            show(done, total)
+            on_count(done, total)
 
         counts = steps.score_night(stream, night, on_images)
     if json:
@@ -45,7 +53,7 @@ def score(stream: Stream, date: Night = "today", json: Json = False) -> None:
     if counts["synthetic"]:
         print_synthetic()
     out.print(f"report: {counts['report_uri']}")
-    _show_page(counts["run_id"])
+    _print_report_page(counts["run_id"])
 
 
 @app.command()
@@ -72,13 +80,13 @@ def report(
         print_json(result)
     else:
         out.print(uri)
-        _show_page(run_id)
+        _print_report_page(run_id)
 
 
-def _show_page(run_id: Any) -> None:
-    """Say where a browser shows a run's report, where there is an Airflow."""
+def _print_report_page(run_id: Any) -> None:
+    """Say where a browser shows a run's report, if there is an Airflow."""
     from ml.settings import settings
     from ml.stack.airflow_client import report_page
 
     if settings().airflow_url:
-        err.print(f"in a browser: {report_page(run_id)}", highlight=False, markup=False)
+        print_message(f"in a browser: {report_page(run_id)}")

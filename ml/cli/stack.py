@@ -6,27 +6,23 @@ from typing import Annotated
 
 import typer
 
-from ml.cli.console import Json, err, out, print_json, print_table
-from ml.cli.progress import tracking
+from ml.cli.console import Json, out, print_json, print_message, print_table, print_text
+from ml.cli.progress import show_progress
 from ml.errors import ConfigurationError
 
 app = typer.Typer()
-
-
-def _say(line: str) -> None:
-    err.print(line, highlight=False, markup=False)
 
 
 @app.command()
 def up(
     only: Annotated[
         str,
-        typer.Option(help="Start these only: some of postgres,s3,mlflow,airflow."),
+        typer.Option(help="Start only these: some of postgres,s3,mlflow,airflow."),
     ] = "",
 ) -> None:
     """Start PostgreSQL, S3, MLflow and Airflow on 127.0.0.1; harmless when they run.
 
-    Everything is kept in .nightscore/ (NIGHTSCORE_HOME). Ports: NIGHTSCORE_POSTGRES_PORT,
+    All data are kept in .nightscore/ (NIGHTSCORE_HOME). Ports: NIGHTSCORE_POSTGRES_PORT,
     NIGHTSCORE_S3_PORT, NIGHTSCORE_MLFLOW_PORT, NIGHTSCORE_AIRFLOW_PORT.
     """
     from ml.settings import state_folder
@@ -38,12 +34,12 @@ def up(
             f"There is no service {', '.join(sorted(unknown))}.", f"Known: {', '.join(SERVICES)}."
         )
     stack = LocalStack(state_folder())
-    with tracking() as progress:
-        progress.doing("local stack", f"starting {', '.join(services)}")
-        stack.up(services, on_message=progress.say)
+    with show_progress() as progress:
+        progress.update("local stack", f"starting {', '.join(services)}")
+        stack.up(services, on_message=progress.message)
     if set(services) == set(SERVICES):
         for line in stack.addresses():
-            out.print(line, highlight=False, markup=False)
+            print_text(line)
 
 
 @app.command()
@@ -52,12 +48,13 @@ def down() -> None:
     from ml.settings import state_folder
     from ml.stack.local import LocalStack
 
-    _say("the stack is down" if LocalStack(state_folder()).down(_say) else "nothing was running")
+    was_running = LocalStack(state_folder()).down(print_message)
+    print_message("the stack is down" if was_running else "nothing was running")
 
 
 @app.command()
 def status(json: Json = False) -> None:
-    """Show the processes of the stack; exit status 1 when one does not run, 3 when none does."""
+    """Show the stack's processes; exit status 1 when one does not run, 3 when none does."""
     from ml.settings import state_folder
     from ml.stack.local import LocalStack
 
@@ -71,9 +68,11 @@ def status(json: Json = False) -> None:
         )
         for process in processes:
             if not process.is_running:
-                _say(f"\n{process.name} is {process.state}. The end of its log:\n{process.log}")
+                print_message(
+                    f"\n{process.name} is {process.state}. The end of its log:\n{process.log}"
+                )
     else:
-        _say("The stack is down; `nightscore up` starts it.")
+        print_message("The stack is down; `nightscore up` starts it.")
     if not processes:
         raise typer.Exit(3)
     if not all(process.is_running for process in processes):
@@ -82,16 +81,16 @@ def status(json: Json = False) -> None:
 
 @app.command()
 def doctor(json: Json = False) -> None:
-    """Check the installation and every service; a line each, with what to do when it is wrong."""
+    """Check the installation and every service; each check prints a line that says what to do."""
     from ml.stack.doctor import run_checks
 
     checks = []
     for check in run_checks():
         checks.append(check)
         if not json:
-            mark = "[green]ok[/]   " if check.ok else "[red]wrong[/]"
-            out.print(f"{mark} {check.name:14}", end="", highlight=False)
-            out.print(check.message, highlight=False, markup=False)
+            verdict = "[green]ok[/]   " if check.ok else "[red]wrong[/]"
+            out.print(f"{verdict} {check.name:14}", end="", highlight=False)
+            print_text(check.message)
     if json:
         print_json([asdict(check) for check in checks])
     if not all(check.ok for check in checks):

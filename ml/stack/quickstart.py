@@ -255,7 +255,11 @@ class _Job:
         return run
 
     def _follow(self, run: DagRun, on_success: Callable[[str], None] = lambda task: None) -> None:
-        """Wait for a run; raises ServiceError with the log of its failed task."""
+        """Wait for the end of a run.
+
+        Raises:
+            ServiceError: it failed; the message has the log of the failed task.
+        """
         api, started = self.api.result(), time.monotonic()
 
         def on_task(_: DagRun, task: TaskState) -> None:

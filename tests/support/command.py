@@ -37,9 +37,9 @@ def nightscore(*arguments: str, home: Path, fails: bool = False) -> str:
 def query(home: Path, sql: str) -> list[dict]:
     """Rows of a query by the analyst's role, as `nightscore sql --json` gives them; without the
     start of a process."""
-    from ml.cli.console import _plain
+    from ml.cli.console import json_default
 
     url = dotenv_values(home / "stack.env")["NIGHTSCORE_ANALYST_URL"]
     with create_engine(url, poolclass=NullPool).connect() as connection:
         rows = [dict(row) for row in connection.execute(text(sql)).mappings()]
-    return json.loads(json.dumps(rows, default=_plain))
+    return json.loads(json.dumps(rows, default=json_default))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ml.cli import models
+from ml.cli import training
 from ml.config.loading import configuration
 from ml.data import dataset
 from ml.errors import DataError
@@ -66,7 +66,7 @@ def test_a_run_is_repeated_from_its_record_and_not_from_todays_configuration(
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
-        done = CliRunner().invoke(models.app, ["train", "moulds", "--from-run", run_id, "--json"])
+        done = CliRunner().invoke(training.app, ["train", "moulds", "--from-run", run_id, "--json"])
         assert torch.get_num_threads() == threads + 1
     finally:
         torch.set_num_threads(threads)
@@ -91,7 +91,7 @@ def test_what_is_no_longer_the_same_is_said(trained):
     tracking.log_json(run_id, tracking.ENVIRONMENT_FILE, environment | {"package torch": "1.0"})
     tracking.log_json(run_id, tracking.MODEL_FILE, settings | {"seed": 7})
     try:
-        done = CliRunner().invoke(models.app, ["train", "moulds", "--from-run", run_id])
+        done = CliRunner().invoke(training.app, ["train", "moulds", "--from-run", run_id])
     finally:
         tracking.log_json(run_id, tracking.ENVIRONMENT_FILE, environment)
         tracking.log_json(run_id, tracking.MODEL_FILE, settings)

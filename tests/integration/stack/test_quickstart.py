@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ml.cli.progress import tracking
+from ml.cli.progress import show_progress
 from ml.config.loading import load
 from ml.config.schema import Configuration
 from ml.data import dataset
@@ -32,7 +32,9 @@ def config(bucket, tmp_path) -> Configuration:
 
 def _names(prefix: str) -> set[str]:
     return {
-        found.uri.rsplit("/", 1)[-1] for page in object_store().list_pages(prefix) for found in page
+        listed.uri.rsplit("/", 1)[-1]
+        for page in object_store().list_pages(prefix)
+        for listed in page
     }
 
 
@@ -63,7 +65,7 @@ def test_samples_leave_a_night_that_other_images_are_brought_into(config, tmp_pa
 
 
 def _ingest(source: ImageSource, config: Configuration) -> None:
-    with tracking() as progress:
+    with show_progress() as progress:
         steps = quickstart._Job(config, source, NIGHT, Future(), progress, verbose=False)
         steps._ingest("spill", [], [])
 
@@ -80,5 +82,5 @@ def test_wrong_images_are_said_before_anything_is_trained(config, tmp_path):
     (tmp_path / "spill" / "train").mkdir(parents=True)
     source = ImageSource({"cifar10": tmp_path / "cifar10", "spill": tmp_path / "spill"})
     never_up: Future = Future()
-    with tracking() as progress, pytest.raises(DataError, match="holds no image"):
+    with show_progress() as progress, pytest.raises(DataError, match="holds no image"):
         quickstart._Job(config, source, NIGHT, never_up, progress, verbose=False).run()

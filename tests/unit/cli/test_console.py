@@ -1,4 +1,4 @@
-"""What a terminal shows of text that others have written: it is seen, and not obeyed."""
+"""Text from elsewhere on a terminal: its control characters are shown and have no effect."""
 
 import io
 import re
@@ -15,10 +15,10 @@ SHOWN = r"a\x1b[31mb\x1b]0;mine\x07c\x9b31md\u202ee\r\x08f"
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """What is printed on a terminal, whose own colours are told apart by its width and theme."""
+    """The output of a terminal without colours."""
     file = io.StringIO()
-    made = console._Terminal(file=file, force_terminal=True, no_color=True, width=300)
-    monkeypatch.setattr(console, "out", made)
+    fake_terminal = console._Terminal(file=file, force_terminal=True, no_color=True, width=300)
+    monkeypatch.setattr(console, "out", fake_terminal)
     return file
 
 
@@ -62,9 +62,9 @@ def test_a_row_that_is_wider_than_the_terminal_is_a_line_for_each_value(monkeypa
     narrow = console._Terminal(file=file, force_terminal=True, no_color=True, width=40)
     monkeypatch.setattr(console, "out", narrow)
     console.print_table(("uri", "n", "share", "note"), [["y" * 30, 1, 2.5, "z" * 30]])
-    shown = _seen_in(file)
-    assert "uri    " + "y" * 30 in shown
-    assert "note   " + "z" * 30 in shown
+    output = _seen_in(file)
+    assert "uri    " + "y" * 30 in output
+    assert "note   " + "z" * 30 in output
 
 
 def _seen_in(file: io.StringIO) -> str:
