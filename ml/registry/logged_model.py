@@ -128,7 +128,11 @@ def _load_yaml(path: Path) -> Any:
 
 
 def _plain(document: Any) -> Any:
-    """The document with its aliases expanded; raises ValueError when it is too large."""
+    """The document with its aliases expanded.
+
+    Raises:
+        ValueError: it is too large.
+    """
     nodes = 0
 
     def expand(node: Any, depth: int) -> Any:

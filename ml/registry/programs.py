@@ -196,7 +196,11 @@ def _download(registration: Registration, scratch: Path) -> ProgramInfo:
 
 
 def _download_program(model_id: str, info: ProgramInfo, scratch: Path) -> Path:
-    """Download a logged model's program; raises DataError when its hash is not the recorded one."""
+    """Download a logged model's program.
+
+    Raises:
+        DataError: its hash is not the recorded one.
+    """
     path = download_artifact(model_id, _PROGRAM_ARTIFACT, scratch)
     if (actual := sha256(path)) != info.sha256:
         raise DataError(

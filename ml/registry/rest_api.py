@@ -70,10 +70,10 @@ class RestApi:
         address: the server's URL. A login in it is used when no other is given.
         username: the user to log in as; empty for no login.
         password: the user's password.
-        token: a bearer token, which takes the place of user and password.
+        bearer_token: takes the place of user and password.
     """
 
-    def __init__(self, address: str, username: str, password: str, token: str = "") -> None:
+    def __init__(self, address: str, username: str, password: str, bearer_token: str = "") -> None:
         parts = urlsplit(address)
         if not username and parts.username:
             username, password = unquote(parts.username), unquote(parts.password or "")
@@ -81,8 +81,8 @@ class RestApi:
         self.address = parts._replace(netloc=self._netloc).geturl().rstrip("/")
         self._model_uris: dict[str, str] = {}
         self._client = httpx.Client(
-            auth=(username, password) if username and not token else None,
-            headers={"Authorization": f"Bearer {token}"} if token else None,
+            auth=(username, password) if username and not bearer_token else None,
+            headers={"Authorization": f"Bearer {bearer_token}"} if bearer_token else None,
             verify=_tls_verification(parts.scheme),
             follow_redirects=True,
         )

@@ -32,16 +32,16 @@ def mlflow_api() -> MlflowApi:
     needs_library = urlsplit(address).scheme not in ("http", "https") or any(
         os.environ.get(name) for name in _LIBRARY_ONLY
     )
-    token = os.environ.get("MLFLOW_TRACKING_TOKEN", "")
-    if not (login.mlflow_username or token or urlsplit(address).username):
+    bearer_token = os.environ.get("MLFLOW_TRACKING_TOKEN", "")
+    if not (login.mlflow_username or bearer_token or urlsplit(address).username):
         # Only the library reads the login from this file.
         needs_library |= _CREDENTIALS_FILE.expanduser().exists()
     if needs_library:
         return LibraryApi()
     password = login.mlflow_password.get_secret_value()
-    return _rest_api(address, login.mlflow_username, password, token)
+    return _rest_api(address, login.mlflow_username, password, bearer_token)
 
 
 @lru_cache(maxsize=4)
-def _rest_api(address: str, username: str, password: str, token: str) -> RestApi:
-    return RestApi(address, username, password, token)
+def _rest_api(address: str, username: str, password: str, bearer_token: str) -> RestApi:
+    return RestApi(address, username, password, bearer_token)

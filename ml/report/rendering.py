@@ -34,8 +34,8 @@ def _count(number: float | None) -> str:
     return "–" if number is None else f"{number:,.0f}"
 
 
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.1%}"
+def _percent(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{fraction:.1%}"
 
 
 def _figure(number: float | None) -> str:

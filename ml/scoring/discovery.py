@@ -88,9 +88,9 @@ def _list_images(stream: Stream, last_night: date) -> Iterator[tuple[Any, ...]]:
 
 
 def _image_rows(night: date, page: Iterable[ObjectInfo]) -> Iterator[tuple[Any, ...]]:
-    for listed in page:
-        if listed.uri.lower().endswith(SUFFIXES):
-            yield night, listed.uri, listed.etag, listed.size, listed.modified
+    for image in page:
+        if image.uri.lower().endswith(SUFFIXES):
+            yield night, image.uri, image.etag, image.size, image.modified
 
 
 def _ensure_partitions(session: Session) -> None:
