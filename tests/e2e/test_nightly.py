@@ -68,19 +68,19 @@ def _on_stderr(name: str) -> str:
 
 
 def test_what_a_run_says_is_short_and_without_the_chatter_of_libraries(home):
-    said = _on_stderr(f"run --date {NIGHT} --json")
-    for line in said.splitlines():
+    stderr = _on_stderr(f"run --date {NIGHT} --json")
+    for line in stderr.splitlines():
         assert re.match(r"\d:\d\d:\d\d  \S", line), line
         assert len(line) <= 100, line
     for chatter in ("INFO", "WARN", "warning", "Retrying", "mlflow.", "Traceback", "urllib3"):
-        assert chatter not in said
+        assert chatter not in stderr
     trained = "retrain_cifar10-classifier: done in"
     for step in ("data set spill: 1,6", trained, "score_cifar10: done in"):
-        assert step in said
+        assert step in stderr
 
 
 def test_a_second_run_trains_nothing_and_finds_nothing_new(home, airflow):
-    shown = nightscore("run", "--date", NIGHT, home=home)
+    printed = nightscore("run", "--date", NIGHT, home=home)
     # The logins are printed for people, on purpose, and only there (test_secrets.py).
     name = f"the output of run --date {NIGHT}"
     before, _, logins = PRINTED[name].decode().partition("\nLog in\n")
@@ -95,14 +95,14 @@ def test_a_second_run_trains_nothing_and_finds_nothing_new(home, airflow):
     versions = query(home, "SELECT max(version) AS newest FROM reporting.model_versions")
     assert versions == [{"newest": 1}]
     # The state folder may have any name.
-    assert all(len(line) <= 100 for line in shown.splitlines() if str(home) not in line)
-    addresses = re.findall(r"^  (report of \w+|DAG run|version) +(http\S+)$", shown, re.MULTILINE)
-    assert [what for what, _ in addresses] == [
+    assert all(len(line) <= 100 for line in printed.splitlines() if str(home) not in line)
+    addresses = re.findall(r"^  (report of \w+|DAG run|version) +(http\S+)$", printed, re.MULTILINE)
+    assert [label for label, _ in addresses] == [
         "report of cifar10", "report of spill", "DAG run", "DAG run", "version", "version",
     ]  # fmt: skip
-    mlflow = re.search(r"^  MLflow +http\S+ +user (\S+), password (\S+)$", shown, re.MULTILINE)
-    for what, address in addresses:
-        if what == "version":
+    mlflow = re.search(r"^  MLflow +http\S+ +user (\S+), password (\S+)$", printed, re.MULTILINE)
+    for label, address in addresses:
+        if label == "version":
             answer = httpx.get(address, auth=mlflow.groups())
         else:
             answer = airflow.get(address)

@@ -15,19 +15,19 @@ _OUTCOMES: list[Outcome] = []
 
 
 def trials(full: int) -> int:
-    """How often a fault is tried: once, or as often as this by `make faults`."""
+    """The number of trials of a fault: `full` in `make faults`, otherwise 1."""
     return full if FULL else 1
 
 
 @pytest.fixture
 def outcome(trained: str) -> Callable[[str], Outcome]:
-    """Makes a row of the table."""
+    """A function that adds a row to the table."""
 
-    def made(fault: str) -> Outcome:
+    def add_outcome(fault: str) -> Outcome:
         _OUTCOMES.append(Outcome(fault))
         return _OUTCOMES[-1]
 
-    return made
+    return add_outcome
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -24,13 +24,13 @@ _PROMPT = {
 
 @pytest.fixture
 def with_airflow(trained, shared_folder, tmp_path, monkeypatch) -> Iterator[LocalStack]:
-    """A whole stack of its own, with both models trained; in use instead of the other tests'."""
+    """A complete stack with both models trained, used instead of the stack of the other tests."""
     home = tmp_path / ".nightscore"
     stacks.copy_of_trained(shared_folder, home)
     stack = LocalStack(home)
     with monkeypatch.context() as patch:
         patch.setenv("NIGHTSCORE_HOME", str(home))
-        # A scheduler that was killed is missed, and its tasks are looked for, in seconds.
+        # Within seconds, Airflow notices that a scheduler was killed and looks for its tasks.
         for name, seconds in _PROMPT.items():
             patch.setenv(f"AIRFLOW__SCHEDULER__{name}", seconds)
         stacks.forget_connections()
@@ -46,8 +46,8 @@ def with_airflow(trained, shared_folder, tmp_path, monkeypatch) -> Iterator[Loca
 
 
 def test_the_scheduler_is_killed_in_mid_run(outcome, with_airflow):
-    found = outcome("Airflow's scheduler killed (kill -9)")
-    left: list[psutil.Process] = []
+    result = outcome("Airflow's scheduler killed (kill -9)")
+    workers: list[psutil.Process] = []
     with AirflowApi() as api:
         api.unpause(_DAG)
         for _ in range(trials(2)):
@@ -55,27 +55,27 @@ def test_the_scheduler_is_killed_in_mid_run(outcome, with_airflow):
             run = api.trigger(_DAG, {"night": tonight.date.isoformat()})
             evidence.wait_for(lambda night=tonight: _is_scoring(night), timeout_s=240)
             scheduler = psutil.Process(with_airflow.supervisor.state("airflow-scheduler")["pid"])
-            left += scheduler.children(recursive=True)
+            workers += scheduler.children(recursive=True)
             scheduler.kill()
             struck = not _is_done(tonight)
-            with found.recovery():
+            with result.recovery():
                 states = api.wait([run], timeout_s=900)
             assert states == {DagRun(run.dag_id, run.run_id): "success"}
-            found.add(evidence.of_complete_night(tonight), struck=struck)
-    assert found.is_clean
-    assert left
+            result.add(evidence.of_complete_night(tonight), struck=struck)
+    assert result.is_clean
+    assert workers
     with_airflow.down()
-    _, alive = psutil.wait_procs(left, timeout=10)
+    _, alive = psutil.wait_procs(workers, timeout=10)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
 def _processes_in(folder: Path) -> list[psutil.Process]:
-    found = []
+    processes = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if Path(process.cwd()).is_relative_to(folder):
-                found.append(process)
-    return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+                processes.append(process)
+    return [process for process in processes if process.status() != psutil.STATUS_ZOMBIE]
 
 
 def _shards(tonight: night.Night) -> list[dict]:

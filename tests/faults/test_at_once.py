@@ -8,7 +8,7 @@ from tests.support.process import Scoring
 
 
 def test_two_runs_of_a_night_at_once(outcome):
-    found = outcome("two scoring runs of a night at once")
+    result = outcome("two scoring runs of a night at once")
     for _ in range(trials(10)):
         tonight = night.make()
         both = [Scoring(tonight), Scoring(tonight)]
@@ -17,12 +17,12 @@ def test_two_runs_of_a_night_at_once(outcome):
         for process in both:
             counts = process.finish()
             assert counts["discovered"] == counts["scored"] + counts["rejected"]
-        found.add(evidence.of_complete_night(tonight))
-    assert found.is_clean
+        result.add(evidence.of_complete_night(tonight))
+    assert result.is_clean
 
 
 def test_a_retraining_while_a_night_is_scored(outcome):
-    found = outcome("retraining and promotion during a scoring run")
+    result = outcome("retraining and promotion during a scoring run")
     for _ in range(trials(3)):
         tonight = night.make(images=400)
         before = versions.version_of_alias("shades", "champion")
@@ -31,6 +31,6 @@ def test_a_retraining_while_a_night_is_scored(outcome):
         trained = retrain.retrain("shades")
         promotion.promote("shades", trained["version"], reason="fault suite", by="test")
         process.finish()
-        found.add(evidence.of_complete_night(tonight))
+        result.add(evidence.of_complete_night(tonight))
         promotion.promote("shades", before, reason="as it was", by="test")
-    assert found.is_clean
+    assert result.is_clean

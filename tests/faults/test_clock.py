@@ -9,14 +9,14 @@ import pytest
 from ml.scoring import steps
 from tests.faults.conftest import trials
 from tests.support import evidence, night
-from tests.support.process import Failed, Scoring
+from tests.support.process import Scoring, ScoringFailedError
 
 _DAY_S = 24 * 3600
 
 
 @pytest.fixture(scope="module")
 def shifted_clock(tmp_path_factory) -> str:
-    """A library that shifts the clock of whatever process loads it."""
+    """A library that shifts the clock of every process that loads it."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("a C compiler is needed to shift the clock of a process")
@@ -28,8 +28,8 @@ def shifted_clock(tmp_path_factory) -> str:
 
 @pytest.mark.parametrize(("name", "shift_s"), [("ahead", _DAY_S), ("behind", -_DAY_S)])
 def test_the_clock_is_a_day_off(outcome, shifted_clock, name, shift_s):
-    """It either scores the night it was asked for, or fails without a trace."""
-    found = outcome(f"clock a day {name}")
+    """The process either scores the right night, or fails and leaves nothing behind."""
+    result = outcome(f"clock a day {name}")
     shown = subprocess.run(
         ["date", "+%s"],
         env={"LD_PRELOAD": shifted_clock, "CLOCK_SHIFT_S": str(shift_s)},
@@ -44,9 +44,9 @@ def test_the_clock_is_a_day_off(outcome, shifted_clock, name, shift_s):
         process.go()
         try:
             process.finish()
-        except Failed:
-            found.add(evidence.of_night(tonight), counts=False)
-        with found.recovery():
+        except ScoringFailedError:
+            result.add(evidence.of_night(tonight), counts=False)
+        with result.recovery():
             steps.score_night(tonight.stream, tonight.date.isoformat())
-        found.add(evidence.of_complete_night(tonight))
-    assert found.is_clean
+        result.add(evidence.of_complete_night(tonight))
+    assert result.is_clean

@@ -12,23 +12,23 @@ from ml.scoring import steps
 from ml.settings import state_folder
 from tests.faults.conftest import trials
 from tests.support import evidence, night
-from tests.support.process import Failed, Scoring
+from tests.support.process import Scoring, ScoringFailedError
 
 _TOO_SMALL_BYTES = 16 * 1024
 
 
 def test_the_disk_is_full_while_a_program_is_cached(outcome):
-    found = outcome("disk full while a program is cached")
+    result = outcome("disk full while a program is cached")
     for _ in range(trials(3)):
         tonight = night.make()
         shutil.rmtree(state_folder() / "cache" / "programs")
         process = Scoring(tonight, most_bytes=_TOO_SMALL_BYTES)
         process.go()
-        with pytest.raises(Failed) as failed:
+        with pytest.raises(ScoringFailedError) as failed:
             process.finish()
         assert "images are neither scored nor rejected" in str(failed.value)
-        found.add(evidence.of_night(tonight), counts=False)
-        with found.recovery():
+        result.add(evidence.of_night(tonight), counts=False)
+        with result.recovery():
             steps.score_night(tonight.stream, tonight.date.isoformat())
-        found.add(evidence.of_complete_night(tonight))
-    assert found.is_clean
+        result.add(evidence.of_complete_night(tonight))
+    assert result.is_clean

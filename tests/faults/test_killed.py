@@ -10,7 +10,7 @@ from tests.support.process import Scoring
 
 
 def _undisturbed_s() -> float:
-    first = night.make()  # converts the programs, which later nights find done
+    first = night.make()  # fetches the programs, which later nights find cached
     steps.score_night(first.stream, first.date.isoformat())
     process = Scoring(night.make())
     process.go()
@@ -20,7 +20,7 @@ def _undisturbed_s() -> float:
 
 
 def test_kill_9_of_the_scoring_process_at_random_moments(outcome):
-    found = outcome("scoring process killed (kill -9)")
+    result = outcome("scoring process killed (kill -9)")
     whole_s = _undisturbed_s()
     moments = random.Random(20261126)
     for _ in range(trials(50)):
@@ -30,13 +30,13 @@ def test_kill_9_of_the_scoring_process_at_random_moments(outcome):
         time.sleep(moments.uniform(0, whole_s))
         struck = process.is_running()
         process.kill()
-        found.add(evidence.of_night(tonight), counts=False)
-        with found.recovery():
+        result.add(evidence.of_night(tonight), counts=False)
+        with result.recovery():
             steps.score_night(tonight.stream, tonight.date.isoformat())
-        found.add(evidence.of_complete_night(tonight), struck=struck)
+        result.add(evidence.of_complete_night(tonight), struck=struck)
         if struck:
-            found.add(_run_is_not_left_open(tonight), counts=False)
-    assert found.is_clean
+            result.add(_run_is_not_left_open(tonight), counts=False)
+    assert result.is_clean
 
 
 def _run_is_not_left_open(tonight: night.Night) -> evidence.Evidence:

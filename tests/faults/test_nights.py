@@ -37,40 +37,43 @@ def _score(tonight: night.Night) -> None:
 
 @pytest.mark.parametrize("images", [0, 1])
 def test_a_night_of_few_images(outcome, images):
-    found = outcome(f"night of {images} images")
+    result = outcome(f"night of {images} images")
     tonight = night.make(images=images, broken=0)
     _score(tonight)
-    found.add(evidence.of_complete_night(tonight))
-    assert found.is_clean
+    result.add(evidence.of_complete_night(tonight))
+    assert result.is_clean
 
 
 def test_unusual_names(outcome):
-    found = outcome("unusual names")
+    result = outcome("unusual names")
     content = {name: drawing.mould("spot", 90_000 + n) for n, name in enumerate(_NAMES)}
     tonight = night.of(content)
     _score(tonight)
-    found.add(evidence.of_complete_night(tonight))
-    assert found.is_clean
+    result.add(evidence.of_complete_night(tonight))
+    assert result.is_clean
 
 
 @pytest.mark.parametrize("character", ["\x01", "\x1b", "\x7f", "\ufffd"], ids=ascii)
 def test_one_character_that_a_listing_cannot_show(outcome, character):
-    """By itself: beside others the listing is read in another way anyhow."""
-    found = outcome(f"a name with {character!a}")
+    """Alone: if a listing has other odd names too, it is read in another way."""
+    result = outcome(f"a name with {character!a}")
     content = {f"a{character}{n}.png": drawing.mould("spot", 92_000 + n) for n in range(3)}
     tonight = night.of(content)
     _score(tonight)
-    found.add(evidence.of_complete_night(tonight))
-    assert found.is_clean
+    result.add(evidence.of_complete_night(tonight))
+    assert result.is_clean
 
 
 def test_names_of_a_thousand_characters(outcome, at_endpoint):
-    """Keys of the 1,024 bytes that S3 allows. The local stack keeps objects as files, whose names
-    are shorter: another server is asked."""
-    found = outcome("names of 1,000 characters")
+    """Keys of 1,024 bytes, which is the longest that S3 allows.
+
+    The local stack stores objects as files, whose names must be shorter, so the test uses another
+    server.
+    """
+    result = outcome("names of 1,000 characters")
     folder = f"{configuration().stream(night.STREAM).prefix}/dt=2029-01-01/"
-    room = 1024 - len(folder.removeprefix("s3://nightscore/")) - len(".png")
-    names = ["x" * room + ".png", ("deep/" * room)[: room - 1] + "y.png"]
+    length = 1024 - len(folder.removeprefix("s3://nightscore/")) - len(".png")
+    names = ["x" * length + ".png", ("deep/" * length)[: length - 1] + "y.png"]
     with _memory_server() as endpoint:
         before = settings().s3_endpoint
         at_endpoint(endpoint)
@@ -80,16 +83,16 @@ def test_names_of_a_thousand_characters(outcome, at_endpoint):
         tonight = night.of(content)
         assert {len(uri.removeprefix("s3://nightscore/")) for uri in tonight.uris} == {1024}
         _score(tonight)
-        found.add(evidence.of_complete_night(tonight))
+        result.add(evidence.of_complete_night(tonight))
         at_endpoint(before)
-    assert found.is_clean
+    assert result.is_clean
 
 
 @contextmanager
 def _memory_server() -> Iterator[str]:
     """An S3 server that keeps its objects in memory."""
-    current = settings()
-    keys = f"{current.s3_access_key},{current.s3_secret_key.get_secret_value()}"
+    login = settings()
+    keys = f"{login.s3_access_key},{login.s3_secret_key.get_secret_value()}"
     program = package_folder("rclone_api") / "bin" / "rclone"
     options = ("--addr", "127.0.0.1:0", "--config", "/dev/null")
     server = subprocess.Popen(

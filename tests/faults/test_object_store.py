@@ -1,4 +1,4 @@
-"""The object store stops, refuses, dawdles, cuts connections and hands out half of an object."""
+"""The object store stops, refuses, is slow, cuts connections, or sends half of an object."""
 
 import random
 import threading
@@ -13,10 +13,10 @@ from ml.settings import settings
 from ml.timeouts import client_limits
 from tests.faults.conftest import FULL, trials
 from tests.support import evidence, night
-from tests.support.process import Failed, Scoring
-from tests.support.proxy import Asked, Decide, Proxy, Wrong
+from tests.support.process import Scoring, ScoringFailedError
+from tests.support.proxy import Decide, Fault, HttpRequest, Proxy
 
-# What each fault costs is mostly waiting: the suite of all tests waits less.
+# Most of the time is spent waiting, so the suite of all tests waits less.
 _STOPPED_S = 20 if FULL else 4
 _SLOW_S = 2 if FULL else 0.3
 
@@ -26,7 +26,7 @@ def _score(tonight: night.Night) -> None:
 
 
 def test_the_server_is_stopped_for_a_while(outcome, services):
-    found = outcome(f"object store stopped for {_STOPPED_S} s")
+    result = outcome(f"object store stopped for {_STOPPED_S} s")
     for number in range(trials(3)):
         tonight = night.make(images=300)
         process = Scoring(tonight)
@@ -36,13 +36,13 @@ def test_the_server_is_stopped_for_a_while(outcome, services):
         services.supervisor.stop("s3")
         time.sleep(_STOPPED_S)
         services.supervisor.launch("s3")
-        with found.recovery():
+        with result.recovery():
             try:
                 process.finish()
-            except Failed:
+            except ScoringFailedError:
                 _score_when_it_is_back(tonight)
-        found.add(evidence.of_complete_night(tonight), struck=struck)
-    assert found.is_clean
+        result.add(evidence.of_complete_night(tonight), struck=struck)
+    assert result.is_clean
 
 
 def _score_when_it_is_back(tonight: night.Night) -> None:
@@ -50,50 +50,52 @@ def _score_when_it_is_back(tonight: night.Night) -> None:
     _score(tonight)
 
 
-def _some(share: float, wrong: Wrong) -> Decide:
-    """Spoils a share of all requests."""
-    drawn = random.Random(1)
+def _some(share: float, wrong: Fault) -> Decide:
+    """Put a fault into the answers to a share of all requests."""
+    random_numbers = random.Random(1)
     lock = threading.Lock()
 
-    def decide(asked: Asked) -> Wrong | None:
+    def decide(request: HttpRequest) -> Fault | None:
         with lock:
-            return wrong if drawn.random() < share else None
+            return wrong if random_numbers.random() < share else None
 
     return decide
 
 
-def _images(wrong: Wrong, share: float = 0.3) -> Decide:
-    """Spoils a share of the images that are read."""
+def _images(wrong: Fault, share: float = 0.3) -> Decide:
+    """Put a fault into a share of the images that are read."""
     some = _some(share, wrong)
-    return lambda asked: some(asked) if asked.method == "GET" and ".png" in asked.path else None
+    return lambda request: (
+        some(request) if request.method == "GET" and ".png" in request.path else None
+    )
 
 
 _ANSWERS: dict[str, Callable[[], Decide]] = {
-    "answers 503 to a third": lambda: _some(0.3, Wrong(status=503)),
-    "answers 500 to a third": lambda: _some(0.3, Wrong(status=500)),
-    f"takes {_SLOW_S} s a request": lambda: _some(1, Wrong(wait_s=_SLOW_S)),
-    "cuts a third in mid-body": lambda: _images(Wrong(cut=True)),
-    "shortens a third, with a length that fits": lambda: _images(Wrong(shortened=True)),
+    "answers 503 to a third": lambda: _some(0.3, Fault(status=503)),
+    "answers 500 to a third": lambda: _some(0.3, Fault(status=500)),
+    f"takes {_SLOW_S} s a request": lambda: _some(1, Fault(wait_s=_SLOW_S)),
+    "cuts a third in mid-body": lambda: _images(Fault(cut=True)),
+    "shortens a third, with a length that fits": lambda: _images(Fault(shortened=True)),
 }
 
 
 @pytest.mark.parametrize("fault", _ANSWERS)
 def test_wrong_answers(outcome, at_endpoint, fault):
-    found = outcome(f"object store {fault}")
+    result = outcome(f"object store {fault}")
     for _ in range(trials(3)):
         tonight = night.make(images=30 if "takes" in fault else 100)
         with Proxy(settings().s3_endpoint, _ANSWERS[fault]()) as proxy:
             at_endpoint(proxy.url)
-            with found.recovery():
+            with result.recovery():
                 _score(tonight)
             at_endpoint(proxy.upstream)
-        found.add(evidence.of_complete_night(tonight), struck=proxy.spoilt > 0)
-    assert found.is_clean
+        result.add(evidence.of_complete_night(tonight), struck=proxy.faults > 0)
+    assert result.is_clean
 
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """What does not pass is given up after a second."""
+    """Retries end after a second."""
     monkeypatch.setenv("NIGHTSCORE_RETRY_FOR_S", "1")
     client_limits.cache_clear()
     yield
@@ -104,26 +106,26 @@ def impatient(monkeypatch):
 def test_an_object_that_always_comes_short_fails_the_run_and_is_not_rejected(
     outcome, at_endpoint, impatient
 ):
-    """The image is whole; it is the store that is not. Nothing must be said of the image."""
-    found = outcome("object store always shortens one object")
+    """The fault is in the store, not in the image, so the image must not be rejected."""
+    result = outcome("object store always shortens one object")
     for _ in range(trials(2)):
         tonight = night.make()
         bad = sorted(tonight.uris - tonight.broken)[5]
         name = bad.rsplit("/", 1)[1]
 
-        def decide(asked: Asked, name: str = name) -> Wrong | None:
-            short = asked.method == "GET" and f"/{name}" in asked.path
-            return Wrong(shortened=True) if short else None
+        def decide(request: HttpRequest, name: str = name) -> Fault | None:
+            short = request.method == "GET" and f"/{name}" in request.path
+            return Fault(shortened=True) if short else None
 
         with Proxy(settings().s3_endpoint, decide) as proxy:
             at_endpoint(proxy.url)
             with pytest.raises(NightscoreError, match=name):
                 _score(tonight)
             at_endpoint(proxy.upstream)
-        found.add(evidence.of_night(tonight), counts=False)
+        result.add(evidence.of_night(tonight), counts=False)
         assert evidence.missing(tonight) >= {bad}
-        with found.recovery():
+        with result.recovery():
             _score(tonight)
-        found.add(evidence.of_complete_night(tonight), struck=proxy.spoilt > 0)
+        result.add(evidence.of_complete_night(tonight), struck=proxy.faults > 0)
         assert evidence.missing(tonight) == set()
-    assert found.is_clean
+    assert result.is_clean

@@ -14,14 +14,14 @@ from ml.scoring import steps
 from ml.settings import settings
 from tests.faults.conftest import trials
 from tests.support import evidence, night
-from tests.support.process import Failed, Scoring
+from tests.support.process import Scoring, ScoringFailedError
 
 _WAITING = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 
 
 @contextmanager
 def _merges_wait(stream: str):
-    """Holds the lock that a merge takes first."""
+    """Hold the lock that a merge takes first."""
     with engine().connect() as connection:
         connection.execute(
             sa.text("SELECT pg_advisory_xact_lock(hashtext('merge'), hashtext(:s))"), {"s": stream}
@@ -53,7 +53,7 @@ def _is_up() -> bool:
 
 @pytest.mark.parametrize("victim", ["the merging session", "the whole server"])
 def test_postgres_is_killed_during_a_merge(outcome, services, victim):
-    found = outcome(f"Postgres: {victim} killed during a merge")
+    result = outcome(f"Postgres: {victim} killed during a merge")
     moments = random.Random(7)
     for _ in range(trials(10)):
         tonight = night.make()
@@ -66,15 +66,15 @@ def test_postgres_is_killed_during_a_merge(outcome, services, victim):
         time.sleep(moments.uniform(0, 0.02))
         struck = process.is_running()
         if victim == "the merging session":
-            # When one session dies so, Postgres ends them all and recovers from its log.
+            # When one session is killed, Postgres ends all sessions and recovers from its log.
             merging.kill()
         else:
             _postmaster(services).kill()
-        with found.recovery():
+        with result.recovery():
             try:
                 process.finish()
-            except Failed:
+            except ScoringFailedError:
                 evidence.wait_for(_is_up)
                 steps.score_night(tonight.stream, tonight.date.isoformat())
-        found.add(evidence.of_complete_night(tonight), struck=struck)
-    assert found.is_clean
+        result.add(evidence.of_complete_night(tonight), struck=struck)
+    assert result.is_clean

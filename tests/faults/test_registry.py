@@ -1,4 +1,4 @@
-"""MLflow is away, answers wrongly during a registration, and its aliases move at bad moments."""
+"""MLflow is down, fails during a registration, or its aliases change at a bad moment."""
 
 import os
 import random
@@ -19,7 +19,7 @@ from ml.settings import settings
 from ml.timeouts import client_limits
 from tests.faults.conftest import trials
 from tests.support import evidence, night
-from tests.support.proxy import Asked, Proxy, Wrong
+from tests.support.proxy import Fault, HttpRequest, Proxy
 from tests.support.registered import other_than_champion
 
 _PROMOTE = """
@@ -44,7 +44,7 @@ def two_versions(trained):
 def test_mlflow_is_down_when_versions_are_pinned(outcome, services, monkeypatch):
     monkeypatch.setenv("NIGHTSCORE_RETRY_FOR_S", "1")
     client_limits.cache_clear()
-    found = outcome("MLflow down when versions are pinned")
+    result = outcome("MLflow down when versions are pinned")
     for _ in range(trials(3)):
         tonight = night.make()
         services.supervisor.stop("mlflow")
@@ -53,13 +53,13 @@ def test_mlflow_is_down_when_versions_are_pinned(outcome, services, monkeypatch)
                 steps.score_night(tonight.stream, tonight.date.isoformat())
         finally:
             services.supervisor.launch("mlflow")
-        found.add(_no_run(tonight), counts=False)
-        with found.recovery():
+        result.add(_no_run(tonight), counts=False)
+        with result.recovery():
             evidence.wait_for(lambda: evidence.answers(f"{settings().mlflow_uri}/health"))
             steps.score_night(tonight.stream, tonight.date.isoformat())
-        found.add(evidence.of_complete_night(tonight))
+        result.add(evidence.of_complete_night(tonight))
     client_limits.cache_clear()
-    assert found.is_clean
+    assert result.is_clean
 
 
 def _no_run(tonight: night.Night) -> evidence.Evidence:
@@ -72,23 +72,23 @@ def _no_run(tonight: night.Night) -> evidence.Evidence:
 
 
 def test_mlflow_fails_in_the_middle_of_a_registration(outcome, services, monkeypatch):
-    """At one of its requests, another one in each trial; then it is done again."""
-    found = outcome("MLflow fails at a request of a registration")
+    """Each trial fails at another request; then the registration is repeated."""
+    result = outcome("MLflow fails at a request of a registration")
     champion = versions.version_of_alias("shades", "champion")
     snapshot = retrain.snapshot("shades")
     requests = _requests_of_a_registration(monkeypatch)
     assert requests > 5
-    tried = trials(6)
-    for trial in range(tried):
+    trial_count = trials(6)
+    for trial in range(trial_count):
         decided = retrain.gate(retrain.evaluate(retrain.train(snapshot)))
         before = versions.list_versions("shades")
         struck = (
             _register(
-                decided, monkeypatch, fail_at=requests * (2 * trial + 1) // (2 * tried)
-            ).spoilt
+                decided, monkeypatch, fail_at=requests * (2 * trial + 1) // (2 * trial_count)
+            ).faults
             > 0
         )
-        with found.recovery():
+        with result.recovery():
             registered = retrain.register(decided)
         new = [v for v in versions.list_versions("shades") if v not in before]
         wrong = [f"one training made the versions {new}"] if new != [registered["version"]] else []
@@ -99,12 +99,12 @@ def test_mlflow_fails_in_the_middle_of_a_registration(outcome, services, monkeyp
         wrong += evidence.champions()
         if versions.version_of_alias("shades", "champion") != champion:
             wrong.append("a registration has moved the champion")
-        found.add(evidence.Evidence(inconsistent=wrong), struck=struck)
-    assert found.is_clean
+        result.add(evidence.Evidence(inconsistent=wrong), struck=struck)
+    assert result.is_clean
 
 
 def _requests_of_a_registration(monkeypatch) -> int:
-    """As many as a repeated one makes, which is nearly as many."""
+    """The requests of a repeated registration, which has nearly as many as the first."""
     first = client.mlflow_client().get_model_version("shades", "1")
     decided = {"model": "shades", "run_id": first.run_id, "passed": True}
     return _register(decided, monkeypatch).seen.total()
@@ -114,8 +114,8 @@ def _register(decided: dict, monkeypatch, fail_at: int | None = None) -> Proxy:
     """Register through a proxy, one of whose answers is an error."""
     requests = count()
 
-    def decide(asked: Asked) -> Wrong | None:
-        return Wrong(status=500) if next(requests) == fail_at else None
+    def decide(request: HttpRequest) -> Fault | None:
+        return Fault(status=500) if next(requests) == fail_at else None
 
     with Proxy(settings().mlflow_uri, decide) as proxy, monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", proxy.url)
@@ -136,7 +136,7 @@ def _connect_anew() -> None:
 
 
 def test_the_champion_moves_between_pin_and_scoring(outcome, two_versions):
-    found = outcome("champion moved between pin and scoring")
+    result = outcome("champion moved between pin and scoring")
     for _ in range(trials(5)):
         tonight = night.make()
         run_id = steps.open_run(tonight.stream, tonight.date.isoformat())
@@ -148,28 +148,28 @@ def test_the_champion_moves_between_pin_and_scoring(outcome, two_versions):
             steps.score_shard(run_id, shard)
         steps.reconcile(run_id)
         steps.report(run_id)
-        found.add(evidence.of_complete_night(tonight))
+        result.add(evidence.of_complete_night(tonight))
         used = evidence.query(
             "SELECT DISTINCT version FROM nightscore.prediction WHERE run_id = :r"
             " AND model = 'shades'",
             r=run_id,
         )
         assert used == [{"version": pinned}]
-    assert found.is_clean
+    assert result.is_clean
 
 
 def test_kill_9_of_a_promotion_at_random_moments(outcome, two_versions):
-    """Never two champions and never none; what is audited is what MLflow says."""
-    found = outcome("promotion killed (kill -9)")
+    """There is always exactly one champion, and the audit agrees with MLflow."""
+    result = outcome("promotion killed (kill -9)")
     moments = random.Random(11)
     started = time.monotonic()
     promotion.promote("shades", two_versions[1], reason="fault suite", by="test")
     whole_s = time.monotonic() - started
     for _ in range(trials(25)):
         before = versions.version_of_alias("shades", "champion")
-        wanted = next(v for v in two_versions if v != before)
+        other = next(v for v in two_versions if v != before)
         process = subprocess.Popen(
-            [sys.executable, "-c", _PROMOTE, str(wanted)],
+            [sys.executable, "-c", _PROMOTE, str(other)],
             env=os.environ,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -183,16 +183,16 @@ def test_kill_9_of_a_promotion_at_random_moments(outcome, two_versions):
         struck = process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        with found.recovery():
+        with result.recovery():
             champion = promotion.champion("shades")  # what the next scoring run does
         wrong = evidence.champions()
-        if champion not in (before, wanted):
-            wrong.append(f"the champion is {champion}, neither {before} nor {wanted}")
+        if champion not in (before, other):
+            wrong.append(f"the champion is {champion}, neither {before} nor {other}")
         wrong += [
             f"promotion {row['promotion_id']} is left pending"
             for row in evidence.query(
                 "SELECT promotion_id FROM nightscore.promotion WHERE state = 'pending'"
             )
         ]
-        found.add(evidence.Evidence(inconsistent=wrong), struck=struck)
-    assert found.is_clean
+        result.add(evidence.Evidence(inconsistent=wrong), struck=struck)
+    assert result.is_clean

@@ -62,8 +62,8 @@ def _put() -> None:
 
 
 def _many() -> None:
-    wanted = [DownloadRequest(n, f"s3://nightscore/{n}.png", 10, "e") for n in range(3)]
-    list(download(object_store(), wanted))
+    requests = [DownloadRequest(n, f"s3://nightscore/{n}.png", 10, "e") for n in range(3)]
+    list(download(object_store(), requests))
 
 
 def _mlflow() -> None:
@@ -137,21 +137,21 @@ def test_an_error_of_a_service_names_no_secret(pretend, action, unreachable, cap
         pytest.raises((NightscoreError, sa.exc.DBAPIError)) as caught,
     ):
         action()
-    said = (
+    text = (
         "".join(traceback.format_exception(caught.value))
         + caplog.text
         + "".join(capfd.readouterr())
     )
-    assert len(said) > 200
-    assert WRONG not in said
-    assert not re.search(PASSES, said), re.search(PASSES, said)
+    assert len(text) > 200
+    assert WRONG not in text
+    assert not re.search(PASSES, text), re.search(PASSES, text)
 
 
 def test_settings_do_not_show_what_they_hold(pretend):
     pretend(unreachable=True)
-    shown = f"{settings()!r} {settings()} {settings().model_dump()} {settings().model_dump_json()}"
-    assert "127.0.0.1" in shown
-    assert WRONG not in shown
+    text = f"{settings()!r} {settings()} {settings().model_dump()} {settings().model_dump_json()}"
+    assert "127.0.0.1" in text
+    assert WRONG not in text
     engine = connection.engine()
     assert WRONG not in f"{engine!r} {engine.url}"
 

@@ -39,7 +39,7 @@ def query(sql: str, **values: Any) -> list[dict[str, Any]]:
 
 def of_complete_night(night: Night, models: tuple[str, ...] = ("shades", "moulds")) -> Evidence:
     """The evidence after the night's last run: every image must have ended, exactly once."""
-    found = of_night(night)
+    evidence = of_night(night)
     results = _results(night)
     last = query(
         "SELECT run_id, status, versions FROM reporting.nightly_summary"
@@ -48,29 +48,29 @@ def of_complete_night(night: Night, models: tuple[str, ...] = ("shades", "moulds
         n=night.date,
     )
     if not last or last[0]["status"] != "finished":
-        found.inconsistent.append(f"the last run is {last[0]['status'] if last else 'missing'}")
-        return found
+        evidence.inconsistent.append(f"the last run is {last[0]['status'] if last else 'missing'}")
+        return evidence
     pinned = dict(part.split("/") for part in last[0]["versions"].split(", "))
     for uri in night.uris:
         for model in models:
             ended = [r for r in results if r["uri"] == uri and r["model"] == model]
             if not any(str(r["version"]) == pinned[model] for r in ended):
-                found.lost.add((uri, model))
+                evidence.lost.add((uri, model))
     wrong = {r["uri"] for r in results if r["kind"] == "rejection"} ^ night.broken
-    found.inconsistent += [f"{uri} is rejected, or is not, against its content" for uri in wrong]
-    return found
+    evidence.inconsistent += [f"{uri} is rejected, or is not, against its content" for uri in wrong]
+    return evidence
 
 
 def of_night(night: Night) -> Evidence:
     """The evidence at any moment at which no process works on the night."""
-    found = Evidence(images=len(night.uris))
+    evidence = Evidence(images=len(night.uris))
     seen: set[tuple[Any, ...]] = set()
     for row in _results(night):
         key = (row["uri"], row["etag"], row["model"], row["version"])
         if key in seen:
-            found.duplicated.add((row["uri"], row["model"]))
+            evidence.duplicated.add((row["uri"], row["model"]))
         seen.add(key)
-    found.inconsistent += [
+    evidence.inconsistent += [
         *_half_written(night.stream, night.date),
         *_not_pinned(night.stream, night.date),
         *_miscounted(night.stream, night.date),
@@ -79,7 +79,7 @@ def of_night(night: Night) -> Evidence:
         *_reports(night.stream, night.date),
         *champions(),
     ]
-    return found
+    return evidence
 
 
 def _results(night: Night) -> list[dict[str, Any]]:
@@ -151,13 +151,13 @@ def _miscounted(stream: str, night: date) -> list[str]:
         s=stream,
         n=night,
     )
-    found = []
+    findings = []
     for row in rows:
-        said = (row["discovered"], row["scored"], row["rejected"])
-        held = (row["listed"], row["scored_now"], row["rejected_now"])
-        if said != held or said[0] != said[1] + said[2]:
-            found.append(f"run {row['run_id']} says {said}, the tables hold {held}")
-    return found
+        stored = (row["discovered"], row["scored"], row["rejected"])
+        counted = (row["listed"], row["scored_now"], row["rejected_now"])
+        if stored != counted or stored[0] != stored[1] + stored[2]:
+            findings.append(f"run {row['run_id']} says {stored}, the tables hold {counted}")
+    return findings
 
 
 def _views(stream: str, night: date) -> list[str]:
@@ -201,18 +201,18 @@ def _reports(stream: str, night: date) -> list[str]:
         s=stream,
         n=night,
     )
-    found = []
+    findings = []
     for row in rows:
         page = object_store().get(row["report_uri"])[0].decode()
         for name, label in (("discovered", "new images"), ("scored",) * 2, ("rejected",) * 2):
             if f"<b>{row[name]:,}</b>{label}" not in page:
-                found.append(f"{row['report_uri']} does not say {row[name]} {label}")
-    return found
+                findings.append(f"{row['report_uri']} does not say {row[name]} {label}")
+    return findings
 
 
 def champions() -> list[str]:
     """Models whose champion in MLflow is not the one in the tables, or not the last one audited."""
-    found = []
+    findings = []
     for row in query("SELECT DISTINCT model FROM nightscore.model_version"):
         model = row["model"]
         champion = versions.version_of_alias(model, "champion")
@@ -227,8 +227,8 @@ def champions() -> list[str]:
         )
         seen = [champion, *(r["version"] for r in mirrored), *(r["version"] for r in audited)]
         if len(seen) != 3 or len(set(seen)) != 1:
-            found.append(f"the champion of {model} in MLflow, alias table and audit: {seen}")
-    return found
+            findings.append(f"the champion of {model} in MLflow, alias table and audit: {seen}")
+    return findings
 
 
 def missing(night: Night) -> set[str]:

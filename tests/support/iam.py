@@ -1,4 +1,4 @@
-"""What a request to an S3 server is in the words of IAM."""
+"""The IAM actions and resources of a request to an S3 server."""
 
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -8,7 +8,7 @@ _OBJECT = {"GET": "s3:GetObject", "HEAD": "s3:GetObject", "DELETE": "s3:DeleteOb
 
 
 class Request(NamedTuple):
-    """An action and the resource that it was asked for, and the address, to be shown."""
+    """An action, its resource, and the address of the request, for messages."""
 
     action: str
     resource: str
@@ -16,16 +16,16 @@ class Request(NamedTuple):
 
 
 def requests(method: str, address: str, body: bytes) -> list[Request]:
-    """What IAM calls a request to an address of the form /BUCKET/KEY; of several keys, each."""
+    """The IAM requests of an HTTP request to /BUCKET/KEY: one per key that it is about."""
     parts = urlsplit(address)
     bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
     query = set(parse_qs(parts.query, keep_blank_values=True))
-    arn, said = f"arn:aws:s3:::{bucket}", f"{method} {address}"
+    arn, text = f"arn:aws:s3:::{bucket}", f"{method} {address}"
     if method == "POST" and not key and "delete" in query:
-        keys = [found.text for found in ElementTree.fromstring(body).iter() if _is_key(found)]
+        keys = [element.text for element in ElementTree.fromstring(body).iter() if _is_key(element)]
         assert keys
-        return [Request("s3:DeleteObject", f"{arn}/{key}", said) for key in keys]
-    return [Request(_action(method, bucket, key, query), f"{arn}/{key}" if key else arn, said)]
+        return [Request("s3:DeleteObject", f"{arn}/{key}", text) for key in keys]
+    return [Request(_action(method, bucket, key, query), f"{arn}/{key}" if key else arn, text)]
 
 
 def _is_key(element: ElementTree.Element) -> bool:
@@ -39,5 +39,5 @@ def _action(method: str, bucket: str, key: str, query: set[str]) -> str:
         return {"GET": "s3:ListBucket", "HEAD": "s3:ListBucket", "PUT": "s3:CreateBucket"}[method]
     if "uploadId" in query and method == "DELETE":
         return "s3:AbortMultipartUpload"
-    # PutObject covers all of an upload in parts, and what POST does with an object is part of one.
+    # PutObject covers all steps of a multipart upload, also those that use POST.
     return _OBJECT.get(method, "s3:PutObject")

@@ -1,4 +1,4 @@
-"""Nights to break: images that no other night has, some of which cannot be decoded."""
+"""Nights for the fault suite: images that no other night has; some cannot be decoded."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,9 +33,9 @@ def make(images: int = 100, broken: int = 3) -> Night:
 
 
 def of(content: dict[str, bytes], broken: set[str] = frozenset()) -> Night:  # type: ignore[assignment]
-    """A night of these objects, by name; the names of those that cannot be decoded."""
-    on = next(_DATES)
-    folder = f"{configuration().stream(STREAM).prefix}/dt={on}"
+    """Put a night of these objects, name → content; `broken` names those that cannot be decoded."""
+    night = next(_DATES)
+    folder = f"{configuration().stream(STREAM).prefix}/dt={night}"
     uris = {name: f"{folder}/{name}" for name in content}
     for _ in parallel_map(
         lambda name: object_store().put(uris[name], content[name]),
@@ -44,9 +44,9 @@ def of(content: dict[str, bytes], broken: set[str] = frozenset()) -> Night:  # t
         buffer_size=16,
     ):
         pass
-    return Night(on, frozenset(uris.values()), frozenset(uris[name] for name in broken))
+    return Night(night, frozenset(uris.values()), frozenset(uris[name] for name in broken))
 
 
 def _picture(number: int) -> bytes:
-    """Every other one is flagged by the detector, so that heat maps are at stake, too."""
+    """Every other picture is flagged by the detector, so that heat maps are stored too."""
     return drawing.mould("spot" if number % 2 else "normal", number)

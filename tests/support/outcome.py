@@ -1,4 +1,4 @@
-"""The table that the fault suite prints: a row a fault."""
+"""The table that the fault suite prints, one row per fault."""
 
 import statistics
 import time
@@ -11,8 +11,11 @@ from tests.support.evidence import Evidence
 
 @dataclass(repr=False)
 class Outcome:
-    """What came of all trials of a fault. `struck` counts trials in which the fault met the work
-    (it was killed before it had finished, a request was answered wrongly ...)."""
+    """The outcome of all trials of a fault.
+
+    `struck` counts the trials in which the fault hit the work: the process was killed before it had
+    finished, or a request was answered wrongly.
+    """
 
     fault: str
     trials: int = 0
@@ -25,7 +28,7 @@ class Outcome:
     findings: list[str] = field(default_factory=list)
 
     def add(self, evidence: Evidence, *, struck: bool = True, counts: bool = True) -> None:
-        """Count a trial's evidence; `counts` is False for what is looked at in its middle."""
+        """Add the evidence of a trial; `counts` is False for evidence from the middle of it."""
         if counts:
             self.trials += 1
             self.struck += struck
@@ -39,24 +42,24 @@ class Outcome:
 
     @contextmanager
     def recovery(self) -> Iterator[None]:
-        """Takes the time from the end of the fault until the night is complete."""
+        """Measure the time from the end of the fault until the night is complete."""
         started = time.monotonic()
         yield
         self.recovery_s.append(time.monotonic() - started)
 
     @property
     def is_clean(self) -> bool:
-        """Nothing was found, and the fault has met the work."""
+        """Whether nothing was lost, duplicated or inconsistent, and the fault hit the work."""
         return not self.findings and self.struck > 0
 
     def __repr__(self) -> str:
         """What a failed assertion shows."""
-        shown = self.findings[:20] or ["nothing was found; it has struck in no trial"]
-        return "\n".join([self.fault, *shown])
+        lines = self.findings[:20] or ["nothing was found, but the fault hit no trial's work"]
+        return "\n".join([self.fault, *lines])
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """All outcomes as text, with a sum."""
+    """All outcomes as text, with their sums."""
     columns = ("trials", "struck", "images", "lost", "duplicated", "inconsistent")
     rows = [[o.fault, *(str(getattr(o, name)) for name in columns), _recovery(o)] for o in outcomes]
     sums = [str(sum(getattr(o, name) for o in outcomes)) for name in columns]
@@ -72,7 +75,7 @@ def table(outcomes: list[Outcome]) -> str:
 
 
 def _recovery(outcome: Outcome) -> str:
-    """Median and longest."""
+    """The median and the longest recovery, in seconds."""
     if not outcome.recovery_s:
         return "-"
     return f"{statistics.median(outcome.recovery_s):.1f} / {max(outcome.recovery_s):.1f}"

@@ -11,7 +11,7 @@ from typing import Any
 from tests.support.night import Night
 
 _REPOSITORY = Path(__file__).parents[2]
-# What takes most of the start is imported first, so that a kill at a random moment meets the work.
+# The slow imports come first, so that a kill at a random moment hits the work.
 _CODE = """
 import json, logging, resource, sys
 import ml.registry.programs, ml.report.nightly, ml.scoring.shard, openvino
@@ -29,11 +29,11 @@ print(json.dumps(score_night(sys.argv[1], sys.argv[2])), flush=True)
 
 
 class Scoring:
-    """Scores a night in a process of its own, which imports what it needs and waits for `go`.
+    """Scores a night in a process of its own, which imports its modules and then waits for `go`.
 
     Args:
-        variables: of the environment, beside those of this process.
-        most_bytes: the largest file that it can write, as on a full disk; 0: any.
+        variables: variables of its environment, besides those of this process.
+        most_bytes: the largest file that it can write, as on a full disk; 0 for no limit.
     """
 
     def __init__(self, night: Night, most_bytes: int = 0, **variables: str) -> None:
@@ -53,7 +53,7 @@ class Scoring:
         return self._process.pid
 
     def go(self) -> None:
-        """Let it begin, as soon as it is ready."""
+        """Let it start, as soon as it is ready."""
         assert self._process.stdin is not None and self._process.stdout is not None
         if self._process.stdout.readline() != "ready\n":
             raise AssertionError(self._process.communicate()[1])
@@ -69,13 +69,17 @@ class Scoring:
         return self._process.poll() is None
 
     def finish(self, timeout_s: float = 300) -> dict[str, Any]:
-        """Wait for its end; returns what `score_night` returned, raises Failed for an error."""
+        """Wait for its end and return the value of `score_night`.
+
+        Raises:
+            ScoringFailedError: `score_night` raised an error.
+        """
         printed, errors = self._process.communicate(timeout=timeout_s)
         if self._process.returncode != 0:
-            raise Failed(errors)
-        found: dict[str, Any] = json.loads(printed)
-        return found
+            raise ScoringFailedError(errors)
+        counts: dict[str, Any] = json.loads(printed)
+        return counts
 
 
-class Failed(Exception):
-    """The process ended with an error; its text is what it wrote to standard error."""
+class ScoringFailedError(Exception):
+    """The process ended with an error; the message is what it wrote to standard error."""

@@ -1,7 +1,6 @@
-"""A server that stands before the object store or MLflow, sees every request, and answers some of
-them wrongly on purpose.
+"""A proxy before the object store or MLflow that injects faults into some answers.
 
-Requests go through as they are, Host included, so that their signatures stay valid.
+Requests are forwarded unchanged, with their header Host, so that their signatures stay valid.
 """
 
 import http.client
@@ -17,8 +16,8 @@ from urllib.parse import urlsplit
 _HOP_BY_HOP = ("connection", "transfer-encoding", "keep-alive", "expect")
 
 
-class Asked(NamedTuple):
-    """A request: method, path with its query, and body."""
+class HttpRequest(NamedTuple):
+    """A request: its method, its path with the query, and its body."""
 
     method: str
     path: str
@@ -26,11 +25,14 @@ class Asked(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Wrong:
-    """How an answer is spoilt.
+class Fault:
+    """What is wrong with an answer.
 
-    `status`: sent instead of the answer. `wait_s`: before it. `cut`: the connection ends after half
-    of the body. `shortened`: half of the body, with a length that says so.
+    Attributes:
+        status: sent instead of the answer, unless it is 0.
+        wait_s: how long the answer is delayed.
+        cut: the connection ends after half of the body.
+        shortened: the body is half as long, with a Content-Length that says so.
     """
 
     status: int = 0
@@ -39,24 +41,30 @@ class Wrong:
     shortened: bool = False
 
 
-Decide = Callable[[Asked], Wrong | None]
+Decide = Callable[[HttpRequest], Fault | None]
 
 
 class Proxy(ThreadingHTTPServer):
-    """Listens on a free port; use as a context manager.
+    """A proxy that listens on a free port; use as a context manager.
 
-    `decide` sees every request and says how to spoil its answer; None: not at all. `spoilt` counts
-    what was spoilt, `seen` the requests by method.
+    Args:
+        upstream: the URL of the server.
+        decide: called with every request; returns the fault of its answer, None for none.
+
+    Attributes:
+        url: the URL of the proxy.
+        faults: the number of answers with a fault.
+        seen: method → the number of requests.
     """
 
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, upstream: str, decide: Decide = lambda asked: None) -> None:
+    def __init__(self, upstream: str, decide: Decide = lambda request: None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream = upstream
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.spoilt = 0
+        self.faults = 0
         self.seen: Counter[str] = Counter()
         self._decide = decide
         self._counting = threading.Lock()
@@ -69,16 +77,16 @@ class Proxy(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
-    def wrong(self, asked: Asked) -> Wrong | None:
-        """How to spoil the answer, counted."""
-        found = self._decide(asked)
+    def choose_fault(self, request: HttpRequest) -> Fault | None:
+        """The fault of the answer; counts the request and the fault."""
+        fault = self._decide(request)
         with self._counting:
-            self.seen[asked.method] += 1
-            self.spoilt += found is not None
-        return found
+            self.seen[request.method] += 1
+            self.faults += fault is not None
+        return fault
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is what these tests are about."""
+        """Ignore the error: these tests are about clients that go away."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -87,28 +95,29 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        wrong = self.server.wrong(Asked(self.command, self.path, body)) or Wrong()
-        time.sleep(wrong.wait_s)
-        if wrong.status:
-            self._send(wrong.status, {}, b"<Error><Code>SlowDown</Code></Error>")
+        request = HttpRequest(self.command, self.path, body)
+        fault = self.server.choose_fault(request) or Fault()
+        time.sleep(fault.wait_s)
+        if fault.status:
+            self._send(fault.status, {}, b"<Error><Code>SlowDown</Code></Error>")
             return
         try:
-            answer, content = self._ask(body)
+            answer, content = self._forward(body)
         except (OSError, http.client.HTTPException):
             self.close_connection = True  # as if the server itself had gone away
             return
         half = content[: len(content) // 2]
         headers = dict(answer.getheaders())
-        if wrong.cut:
+        if fault.cut:
             self._send(answer.status, headers, half, length=len(content))
             self.wfile.flush()
             self.connection.close()
             self.close_connection = True
         else:
             length = int(headers.get("Content-Length", 0)) if self.command == "HEAD" else None
-            self._send(answer.status, headers, half if wrong.shortened else content, length)
+            self._send(answer.status, headers, half if fault.shortened else content, length)
 
-    def _ask(self, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
+    def _forward(self, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
         connection = http.client.HTTPConnection(urlsplit(self.server.upstream).netloc, timeout=120)
         try:
             connection.putrequest(
@@ -134,7 +143,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_GET = do_PUT = do_POST = do_PATCH = do_HEAD = do_DELETE = _handle
+    def log_message(self, *_: object) -> None:
+        """Log nothing: there are thousands of requests."""
 
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing: there are thousands."""
+
+for _method in ("GET", "PUT", "POST", "PATCH", "HEAD", "DELETE"):
+    setattr(_Handler, f"do_{_method}", _Handler._handle)

@@ -1,4 +1,4 @@
-"""Registered versions: where their parts are, and how to change one for a while."""
+"""Registered versions: where their files are, and how to change them for a while."""
 
 import shutil
 import tempfile
@@ -24,7 +24,7 @@ def query(sql: str, **values) -> list[dict]:
 
 
 def folder(model: str, version: int) -> Path:
-    """Where this machine keeps a version's program."""
+    """The folder in which this machine caches a version's program."""
     return state_folder() / "cache" / "programs" / model / str(version)
 
 
@@ -41,19 +41,19 @@ def other_than_champion(model: str) -> int:
 
 @contextmanager
 def uncached(model: str, version: int) -> Iterator[None]:
-    """This machine has no copy of a version; afterwards it has the one it had before."""
-    kept = folder(model, version)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    # A folder of its own, as one of these may be opened within another.
-    with tempfile.TemporaryDirectory(dir=kept.parent) as aside:
-        if had_one := kept.exists():
-            kept.rename(Path(aside) / kept.name)
+    """Let this machine have no cached files of a version; the old ones return afterwards."""
+    cached = folder(model, version)
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    # A folder of its own, since such contexts may be nested.
+    with tempfile.TemporaryDirectory(dir=cached.parent) as aside:
+        if was_cached := cached.exists():
+            cached.rename(Path(aside) / cached.name)
         try:
             yield
         finally:
-            shutil.rmtree(kept, ignore_errors=True)
-            if had_one:
-                (Path(aside) / kept.name).rename(kept)
+            shutil.rmtree(cached, ignore_errors=True)
+            if was_cached:
+                (Path(aside) / cached.name).rename(cached)
 
 
 def run_of(model: str, version: int) -> str:
@@ -63,14 +63,14 @@ def run_of(model: str, version: int) -> str:
 
 def artifact(model: str, version: int, name: str) -> str:
     """The URI of a file of a version's logged model, in the bucket."""
-    stored = tracking.read_json(run_of(model, version), "program.json")
-    location = client.mlflow_client().get_logged_model(stored["model_id"]).artifact_location
+    document = tracking.read_json(run_of(model, version), "program.json")
+    location = client.mlflow_client().get_logged_model(document["model_id"]).artifact_location
     return "s3://mlflow/artifacts" + location.removeprefix("mlflow-artifacts:") + "/" + name
 
 
 @contextmanager
 def changed_object(uri: str, change: Callable[[bytes], bytes | None]) -> Iterator[None]:
-    """An object is another one, or gone when `change` gives None; afterwards it is as before."""
+    """Change an object, or delete it when `change` returns None; the old one returns afterwards."""
     content, _ = object_store().get(uri)
     changed = change(content)
     assert changed != content
@@ -86,14 +86,17 @@ def changed_object(uri: str, change: Callable[[bytes], bytes | None]) -> Iterato
 
 @contextmanager
 def as_owner() -> Iterator[Session]:
-    """A transaction of the tables' owner: the writer may not remove a version."""
+    """Open a transaction as the tables' owner: the writer may not delete a version."""
     with Session(sa.create_engine(settings().require_owner_url())) as session, session.begin():
         yield session
 
 
 @contextmanager
 def changed_row(model: str, version: int, **other) -> Iterator[None]:
-    """A version's row has other values, or is not there when none are given."""
+    """Change columns of a version's row, or delete the row when none is named.
+
+    The old row returns afterwards.
+    """
     with as_owner() as session:
         row = session.get(ModelVersion, (model, version))
         names = [column.key for column in ModelVersion.__table__.columns]

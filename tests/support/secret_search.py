@@ -1,4 +1,4 @@
-"""Looks for the secrets of a stack in everything that the stack has written."""
+"""A search for the secrets of a stack in everything that the stack has written."""
 
 import base64
 import os
@@ -11,10 +11,10 @@ from urllib.parse import quote
 from ml.stack import airflow_server, mlflow_server, postgres
 from ml.stack.layout import HOST, Layout, known_ports
 
-# Where secrets are meant to be; each is readable by the owner of the state folder only.
+# Where secrets belong; only the owner of the state folder can read these files.
 KEPT = ("conf/", "stack.env")
 USERS = {"mlflow": mlflow_server.USER, "airflow": airflow_server.USER}
-# What lets somebody in without a password of ours: a signed address, a token, a header.
+# What gives access without a password of ours: a signed address, a token, a header.
 PASSES = {
     "signature of a URL": rb"X-Amz-Signature=[0-9a-f]{8}",
     "signature of a request": rb"AWS4-HMAC-SHA256 Credential",
@@ -25,25 +25,24 @@ PASSES = {
 
 
 def forms(layout: Layout) -> dict[str, set[bytes]]:
-    """Secret → how it could be written: plainly, in a URL, in a header."""
-    found = {}
+    """Secret → the forms in which it could be written: plain, in a URL, in a header."""
+    secrets = {}
     for name, secret in layout.passwords.items():
         if name == "s3_key":
             continue  # names the key, as a user's name does
         plain = secret.encode()
         login = f"{USERS.get(name, name)}:{secret}".encode()
-        found[name] = {plain, quote(secret, safe="").encode(), base64.b64encode(plain),
+        secrets[name] = {plain, quote(secret, safe="").encode(), base64.b64encode(plain),
                        base64.b64encode(login)}  # fmt: skip
-    return found
+    return secrets
 
 
 def hits(layout: Layout, more: dict[str, bytes]) -> list[str]:
-    """Where a secret or a pass stands: in files below the state folder, in the databases, and in
-    what the caller brings."""
+    """Where a secret or a pass is written: in files of the state folder, in databases, in `more`."""
     secrets = forms(layout)
-    found = []
+    findings = []
     for place, content in (*_files(layout), *_databases(layout), *more.items()):
-        found += [
+        findings += [
             f"{name} in {place}"
             for name, written in secrets.items()
             if any(form in content for form in written)
@@ -51,8 +50,8 @@ def hits(layout: Layout, more: dict[str, bytes]) -> list[str]:
         if not place.startswith(("postgres/", "s3/")):
             for name, pattern in PASSES.items():
                 if match := re.search(pattern, content):
-                    found.append(f"{name} in {place}: {match[0][:60]!r}")
-    return found
+                    findings.append(f"{name} in {place}: {match[0][:60]!r}")
+    return findings
 
 
 def _files(layout: Layout) -> Iterator[tuple[str, bytes]]:
@@ -64,7 +63,7 @@ def _files(layout: Layout) -> Iterator[tuple[str, bytes]]:
 
 
 def _databases(layout: Layout) -> Iterator[tuple[str, bytes]]:
-    """A dump of each: values that are long are compressed in the files."""
+    """A dump of each database: long values are compressed in the data files."""
     program = postgres.executable("pg_dump")
     for database in postgres.DATABASES:
         done = subprocess.run(

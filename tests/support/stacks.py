@@ -98,21 +98,23 @@ def copy_of_trained(folder: Path, home: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not template.exists():
             _make(folder / "unfinished", template)
-    # With owners and modes: Postgres starts in a folder of its own user only.
+    # With owners and modes: Postgres starts only in a folder of its own user.
     subprocess.run(["cp", "--archive", template / ".nightscore", home], check=True)
 
 
 def _make(unfinished: Path, template: Path) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     command = [sys.executable, "-m", "tests.support.stacks", str(unfinished)]
-    made = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert made.returncode == 0, made.stdout + made.stderr
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
     unfinished.rename(template)
 
 
 def train(folder: Path, bucket: str) -> None:
-    """Import the drawn data sets of both models and train them, in seconds: the images are small
-    and easy."""
+    """Import the drawn data sets of both models and train them.
+
+    It takes seconds, since the images are small and easy.
+    """
     from ml.data import dataset
     from ml.retrain import steps as retrain
 
@@ -134,8 +136,8 @@ def main() -> None:
         train(folder, BUCKET)
     finally:
         stack.down()
-    for made in home.glob("conf/supervis*"):
-        made.unlink()
+    for leftover in home.glob("conf/supervis*"):
+        leftover.unlink()
 
 
 if __name__ == "__main__":

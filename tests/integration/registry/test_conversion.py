@@ -1,5 +1,7 @@
-"""A version's form for the CPU, on the real services: made at registration, fetched by workers,
-refused when it is not what was recorded, made anew by `nightscore models convert`."""
+"""A version's OpenVINO form, on the real services: made at registration and fetched by workers.
+
+It is refused when it is not what was recorded; `nightscore models convert` makes a new one.
+"""
 
 import hashlib
 import json
@@ -30,8 +32,8 @@ from ml.scoring import steps
 from ml.settings import settings
 from ml.storage.object_store import object_store
 from tests.support import drawing, registered
-from tests.support.patience import no_retries
-from tests.support.proxy import Asked, Proxy
+from tests.support.proxy import HttpRequest, Proxy
+from tests.support.retries import no_retries
 
 REPOSITORY = Path(__file__).parents[3]
 NIGHTS = iter(date(2033, 3, 1) + timedelta(days=10 * n) for n in range(1000))
@@ -53,20 +55,20 @@ def night(trained) -> str:
 
 @pytest.fixture
 def shades(trained) -> Iterator[registration.Registration]:
-    """The classifier's champion, of which this machine has no copy."""
+    """The classifier's champion, of which this machine has cached nothing."""
     version = versions.version_of_alias("shades", "champion")
     with registered.uncached("shades", version):
         yield registration.load_registration("shades", version)
 
 
 def _form_uri(recorded: registration.Registration) -> str:
-    """Where the form lies in the bucket."""
+    """The URI of the form in the bucket."""
     name = f"openvino/{recorded.converted.sha256}.zip"
     return registered.artifact(recorded.model, recorded.version, name)
 
 
 def _score(night: str) -> dict:
-    """Score a night of `line` by the command line; gives what it returned and what it imported."""
+    """Score a night of `line` by the command line; returns the counts and the imported modules."""
     code = """
 import json, sys
 from ml.cli import main
@@ -86,9 +88,9 @@ print(json.dumps({"failed": main_failed, "modules": sorted(sys.modules)}))
         text=True,
         check=True,
     )
-    counts, found = map(json.loads, done.stdout.splitlines())
-    assert not found["failed"], done.stderr
-    return counts | {"modules": set(found["modules"]), "said": done.stderr}
+    counts, outcome = map(json.loads, done.stdout.splitlines())
+    assert not outcome["failed"], done.stderr
+    return counts | {"modules": set(outcome["modules"]), "said": done.stderr}
 
 
 def test_registration_stores_the_form_and_records_it(trained):
@@ -116,7 +118,7 @@ def test_a_version_never_used_here_scores_without_torch_and_without_mlflow(shade
     assert counts["engine_images_per_second"] > IMAGES / counts["seconds"] > 0
     names = {path.name for path in registered.folder("shades", shades.version).iterdir()}
     assert names == {"model.pt2", "program.json", f"openvino-{shades.converted.sha256}.zip"}
-    # What was fetched is kept, and a night without new images needs none of it.
+    # The fetched files are cached, and a night without new images needs none of them.
     again = _score(night)
     assert again["scored"] == 0
     assert again["engine_images_per_second"] is None
@@ -141,7 +143,7 @@ def test_the_rates_of_a_run_say_what_they_count(shades, night):
     )
     assert shard["engine_images"] == IMAGES
     assert 0 < shard["engine_seconds"] < shard["whole"]
-    # Repeated with nothing left to score, a shard keeps the rate of the attempt that did score.
+    # A repetition that has nothing to score keeps the rate of the attempt that scored the shard.
     steps.score_shard(counts["run_id"], 0)
     (after,) = registered.query(
         "SELECT engine_images, engine_seconds FROM nightscore.shard WHERE run_id = :r",
@@ -164,18 +166,18 @@ def test_a_form_that_is_not_the_recorded_one_fails_the_night_by_name(shades, nig
             pytest.raises(RunFailedError) as caught,
         ):
             steps.score_night("line", night)
-        # Nothing of it was kept.
+        # Nothing of it was cached.
         names = {path.name for path in registered.folder("shades", shades.version).iterdir()}
         assert names == {"model.pt2", "program.json"}
     else:
         programs.fetch(shades)
         form = fetch_openvino_model(shades)
-        (kept,) = registered.folder("shades", shades.version).glob("openvino-*.zip")
-        kept.write_bytes(changed(form))
+        (cached,) = registered.folder("shades", shades.version).glob("openvino-*.zip")
+        cached.write_bytes(changed(form))
         with pytest.raises(RunFailedError) as caught:
             steps.score_night("line", night)
-        kept.write_bytes(form)
-    for part in (shades.name, recorded, where if where == "MLflow" else str(kept)):
+        cached.write_bytes(form)
+    for part in (shades.name, recorded, where if where == "MLflow" else str(cached)):
         assert part in str(caught.value)
     assert "nightscore models convert shades" in str(caught.value)
     assert steps.score_night("line", night)["scored"] == IMAGES
@@ -211,12 +213,12 @@ def test_a_version_without_a_form_is_converted_here_and_then_for_all(shades, nig
         names = {path.name for path in registered.folder(name, version).iterdir()}
         assert names == {"model.pt2", "program.json", "model.openvino.zip"}
 
-        first = {one.version: one for one in openvino_conversion.convert(name)}
+        first = {result.version: result for result in openvino_conversion.convert(name)}
         assert first[version].made
         assert "champion" in first[version].aliases
         recorded = registration.load_registration(name, version).converted
         assert recorded.openvino == first[version].openvino == conversion.version()
-        assert not any(one.made for one in openvino_conversion.convert(name))
+        assert not any(result.made for result in openvino_conversion.convert(name))
         with registered.uncached(name, version):
             fetched = programs.load(name, version, "cpu")
         pixels = conversion.noise(5, program.info.input_size)
@@ -234,7 +236,7 @@ def test_convert_makes_anew_what_is_older_damaged_or_lost(shades, fault):
         return content[:-1] if fault == "damaged" else None
 
     older = {"openvino_version": "2020.1"} if fault == "older" else {}
-    older["gate_reason"] = "test"  # brings the row back in the end
+    older["gate_reason"] = "test"  # a change, so that the old row returns in the end
     with registered.changed_row(name, version, **older):
         if fault == "older":
             assert _converted(name, version).made
@@ -249,7 +251,7 @@ def test_convert_makes_anew_what_is_older_damaged_or_lost(shades, fault):
 
 
 def _converted(name: str, version: int) -> openvino_conversion.Conversion:
-    return next(one for one in openvino_conversion.convert(name) if one.version == version)
+    return next(result for result in openvino_conversion.convert(name) if result.version == version)
 
 
 def test_the_command_says_what_it_did(shades):
@@ -269,7 +271,7 @@ def test_the_command_says_what_it_did(shades):
         assert f"shades: version {shades.version} (champion" in done.stdout
         assert f"is converted by OpenVINO {conversion.version()}" in done.stdout
         again = run("convert", "shades", "--json")
-        assert {one["made"] for one in json.loads(again.stdout)} == {False}
+        assert {result["made"] for result in json.loads(again.stdout)} == {False}
     listed = json.loads(run("--json").stdout)
     assert {"shades", "moulds"} <= {row["model"] for row in listed}
     unknown = run("convert", "nothing")
@@ -293,23 +295,23 @@ def test_a_program_that_openvino_cannot_run_is_registered_without_a_form(trained
 
 
 def test_a_gpu_s_worker_does_not_fetch_the_form(shades, monkeypatch):
-    asked: list[str] = []
+    paths: list[str] = []
 
-    def note(request: Asked) -> None:
-        asked.append(request.path)
+    def note(request: HttpRequest) -> None:
+        paths.append(request.path)
 
     with Proxy(settings().mlflow_uri, note) as proxy:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
         settings.cache_clear()
         with suppress(Exception):  # there may be no GPU
             programs.load(shades.model, shades.version, "cuda")
-        on_gpu = list(asked)
+        on_gpu = list(paths)
         programs.load(shades.model, shades.version, "cpu")
     monkeypatch.undo()
     settings.cache_clear()
     assert any("model.pt2" in path for path in on_gpu)
     assert not any("openvino" in path for path in on_gpu)
-    assert any("openvino" in path for path in asked)
+    assert any("openvino" in path for path in paths)
 
 
 def test_many_at_once_fetch_one_form(shades):
@@ -337,8 +339,8 @@ def test_a_full_disk_is_named_and_leaves_nothing(shades):
 
 def test_a_newer_form_takes_the_place_of_the_older_on_this_machine(shades):
     programs.load(shades.model, shades.version, "cpu")
-    made = conversion.unpack(fetch_openvino_model(shades))
-    newer = conversion.pack(conversion.Converted(**vars(made) | {"openvino": "2031.1"}))
+    current = conversion.unpack(fetch_openvino_model(shades))
+    newer = conversion.pack(conversion.Converted(**vars(current) | {"openvino": "2031.1"}))
     converted = log_openvino_model(artifacts.logged_model_id(shades), newer)
     with registered.changed_row(
         shades.model,
@@ -347,15 +349,15 @@ def test_a_newer_form_takes_the_place_of_the_older_on_this_machine(shades):
         openvino_version=converted.openvino,
     ):
         programs.load(shades.model, shades.version, "cpu")
-    (kept,) = registered.folder(shades.model, shades.version).glob("openvino-*.zip")
-    assert kept.read_bytes() == newer
+    (cached,) = registered.folder(shades.model, shades.version).glob("openvino-*.zip")
+    assert cached.read_bytes() == newer
 
 
 def test_half_a_record_is_refused_by_the_table(trained):
     with (
         pytest.raises(sa.exc.IntegrityError),
-        registered.as_owner() as current,
+        registered.as_owner() as session,
     ):
-        current.execute(
+        session.execute(
             sa.text("UPDATE nightscore.model_version SET openvino_version = NULL WHERE version = 1")
         )

@@ -1,5 +1,7 @@
-"""Models that were changed, damaged or lost somewhere between training and scoring, on the real
-services: they are refused by name before any image is fetched, and nothing is scored instead."""
+"""Models that were changed, damaged or lost between training and scoring, on the real services.
+
+They are refused by name before an image is fetched, and no other version scores instead.
+"""
 
 import json
 import os
@@ -22,7 +24,7 @@ from ml.scoring import steps
 from ml.storage.download import download
 from ml.storage.object_store import object_store
 from tests.support import drawing, registered
-from tests.support.patience import no_retries
+from tests.support.retries import no_retries
 
 NIGHTS = iter(date(2031, 3, 1) + timedelta(days=10 * n) for n in range(1000))
 IMAGES = 6
@@ -41,7 +43,7 @@ def night(trained) -> str:
 
 @pytest.fixture(scope="module")
 def champion(trained) -> Iterator[int]:
-    """A new champion of the classifier; the one before returns in the end."""
+    """A new champion of the classifier; the old one returns afterwards."""
     before = versions.version_of_alias("shades", "champion")
     version = registered.other_than_champion("shades")
     promotion.promote("shades", version, reason="test", by="test")
@@ -52,20 +54,20 @@ def champion(trained) -> Iterator[int]:
 @pytest.fixture
 def fetched(monkeypatch) -> list[str]:
     """The URIs of the images that are fetched."""
-    found: list[str] = []
+    uris: list[str] = []
 
-    def noted(store, wanted):
-        for image in download(store, wanted):
-            found.append(image.key.uri)
+    def download_and_note(store, requests):
+        for image in download(store, requests):
+            uris.append(image.key.uri)
             yield image
 
-    monkeypatch.setattr("ml.scoring.shard.download", noted)
-    return found
+    monkeypatch.setattr("ml.scoring.shard.download", download_and_note)
+    return uris
 
 
 @contextmanager
-def _described(model: str, version: int, **other) -> Iterator[None]:
-    """MLflow's run says something else of the program."""
+def _described_otherwise(model: str, version: int, **other) -> Iterator[None]:
+    """Change what MLflow's run says of the program; the old description returns afterwards."""
     run_id = registered.run_of(model, version)
     stored = tracking.read_json(run_id, "program.json")
     tracking.log_json(run_id, "program.json", stored | other)
@@ -79,7 +81,7 @@ def _fetch(model: str, version: int) -> tuple[Path, ProgramInfo]:
     return programs.fetch(registration.load_registration(model, version))
 
 
-# What a detector's description could be changed to, each of which would change a plant's alarms.
+# Changes of a detector's description, each of which would change a plant's alarms.
 CHANGES = [
     ("threshold", 0.987654),
     ("novelty_threshold", 0.987654),
@@ -105,14 +107,14 @@ def test_everything_that_is_known_of_a_program_is_recorded_at_its_registration(t
 def test_what_mlflow_says_of_a_program_must_be_what_was_recorded(trained, name, value):
     with registered.uncached("moulds", 1):
         with (
-            _described("moulds", 1, **{name: value}),
+            _described_otherwise("moulds", 1, **{name: value}),
             pytest.raises(DataError) as caught,
         ):
             _fetch("moulds", 1)
         recorded = registration.load_registration("moulds", 1).fields[name]
         for part in ("moulds/1", f"{name} {value!r}", repr(recorded), "MLflow's run"):
             assert part in caught.value.message
-        # Nothing of it was kept, so that it is found once it is right again.
+        # Nothing of it was cached, so the right description is found as soon as it is back.
         assert list(registered.folder("moulds", 1).iterdir()) == []
         _fetch("moulds", 1)
 
@@ -143,10 +145,10 @@ def test_a_copy_of_another_program_is_replaced_and_a_damaged_description_named(t
 def test_a_version_from_before_there_was_such_a_record_is_held_against_the_columns(trained):
     with registered.changed_row("moulds", 1, program=None), registered.uncached("moulds", 1):
         for name, value in CHANGES:
-            # Its size is in no column; MLflow's signature tells.
+            # No column has the input size; MLflow's signature has it.
             reason = "signature" if name == "input_size" else name
             with (
-                _described("moulds", 1, **{name: value}),
+                _described_otherwise("moulds", 1, **{name: value}),
                 pytest.raises(DataError, match=reason),
             ):
                 _fetch("moulds", 1)
@@ -254,13 +256,13 @@ def test_a_champion_that_cannot_be_loaded_fails_the_night_and_no_other_version_s
         assert (run["status"], run["scored"]) == ("failed", 0)
         assert f"{IMAGES} of {IMAGES} images are neither scored nor rejected" in run["error"]
         assert registered.query("SELECT FROM nightscore.prediction WHERE night = :n", n=night) == []
-        # Once the file is right again, so is the next run, without anything else being done.
+        # As soon as the file is right again, the next run succeeds without further action.
         assert steps.score_night("line", night)["scored"] == IMAGES
     assert len(fetched) == IMAGES
-    found = registered.query(
+    rows = registered.query(
         "SELECT DISTINCT version FROM nightscore.prediction WHERE night = :n", n=night
     )
-    assert found == [{"version": champion}]
+    assert rows == [{"version": champion}]
 
 
 def test_a_version_without_a_row_scores_nothing_and_cannot_be_promoted(champion, night, fetched):
@@ -278,7 +280,7 @@ def test_a_version_without_a_row_scores_nothing_and_cannot_be_promoted(champion,
 
 
 def test_a_full_disk_is_named_leaves_nothing_and_a_retry_works(champion):
-    """The limit stands for the disk's end: writing fails in the same place, with another number."""
+    """A limit on the size of files stands for the full disk: writes fail with another errno."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with registered.uncached("shades", champion):
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
@@ -315,10 +317,10 @@ def test_what_a_killed_download_has_left_is_no_program_and_goes_away(champion):
         old, new = (
             registered.folder("shades", champion) / f"partial-{name}" for name in ("old", "new")
         )
-        for left in (old, new):
-            left.mkdir(parents=True)
-            (left / "model.pt2").write_text("half of it")
-            (left / "program.json").write_text("{}")
+        for partial in (old, new):
+            partial.mkdir(parents=True)
+            (partial / "model.pt2").write_text("half of it")
+            (partial / "program.json").write_text("{}")
         hours_ago = time.time() - 7200
         for written in (*old.iterdir(), old):
             os.utime(written, (hours_ago, hours_ago))

@@ -1,5 +1,7 @@
-"""Promotions that stop half-way: MLflow says what the champion is, the tables follow, all is
-audited."""
+"""Interrupted promotions: MLflow decides which version is champion; the tables follow it.
+
+Every change is audited.
+"""
 
 from datetime import date
 
@@ -15,13 +17,13 @@ from tests.support.registered import other_than_champion
 
 def _audited() -> list[tuple[str, int, str]]:
     with transaction() as session:
-        found = session.execute(
+        rows = session.execute(
             sa.text(
                 "SELECT action, version, state FROM nightscore.promotion"
                 " WHERE model = 'shades' ORDER BY promotion_id DESC LIMIT 2"
             )
         )
-        return [tuple(row) for row in found]
+        return [tuple(row) for row in rows]
 
 
 def _mirrored(alias: str) -> int | None:
@@ -42,7 +44,9 @@ def champion_and_other(trained):
     promotion.promote("shades", first, reason="as it was", by="test")
 
 
-def test_an_interruption_before_mlflow_hears_of_it_changes_nothing(champion_and_other, monkeypatch):
+def test_an_interruption_before_the_alias_is_set_in_mlflow_changes_nothing(
+    champion_and_other, monkeypatch
+):
     first, second = champion_and_other
 
     def fail(model: str, alias: str, version: int) -> None:
@@ -58,7 +62,9 @@ def test_an_interruption_before_mlflow_hears_of_it_changes_nothing(champion_and_
     assert _mirrored("champion") == first
 
 
-def test_an_interruption_after_mlflow_has_heard_of_it_is_completed(champion_and_other, monkeypatch):
+def test_an_interruption_after_the_alias_is_set_in_mlflow_is_completed(
+    champion_and_other, monkeypatch
+):
     first, second = champion_and_other
     set_alias = versions.set_alias
 

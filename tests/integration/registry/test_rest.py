@@ -1,4 +1,4 @@
-"""What is asked of MLflow without its library: the same answers, and errors that say what to do."""
+"""MLflow's REST API without its library: the same answers, and errors that say what to do."""
 
 import base64
 import threading
@@ -18,17 +18,17 @@ from ml.registry.library_api import LibraryApi
 from ml.registry.rest_api import RestApi
 from ml.settings import settings
 from ml.storage.object_store import object_store
-from tests.support.patience import no_retries
-from tests.support.proxy import Asked, Proxy, Wrong
+from tests.support.proxy import Fault, HttpRequest, Proxy
+from tests.support.retries import no_retries
 
 WRONG = "wr0ng-s3cret-of-a-user"
 
 
 def _rest(address: str = "", username: str = "", password: str = "", token: str = "") -> RestApi:
-    current = settings()
+    login = settings()
     if not (username or token):
-        username, password = current.mlflow_username, current.mlflow_password.get_secret_value()
-    return RestApi(address or current.mlflow_uri, username, password, token)
+        username, password = login.mlflow_username, login.mlflow_password.get_secret_value()
+    return RestApi(address or login.mlflow_uri, username, password, token)
 
 
 @pytest.fixture
@@ -92,12 +92,12 @@ def test_artifacts_in_another_place_come_by_the_library(services, tmp_path):
 def test_a_request_that_fails_for_a_while_is_made_again(trained):
     requests = count()
 
-    def decide(asked: Asked) -> Wrong | None:
-        return Wrong(status=503) if next(requests) < 2 else None
+    def decide(request: HttpRequest) -> Fault | None:
+        return Fault(status=503) if next(requests) < 2 else None
 
     with Proxy(settings().mlflow_uri, decide) as proxy:
         assert _rest(proxy.url).version_of_alias("moulds", "champion")
-        assert proxy.spoilt == 2
+        assert proxy.faults == 2
 
 
 def test_a_download_that_breaks_off_is_made_again(trained, tmp_path):
@@ -105,12 +105,12 @@ def test_a_download_that_breaks_off_is_made_again(trained, tmp_path):
     uri = f"{_rest().run_artifact_uri(run_id)}/program.json"
     requests = count()
 
-    def decide(asked: Asked) -> Wrong | None:
-        return Wrong(cut=True) if next(requests) < 2 else None
+    def decide(request: HttpRequest) -> Fault | None:
+        return Fault(cut=True) if next(requests) < 2 else None
 
     with Proxy(settings().mlflow_uri, decide) as proxy:
         _rest(proxy.url).download(uri, tmp_path / "program.json")
-        assert proxy.spoilt == 2
+        assert proxy.faults == 2
     assert '"task"' in (tmp_path / "program.json").read_text()
 
 
@@ -125,10 +125,10 @@ def test_a_wrong_login_is_said_and_not_asked_again(services):
 
 
 def test_a_login_in_the_address_is_used_and_not_shown(services, impatient):
-    current = settings()
-    password = current.mlflow_password.get_secret_value()
-    scheme, _, host = current.mlflow_uri.partition("://")
-    inside = RestApi(f"{scheme}://{current.mlflow_username}:{password}@{host}", "", "")
+    login = settings()
+    password = login.mlflow_password.get_secret_value()
+    scheme, _, host = login.mlflow_uri.partition("://")
+    inside = RestApi(f"{scheme}://{login.mlflow_username}:{password}@{host}", "", "")
     assert inside.search_versions("name = 'nothing'") == []
     assert password not in inside.address
     with pytest.raises(ServiceError, match=r"MLflow failed at http://127\.0\.0\.1:9:") as caught:
@@ -137,7 +137,7 @@ def test_a_login_in_the_address_is_used_and_not_shown(services, impatient):
 
 
 class _Saying(BaseHTTPRequestHandler):
-    """Answers everything with a page, and notes how it was asked."""
+    """Answers every request with an HTML page, and records its login."""
 
     page = b"<html>Log in</html>"
     seen: list[str]

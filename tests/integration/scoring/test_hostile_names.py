@@ -115,9 +115,9 @@ def test_a_snapshot_holds_the_names_as_they_are(night):
         uri = session.scalar(
             sa.text("SELECT snapshot_uri FROM reporting.model_versions WHERE model = 'hostile'")
         )
-    taken = snapshot.load(uri)
-    assert set(taken.classes) == set(CLASSES.values())
-    assert {row.uri.rsplit("/", 1)[1] for row in taken.rows} == {
+    loaded = snapshot.load(uri)
+    assert set(loaded.classes) == set(CLASSES.values())
+    assert {row.uri.rsplit("/", 1)[1] for row in loaded.rows} == {
         f"{number} {DROP}.png" for number in range(60)
     }
 
@@ -139,11 +139,11 @@ class _Tags(HTMLParser):
 
 
 def test_the_report_shows_the_names_and_runs_none(night):
-    found = _Tags(nightly.read(runs.newest_run("hostile", NIGHT)))
-    assert "img" in found.elements
-    assert not found.elements & {"script", "svg", "iframe", "object", "a"}
-    assert not [name for name in found.attributes if name.startswith("on")]
-    assert found.sources == {"data:"}
+    tags = _Tags(nightly.read(runs.newest_run("hostile", NIGHT)))
+    assert "img" in tags.elements
+    assert not tags.elements & {"script", "svg", "iframe", "object", "a"}
+    assert not [name for name in tags.attributes if name.startswith("on")]
+    assert tags.sources == {"data:"}
 
 
 def _nightscore(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -163,11 +163,11 @@ def test_the_command_sql_gives_them_to_machines_whole_and_to_terminals_harmless(
     )
     rows = json.loads(_nightscore("sql", query, "--json").stdout)
     assert {row["image_uri"] for row in rows} == _uris(bucket)
-    shown = _nightscore("sql", query)
-    assert shown.returncode == 0
-    assert not set(shown.stdout) & {"\x1b", "\x9b", "\u202e"}
-    assert r"\x9b31mred" in shown.stdout
-    assert "DROP TABLE" in shown.stdout
+    printed = _nightscore("sql", query)
+    assert printed.returncode == 0
+    assert not set(printed.stdout) & {"\x1b", "\x9b", "\u202e"}
+    assert r"\x9b31mred" in printed.stdout
+    assert "DROP TABLE" in printed.stdout
 
 
 @pytest.mark.parametrize(
@@ -191,5 +191,5 @@ def test_nothing_was_dropped_and_nothing_lies_beside_its_place(night):
     bucket, _ = night
     with transaction() as session:
         assert session.scalar(sa.text("SELECT count(*) FROM nightscore.image")) >= len(FILES)
-    kept = {found.uri for listed in object_store().list_pages(bucket) for found in listed}
-    assert {uri for uri in kept if "/streams/" in uri} == _uris(bucket)
+    uris = {listed.uri for page in object_store().list_pages(bucket) for listed in page}
+    assert {uri for uri in uris if "/streams/" in uri} == _uris(bucket)

@@ -18,7 +18,7 @@ from tests.support.process import Scoring
 from tests.support.proxy import Proxy
 
 _STREAM = "long"  # its nights are one shard
-# Batches that may wait: before the engine's threads, in them, and for the writer.
+# Images that may be under way: before the engine's threads, in them, and before the writer.
 _AHEAD = (2 * thread_count("cpu") + 1 + 6) * BATCH_SIZE["cpu"] + CONNECTIONS
 _WRITERS = """
     SELECT pid FROM pg_stat_activity
@@ -47,16 +47,18 @@ def test_images_are_not_fetched_ahead_of_a_postgres_that_stands_still(trained):
     with Proxy(object_store().settings.s3_endpoint) as proxy:
         process = Scoring(tonight, AWS_ENDPOINT_URL=proxy.url)
         process.go()
-        # Between two batches its newest statement is another one, so one answer has to do.
+        # Asked once: between two batches, the writer's newest statement is another one.
         writers: list[dict] = []
-        evidence.wait_for(lambda: writers.extend(evidence.query(_WRITERS)) or writers, timeout_s=120)
+        evidence.wait_for(
+            lambda: writers.extend(evidence.query(_WRITERS)) or writers, timeout_s=120
+        )
         writer = psutil.Process(writers[0]["pid"])
         writer.send_signal(signal.SIGSTOP)
         try:
             fetched = _settled(lambda: proxy.seen["GET"])
         finally:
             writer.send_signal(signal.SIGCONT)
-        # Some were stored before it stood still, and some requests list.
+        # Some images were stored before it stood still, and some requests are listings.
         assert 0 < fetched < 2 * _AHEAD
         counts = process.finish()
     assert counts["scored"] == len(tonight.uris)
@@ -64,7 +66,7 @@ def test_images_are_not_fetched_ahead_of_a_postgres_that_stands_still(trained):
 
 
 def _settled(number: Callable[[], int], still_s: float = 3.0) -> int:
-    """The number, once it has not changed for some seconds."""
+    """The number, as soon as it has not changed for a few seconds."""
     last, since = number(), time.monotonic()
     while time.monotonic() - since < still_s:
         time.sleep(0.1)

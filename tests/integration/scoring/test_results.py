@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from ml.settings import settings
-from tests.support.proxy import Asked, Proxy, Wrong
+from tests.support.proxy import Fault, HttpRequest, Proxy
 
-# In a process of its own, which alone is interrupted; two threads on one connection would wait for
-# each other, or crash it.
+# Run in a process of its own, so that only that is interrupted. Two threads on one connection would
+# wait for each other, or crash the process.
 _CODE = """
 import os, signal, sys, threading, time
 from datetime import date
@@ -20,7 +20,7 @@ import numpy as np
 from ml.scoring.engine import BatchResult, Item, Prediction
 from ml.scoring.results import Results
 
-# As in a terminal; what a shell starts in the background ignores it.
+# As in a terminal: a process that a shell starts in the background ignores SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 flagged = Prediction(
     Item(date(2026, 1, 1), 1, "s3://nightscore/a.png", "etag", 10), "moulds", 1, "anomalous",
@@ -33,7 +33,7 @@ try:
         threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
         results.merge(1, 0.5)
 except KeyboardInterrupt:
-    # All that the thread may still do is end.
+    # The thread may only be about to end.
     (left,) = [t for t in threading.enumerate() if t.name == "results"] or [None]
     if left is not None:
         left.join(60)
@@ -45,8 +45,8 @@ except KeyboardInterrupt:
 def slow_uploads(store_and_database, at_endpoint):
     """An object store that takes two seconds to accept anything."""
 
-    def decide(asked: Asked) -> Wrong | None:
-        return Wrong(wait_s=2) if asked.method == "PUT" else None
+    def decide(request: HttpRequest) -> Fault | None:
+        return Fault(wait_s=2) if request.method == "PUT" else None
 
     with Proxy(settings().s3_endpoint, decide) as proxy:
         at_endpoint(proxy.url)

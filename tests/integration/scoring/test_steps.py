@@ -1,4 +1,4 @@
-"""Scoring nights on real Postgres, S3 and MLflow: nothing lost, nothing twice."""
+"""Nights scored with real Postgres, S3 and MLflow: no image is lost or scored twice."""
 
 import json
 import threading
@@ -79,15 +79,15 @@ def test_a_shard_whose_images_come_in_many_pages_is_scored_whole_and_once(
 def test_the_predictions_are_right_where_it_is_easy(trained, night):
     _put("line", night, _shades(40))
     steps.score_night("line", night.isoformat())
-    found = _query(
+    rows = _query(
         "SELECT image_uri, predicted_class, confidence, model, version FROM reporting.predictions WHERE stream = 'line' AND night = :n",
         n=night,
     )
     right = sum(
         (int(row["image_uri"][-7:-4]) % 2 == 1) == (row["predicted_class"] == "dark")
-        for row in found
+        for row in rows
     )
-    assert len(found) == 40
+    assert len(rows) == 40
     assert right >= 36
 
 
@@ -103,18 +103,18 @@ def test_a_rejected_image_has_a_reason_and_the_run_goes_on(trained, night):
     _put("both", night, good | bad)
     counts = steps.score_night("both", night.isoformat())
     assert (counts["discovered"], counts["scored"], counts["rejected"]) == (17, 12, 5)
-    found = _query(
+    rows = _query(
         "SELECT image_uri, model, reason FROM reporting.rejected_images WHERE stream = 'both' AND night = :n",
         n=night,
     )
-    reasons = {(row["image_uri"].rsplit("/", 1)[1], row["model"]): row["reason"] for row in found}
+    reasons = {(row["image_uri"].rsplit("/", 1)[1], row["model"]): row["reason"] for row in rows}
     for model in ("shades", "moulds"):
         assert reasons["empty.png", model] == "empty"
         assert reasons["text.png", model] == "not_an_image"
         assert reasons["cut.png", model] == "truncated"
         assert reasons["wide.png", model] == "too_many_pixels"
         assert reasons["heavy.png", model] == "too_many_bytes"
-    assert len(found) == 10
+    assert len(rows) == 10
 
 
 def test_gone_and_changed_images_are_rejected_and_scored_when_they_are_back(trained, night):
@@ -134,14 +134,14 @@ def test_gone_and_changed_images_are_rejected_and_scored_when_they_are_back(trai
         "SELECT reason FROM reporting.rejected_images WHERE run_id = :r ORDER BY reason", r=run_id
     )
     assert [row["reason"] for row in reasons] == ["changed", "gone"]
-    # The changed object is a new image (key and etag); the one that was gone comes back as it was.
+    # The changed object is a new image (key and ETag). The deleted object comes back unchanged.
     object_store().put(f"{prefix}/000.png", images["000.png"])
     again = steps.score_night("line", night.isoformat())
     assert (again["discovered"], again["scored"], again["rejected"]) == (2, 2, 0)
-    left = _query(
+    rejected = _query(
         "SELECT reason FROM reporting.rejected_images WHERE stream = 'line' AND night = :n", n=night
     )
-    assert [row["reason"] for row in left] == ["changed"]
+    assert [row["reason"] for row in rejected] == ["changed"]
 
 
 def test_too_many_rejections_fail_the_run_after_everything_good_is_stored(trained, night):
@@ -249,14 +249,14 @@ def test_a_lost_database_session_fails_the_shard_and_a_retry_scores_it(trained, 
     steps.discover(run_id)
     (shard,) = steps.plan_shards(run_id)
 
-    def download_and_lose_the_sessions(store, wanted):
-        for number, found in enumerate(download(store, wanted)):
+    def download_and_lose_the_sessions(store, requests):
+        for number, result in enumerate(download(store, requests)):
             if number == 5:
                 _query(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                     " WHERE usename = current_user AND pid <> pg_backend_pid()"
                 )
-            yield found
+            yield result
 
     with monkeypatch.context() as broken:
         broken.setattr("ml.scoring.shard.download", download_and_lose_the_sessions)
@@ -314,8 +314,10 @@ def test_a_shard_that_fails_three_times_fails_the_run_and_the_others_are_kept(
     assert _query("SELECT FROM reporting.missing_images WHERE run_id = :r", r=run["run_id"]) == []
 
 
-def test_an_image_that_one_version_has_rejected_and_another_owes_is_missing(trained, night):
-    """A rejection by one model must not hide that the other has said nothing."""
+def test_an_image_that_one_version_has_rejected_and_another_has_not_scored_is_missing(
+    trained, night
+):
+    """A rejection by one model must not hide that the other model has no result."""
     _put("both", night, _shades(4))
     run_id = steps.open_run("both", night.isoformat())
     steps.discover(run_id)
@@ -378,13 +380,13 @@ def test_runs_of_one_night_at_the_same_time_store_every_image_once(trained, nigh
     results: list[dict] = []
     errors: list[BaseException] = []
 
-    def one() -> None:
+    def score_once() -> None:
         try:
             results.append(steps.score_night("line", night.isoformat()))
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=one) for _ in range(3)]
+    threads = [threading.Thread(target=score_once) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -505,7 +507,7 @@ def test_a_run_keeps_its_versions_while_the_champion_changes(trained, night):
     steps.reconcile(run_id)
     used = _query("SELECT DISTINCT version FROM reporting.predictions WHERE run_id = :r", r=run_id)
     assert used == [{"version": pinned}]
-    # The same night under the new champion is scored anew, beside the old result.
+    # The new champion scores the same night again; the old results stay.
     counts = steps.score_night("line", night.isoformat())
     assert counts["scored"] == 12
     assert _checksum(night)[0]["count"] == 24
@@ -561,11 +563,11 @@ def test_names_with_odd_characters_go_through_everything(trained, night):
     _put("line", night, {name: drawing.shade("dark", n) for n, name in enumerate(names)})
     counts = steps.score_night("line", night.isoformat())
     assert counts["scored"] == 4
-    found = _query(
+    rows = _query(
         "SELECT image_uri FROM reporting.predictions WHERE stream = 'line' AND night = :n", n=night
     )
     prefix = f"{configuration().stream('line').prefix}/dt={night}/"
-    assert {row["image_uri"] for row in found} == {prefix + name for name in names}
+    assert {row["image_uri"] for row in rows} == {prefix + name for name in names}
 
 
 def test_the_report_shows_what_the_tables_hold_and_runs_no_script_of_an_image_name(trained, night):

@@ -1,4 +1,4 @@
-"""The local stack: private, safe to start twice, honest about what died, and it loses no data."""
+"""The local stack: private, safe to start twice, reports what has died, and loses no data."""
 
 import json
 import os
@@ -80,31 +80,29 @@ class TestPrivacy:
             assert not any(password in line for password in passwords), process.name()
 
     def test_wrong_credentials_are_refused(self, services):
-        current = settings()
+        login = settings()
         with pytest.raises(psycopg2.OperationalError, match="authentication failed"):
-            _connect(current.require_database_url(), password="wrong")
+            _connect(login.require_database_url(), password="wrong")
         client = boto3.client(
             "s3",
-            endpoint_url=current.s3_endpoint,
-            aws_access_key_id=current.s3_access_key,
+            endpoint_url=login.s3_endpoint,
+            aws_access_key_id=login.s3_access_key,
             aws_secret_access_key="x" * 40,
             region_name="us-east-1",
         )
         with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
             client.list_objects_v2(Bucket="nightscore")
-        assert (
-            httpx.get(f"{current.mlflow_uri}/api/2.0/mlflow/experiments/search").status_code == 401
-        )
+        assert httpx.get(f"{login.mlflow_uri}/api/2.0/mlflow/experiments/search").status_code == 401
 
 
 def _s3(**changes: str):
-    current = settings()
+    login = settings()
     return boto3.client(
         "s3",
         **{
-            "endpoint_url": current.s3_endpoint,
-            "aws_access_key_id": current.s3_access_key,
-            "aws_secret_access_key": current.s3_secret_key.get_secret_value(),
+            "endpoint_url": login.s3_endpoint,
+            "aws_access_key_id": login.s3_access_key,
+            "aws_secret_access_key": login.s3_secret_key.get_secret_value(),
             "region_name": "us-east-1",
             "config": Config(signature_version="s3v4"),
             **changes,
@@ -113,15 +111,15 @@ def _s3(**changes: str):
 
 
 class TestS3:
-    """It answers what is signed with its key, and nothing else."""
+    """The server only answers requests that are signed with its key."""
 
     @pytest.fixture(autouse=True)
     def _an_object(self, store_and_database):
         _s3().put_object(Bucket="nightscore", Key="guarded.txt", Body=b"guarded")
 
     def _is_untouched(self) -> bool:
-        found = _s3().get_object(Bucket="nightscore", Key="guarded.txt")
-        return found["Body"].read() == b"guarded"
+        answer = _s3().get_object(Bucket="nightscore", Key="guarded.txt")
+        return answer["Body"].read() == b"guarded"
 
     @pytest.mark.parametrize("path", ["/", "/nightscore", "/nightscore?list-type=2",
                                       "/nightscore/guarded.txt", "/mlflow/x", "/new-bucket"])  # fmt: skip
@@ -162,9 +160,9 @@ class TestS3:
     @pytest.mark.parametrize("change", ["signature", "key", "method", "expired", "secret"])
     def test_a_signed_address_is_good_for_what_was_signed_only(self, change):
         client = _s3(aws_secret_access_key="x" * 40) if change == "secret" else _s3()
-        wanted = {"Bucket": "nightscore", "Key": "guarded.txt"}
+        object_key = {"Bucket": "nightscore", "Key": "guarded.txt"}
         lasts = 1 if change == "expired" else 60
-        address = client.generate_presigned_url("get_object", wanted, ExpiresIn=lasts)
+        address = client.generate_presigned_url("get_object", object_key, ExpiresIn=lasts)
         if change == "expired":
             time.sleep(2)
         if change == "signature":
@@ -234,10 +232,10 @@ def small(tmp_path, monkeypatch):
     """A stack of its own, of Postgres and S3, for tests that break it."""
     monkeypatch.setenv("NIGHTSCORE_HOME", str(tmp_path / "stack"))
     settings.cache_clear()
-    made = LocalStack(tmp_path / "stack")
-    made.up(("postgres", "s3"))
-    yield made
-    made.down()
+    stack = LocalStack(tmp_path / "stack")
+    stack.up(("postgres", "s3"))
+    yield stack
+    stack.down()
     monkeypatch.undo()
     settings.cache_clear()
 
@@ -300,10 +298,10 @@ def test_a_process_that_died_and_cannot_start_is_named_with_its_log(small):
     while next(p for p in small.status() if p.name == "postgres").state != "FATAL":
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    shown = _run("status", home=home)
-    assert shown.returncode == 1
-    assert "postgres is FATAL" in shown.stderr
-    assert "nonsense" in shown.stderr
+    printed = _run("status", home=home)
+    assert printed.returncode == 1
+    assert "postgres is FATAL" in printed.stderr
+    assert "nonsense" in printed.stderr
 
 
 def test_a_process_that_is_killed_once_comes_back(small):
@@ -319,7 +317,7 @@ def test_a_process_that_is_killed_once_comes_back(small):
 
 
 def test_a_password_is_changed_by_the_file_and_a_start(small):
-    """`passwords.json` is the one place; what ran with the old password is started again."""
+    """`passwords.json` is the only place; processes with the old password are restarted."""
     import sqlalchemy as sa
 
     old = settings().require_database_url()
@@ -366,30 +364,30 @@ class TestPorts:
             server.server_close()
 
     def test_a_start_that_failed_does_not_keep_its_ports(self, tmp_path, monkeypatch):
-        """As when another stack has taken them while only the supervisor was up."""
+        """Another stack has taken its ports while only the supervisor was running."""
         monkeypatch.setenv("NIGHTSCORE_HOME", str(tmp_path / "stack"))
         settings.cache_clear()
-        made = LocalStack(tmp_path / "stack")
+        stack = LocalStack(tmp_path / "stack")
         try:
-            made.up(("s3",))
-            made.supervisor.stop("s3")
-            old = known_ports(made.layout)["s3"]
-            with socket.socket() as taken:
-                taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                taken.bind(("127.0.0.1", old))
-                taken.listen()
-                made.up(("s3",))
-            assert known_ports(made.layout)["s3"] != old
+            stack.up(("s3",))
+            stack.supervisor.stop("s3")
+            old = known_ports(stack.layout)["s3"]
+            with socket.socket() as listener:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(("127.0.0.1", old))
+                listener.listen()
+                stack.up(("s3",))
+            assert known_ports(stack.layout)["s3"] != old
         finally:
-            made.down()
+            stack.down()
             monkeypatch.undo()
             settings.cache_clear()
 
     def test_a_port_that_was_asked_for_and_is_taken_is_an_error(self, tmp_path, monkeypatch):
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            taken.listen()
-            port = taken.getsockname()[1]
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            port = listener.getsockname()[1]
             monkeypatch.setenv("NIGHTSCORE_S3_PORT", str(port))
             with pytest.raises(ConfigurationError, match=f"Port {port} for s3 is taken"):
                 LocalStack(tmp_path / "stack").up(("s3",))
@@ -398,26 +396,26 @@ class TestPorts:
         old = json.loads((small.layout.conf / "ports.json").read_text())["s3"]
         small.down()
         lines: list[str] = []
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", old))
-            taken.listen()
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", old))
+            listener.listen()
             small.up(("postgres", "s3"), on_message=lines.append)
         new = json.loads((small.layout.conf / "ports.json").read_text())["s3"]
         assert new > old
         assert f"port {old} is taken; s3 listens on {new}" in lines
 
 
-# Asks once.
+# Without retries.
 IMPATIENT = {"NIGHTSCORE_CONNECT_FOR_S": "0", "NIGHTSCORE_RETRY_FOR_S": "0"}
 
 
 class TestDoctor:
-    """One line for each fault, with what to do."""
+    """One line per fault, which says what to do."""
 
     def _wrong(self, home: Path, **variables: str) -> dict[str, str]:
-        found = _run("doctor", "--json", home=home, **variables)
-        checks = json.loads(found.stdout)
-        assert found.returncode == 1
+        printed = _run("doctor", "--json", home=home, **variables)
+        checks = json.loads(printed.stdout)
+        assert printed.returncode == 1
         assert all("\n" not in check["message"] for check in checks)
         return {check["name"]: check["message"] for check in checks if not check["ok"]}
 
@@ -442,9 +440,9 @@ class TestDoctor:
         url = "postgresql+psycopg2://someone:secret@127.0.0.1/nightscore"
         wrong = self._wrong(small.layout.home, NIGHTSCORE_DATABASE_URL=url)
         assert "someone at 127.0.0.1:5432/nightscore" in wrong["postgres"]
-        shown = _run("migrate", home=small.layout.home, NIGHTSCORE_OWNER_URL=url, **IMPATIENT)
-        assert "127.0.0.1:5432/nightscore" in shown.stderr
-        assert "None" not in shown.stderr
+        printed = _run("migrate", home=small.layout.home, NIGHTSCORE_OWNER_URL=url, **IMPATIENT)
+        assert "127.0.0.1:5432/nightscore" in printed.stderr
+        assert "None" not in printed.stderr
 
     def test_another_stack_on_its_ports_is_named_and_not_the_password(self, small, tmp_path):
         home = tmp_path / "later"

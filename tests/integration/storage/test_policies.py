@@ -20,7 +20,7 @@ from ml.storage.object_store import object_store
 from tests.support import drawing, stacks
 from tests.support.buckets import ensure_bucket
 from tests.support.iam import Request, requests
-from tests.support.proxy import Asked, Proxy
+from tests.support.proxy import HttpRequest, Proxy
 
 DOCUMENTS = Path(__file__).parents[3] / "docs" / "iam"
 IMAGES, STORAGE, ARTIFACTS = "example-images", "example-nightscore", "example-mlflow"
@@ -70,8 +70,8 @@ def _record_requests() -> Iterator[list[Request]]:
     """Whatever this process asks of S3 goes through the proxy."""
     recorded: list[Request] = []
 
-    def record(asked: Asked) -> None:
-        recorded.extend(requests(*asked))
+    def record(request: HttpRequest) -> None:
+        recorded.extend(requests(*request))
 
     with Proxy(settings().s3_endpoint, record) as proxy:
         os.environ["AWS_ENDPOINT_URL"] = proxy.url

@@ -1,4 +1,4 @@
-"""What MLflow's file MLmodel says: as MLflow itself reads it, and no more of it than that."""
+"""MLflow's file MLmodel: read as MLflow itself reads it, without running code in it."""
 
 import subprocess
 import sys
@@ -14,15 +14,15 @@ from ml.errors import DataError
 from ml.program.info import ANOMALY, CLASSIFICATION, ProgramInfo
 from ml.registry import logged_model
 
-# Texts that a reader of another kind of YAML takes for numbers, dates or truths.
+# Texts that other YAML parsers read as numbers, dates or booleans.
 ODD = ("1e5", "12e4", "0o17", "017", "on", "y", "1_000", "1:20", "2026-01-01", "null", "~", "é")
 
 
 def _info(task: str = CLASSIFICATION, **other) -> ProgramInfo:
     classes = ODD if task == CLASSIFICATION else ("normal", "anomalous")
     threshold = None if task == CLASSIFICATION else 1e-05
-    given = {"novelty_threshold": None} | other
-    return ProgramInfo("m", 1, task, classes, (16, 24), threshold, "0" * 64, **given)
+    fields = {"novelty_threshold": None} | other
+    return ProgramInfo("m", 1, task, classes, (16, 24), threshold, "0" * 64, **fields)
 
 
 def _specs(info: ProgramInfo) -> ModelSignature:
@@ -40,15 +40,15 @@ def _specs(info: ProgramInfo) -> ModelSignature:
     return ModelSignature(Schema([pixels]), Schema(outputs))
 
 
-def _written(path: Path, info: ProgramInfo, **metadata) -> Path:
+def _write(path: Path, info: ProgramInfo, **metadata) -> Path:
     """The file as MLflow writes it."""
-    said = {
+    recorded = {
         "task": info.task,
         "classes": list(info.classes),
         "input_size": list(info.input_size),
         "threshold": {"value": info.threshold} if info.threshold else None,
     }
-    Model(signature=_specs(info), metadata=said | metadata).save(str(path))
+    Model(signature=_specs(info), metadata=recorded | metadata).save(str(path))
     return path
 
 
@@ -57,11 +57,11 @@ INFOS = [_info(), _info(ANOMALY), _info(ANOMALY, novelty_threshold=0.5)]
 
 @pytest.mark.parametrize("info", INFOS, ids=["classes", "anomaly", "novelty"])
 def test_what_mlflow_writes_fits_and_mlflow_reads_the_same(info, tmp_path):
-    path = _written(tmp_path / "MLmodel", info)
-    found = logged_model.read(path, "m/1")
-    found.check(info)
+    path = _write(tmp_path / "MLmodel", info)
+    logged = logged_model.read(path, "m/1")
+    logged.check(info)
     theirs = Model.load(str(path))
-    assert found.metadata == theirs.metadata
+    assert logged.metadata == theirs.metadata
     assert theirs.signature == _specs(info)
 
 
@@ -74,7 +74,7 @@ def test_what_mlflow_writes_fits_and_mlflow_reads_the_same(info, tmp_path):
 )
 def test_what_does_not_fit_the_record_is_named(other, reason, tmp_path):
     info = _info(ANOMALY, novelty_threshold=0.5)
-    path = _written(tmp_path / "MLmodel", info, novelty_threshold=0.5)
+    path = _write(tmp_path / "MLmodel", info, novelty_threshold=0.5)
     with pytest.raises(DataError, match=reason):
         logged_model.read(path, "m/1").check(other)
 
@@ -116,7 +116,7 @@ def test_a_file_runs_no_code(tmp_path):
 
 
 def test_it_is_read_without_mlflow(tmp_path):
-    path = _written(tmp_path / "MLmodel", INFOS[0])
+    path = _write(tmp_path / "MLmodel", INFOS[0])
     assert yaml.safe_load(path.read_text())["signature"]
     code = f"""
 import sys

@@ -1,4 +1,4 @@
-"""The scoring engine, fed from memory: one pass, bounded, every image accounted for."""
+"""The scoring engine with images from memory: one pass, bounded memory, no image lost."""
 
 import io
 import os
@@ -29,7 +29,7 @@ def _png(value: int, size=(24, 16)) -> bytes:
 
 
 def _known(size) -> torch.Tensor:
-    """Images that novelty is fitted to: of one colour each, as most of those below are."""
+    """The images that novelty is fitted to: each of one colour, like most images below."""
     contents = [_png(value, (size[1], size[0])) for value in range(0, 256, 2)]
     images = [np.asarray(Image.open(io.BytesIO(content))) for content in contents]
     return torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())
@@ -43,7 +43,7 @@ def _program(folder, name: str, architecture: str, classes, size) -> Program:
     path = folder / f"{name}.pt2"
     export(network, path, size)
     task = "anomaly" if architecture == "anomaly_segmenter" else "classification"
-    # Below every score, so that everything is flagged and heat maps come along.
+    # Below every score, so that all images are flagged and have anomaly maps.
     threshold = 1e-9 if task == "anomaly" else None
     return Program.load(
         path, ProgramInfo(name, 3, task, classes, size, threshold, sha256(path)), "cpu"
@@ -124,7 +124,7 @@ def test_an_image_is_marked_for_review_exactly_when_its_novelty_reaches_the_thre
     contents = [_png(5 * n) for n in range(40)] + [buffer.getvalue()]
     bucket = Bucket({f"s3://b/{n}.png": content for n, content in enumerate(contents)})
     detector = programs[1]
-    # That of one of the images, which reaches it.
+    # The novelty of one of the images, which therefore reaches it.
     before = _predict(bucket.items(), [detector], bucket)
     assert not any(r.review for r in before)
     threshold = sorted(r.novelty for r in before)[30]
@@ -143,7 +143,7 @@ def test_an_image_is_marked_for_review_exactly_when_its_novelty_reaches_the_thre
 
 
 class _Shade(torch.nn.Module):
-    """A detector from before there was novelty; or one whose novelty is no number for dark images."""
+    """A detector without novelty, or one whose novelty is NaN for dark images."""
 
     def __init__(self, novelty: bool) -> None:
         super().__init__()
@@ -182,15 +182,19 @@ def test_a_program_without_novelty_scores_and_one_that_is_no_number_rejects(nove
 
 def test_the_batch_size_changes_nothing(programs):
     bucket = Bucket({f"s3://b/{n}.png": _png(n * 5) for n in range(37)})
-    one = _predict(bucket.items(), programs[:1], bucket, batch_size=1)
-    many = _predict(bucket.items(), programs[:1], bucket, batch_size=64)
-    assert [r.predicted_class for r in one] == [r.predicted_class for r in many]
-    np.testing.assert_allclose([r.confidence for r in one], [r.confidence for r in many], rtol=1e-4)
+    single = _predict(bucket.items(), programs[:1], bucket, batch_size=1)
+    batched = _predict(bucket.items(), programs[:1], bucket, batch_size=64)
+    assert [r.predicted_class for r in single] == [r.predicted_class for r in batched]
+    np.testing.assert_allclose(
+        [r.confidence for r in single], [r.confidence for r in batched], rtol=1e-4
+    )
 
 
 def _batched(contents, size: int) -> list[int]:
     item = Item(date(2026, 1, 1), 1, "s3://b/x.png", "e", 1)
-    return [len(batch) for batch in engine._batches([(item, one) for one in contents], size)]
+    return [
+        len(batch) for batch in engine._batches([(item, content) for content in contents], size)
+    ]
 
 
 def test_batches_are_of_the_size_but_for_a_smaller_first_and_the_rest():
@@ -206,7 +210,7 @@ def test_a_batch_of_large_images_is_handed_over_earlier(monkeypatch):
     rejected = RejectedError(Reason.GONE)
     assert _batched([b"123"] * 10, 64) == [4, 4, 2]
     assert _batched([b"12345"] * 6, 64) == [2, 2, 2]
-    # What is not there weighs nothing.
+    # A rejected image has no bytes.
     assert _batched([b"123", b"123", b"123", rejected, b"123", b"123"], 64) == [5, 1]
 
 

@@ -1,4 +1,4 @@
-"""What is shown of a task's log: Nightscore's own lines; libraries' only where all is asked for."""
+"""The lines of a task's log that are shown: Nightscore's own; with `verbose`, all of them."""
 
 import json
 import threading
@@ -20,7 +20,7 @@ FAILED = {
 }
 
 
-TRIES = [  # of the task: the state, and what has been logged when Airflow is asked
+TRIES = [  # the task's state and log at each request
     ("running", [OWN, LIBRARY, PRINTED]),
     ("running", [OWN, LIBRARY, PRINTED]),
     ("up_for_retry", [OWN, LIBRARY, PRINTED, FAILED]),
@@ -64,7 +64,7 @@ class _Airflow(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def follow(monkeypatch):
-    """Follows a run to its end; gives the lines and the states that were told."""
+    """A function that follows a run to its end and returns the reported lines and states."""
     monkeypatch.setattr(airflow_client, "POLL_S", 0.0)
     monkeypatch.setattr(airflow_client, "LOG_POLL_S", 0.0)
     _Airflow.polls = -1

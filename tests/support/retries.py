@@ -1,4 +1,4 @@
-"""How long requests that fail are asked again, for tests of errors that do not pass."""
+"""Retries switched off, for tests of errors that do not pass."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ _NAME = "NIGHTSCORE_RETRY_FOR_S"
 
 @contextmanager
 def no_retries() -> Iterator[None]:
-    """Each request to S3 and to MLflow's REST API is made once."""
+    """Let each request to S3 and to MLflow's REST API be made only once."""
     before = os.environ.get(_NAME)
     os.environ[_NAME] = "0"
     client_limits.cache_clear()
