@@ -97,7 +97,7 @@ def _job(folder: Path) -> Job:
         key_id=current.s3_access_key,
         secret=current.s3_secret_key.get_secret_value(),
         region=current.s3_region,
-        bucket=split_uri(_WORKLOAD.prefix)[0],
+        bucket=split_uri(_WORKLOAD.prefix)[0].removeprefix("s3://"),
         keys=(),
         program=str(program),
         task=_WORKLOAD.task,

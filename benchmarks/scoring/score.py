@@ -220,7 +220,7 @@ def _prepare(workload: Workload, contents: Sequence[bytes], folder: Path) -> Job
     """Put the images into S3 and export the model; the job less its turn and table."""
     bucket, key = split_uri(workload.prefix)
     keys = tuple(f"{key}/{number:07}.jpg" for number in range(len(contents)))
-    pairs = ((f"s3://{bucket}/{k}", content) for k, content in zip(keys, contents, strict=True))
+    pairs = ((f"{bucket}/{k}", content) for k, content in zip(keys, contents, strict=True))
     upload(pairs, [], lambda done: None)
     network = workloads.network(workload)
     threshold = workloads.threshold(workload, network, list(contents))
@@ -236,7 +236,7 @@ def _prepare(workload: Workload, contents: Sequence[bytes], folder: Path) -> Job
         key_id=current.s3_access_key,
         secret=current.s3_secret_key.get_secret_value(),
         region=current.s3_region,
-        bucket=bucket,
+        bucket=bucket.removeprefix("s3://"),
         keys=keys,
         program=str(program),
         task=workload.task,

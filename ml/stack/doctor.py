@@ -156,7 +156,7 @@ def _s3(current: Settings) -> str:
     from ml.config.loading import configuration
     from ml.storage.object_store import split_uri
 
-    bucket, _ = split_uri(configuration().storage)
+    bucket = split_uri(configuration().storage)[0].removeprefix("s3://")
     where = current.s3_endpoint or f"AWS {current.s3_region}"
     client = boto3.client(
         "s3",

@@ -13,6 +13,7 @@ from ml.config.schema import Stream
 from ml.data import cifar10, dataset, ingest, snapshot
 from ml.errors import DataError, ServiceError
 from ml.settings import Settings
+from ml.storage import clients
 from ml.storage.object_store import ObjectStore, object_store
 from tests.support import drawing
 
@@ -251,10 +252,11 @@ class TestScenes:
 def test_a_store_that_cannot_be_reached_is_a_service_error(monkeypatch):
     monkeypatch.setitem(os.environ, "AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     store = ObjectStore(Settings(AWS_ACCESS_KEY_ID="x" * 20, AWS_SECRET_ACCESS_KEY="y" * 40))
+    options = clients.s3_options
     monkeypatch.setattr(
-        store,
-        "_options",
-        lambda: ObjectStore._options(store) | {"retry_config": {"max_retries": 0}},
+        clients,
+        "s3_options",
+        lambda settings: options(settings) | {"retry_config": {"max_retries": 0}},
     )
     with pytest.raises(ServiceError, match="object store failed"):
         store.get("s3://nightscore/x")

@@ -20,6 +20,7 @@ from ml.scoring import run as runs
 from ml.scoring import shard as scoring_shard
 from ml.scoring import steps as scoring
 from ml.scoring.shard import score_shard
+from ml.storage import clients
 from ml.storage.download import download
 from ml.storage.object_store import object_store
 from tests.support import drawing, versions
@@ -220,13 +221,13 @@ def _store_away(monkeypatch):
     """The object store cannot be reached."""
     store = object_store()
     options = {
-        **store._options(),
+        **clients.s3_options(store.settings),
         "endpoint": "http://127.0.0.1:9",
         "retry_config": {"max_retries": 0},
     }
     with monkeypatch.context() as broken:
-        broken.setattr(store, "_options", lambda: options)
-        broken.setattr(store, "_buckets", {})
+        broken.setattr(clients, "s3_options", lambda settings: options)
+        broken.setattr(store, "_clients", {})
         yield
 
 
