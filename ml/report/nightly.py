@@ -54,7 +54,7 @@ def read(run_id: UUID) -> str:
 
 def render(run_id: UUID) -> str:
     """The page of a run as HTML; all its figures are of one moment."""
-    with transaction(frozen=True) as session:
+    with transaction(repeatable_read=True) as session:
         summary = _summary(session, run_id)
         found = {
             "versions": rows(session, "report/sql/versions", run_id=run_id),

@@ -125,10 +125,10 @@ def _connect(url: str) -> str:
     import psycopg2
     import sqlalchemy as sa
 
-    from ml.database.connection import POSTGRES_PORT, place
+    from ml.database.connection import POSTGRES_PORT, describe_address
 
     parsed = sa.make_url(url)
-    where = f"{parsed.username} at {place(parsed)}"
+    where = f"{parsed.username} at {describe_address(parsed)}"
     try:
         psycopg2.connect(
             host=parsed.host,

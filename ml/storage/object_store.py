@@ -257,7 +257,7 @@ def store_errors(uri: str) -> Iterator[None]:
 
 
 def _is_no_such_key(error: Exception) -> bool:
-    response: Any = getattr(error, "response", {})
+    response: Any = getattr(error, "response", None) or {}
     return _is_boto_error(error) and response.get("Error", {}).get("Code") == "NoSuchKey"
 
 
