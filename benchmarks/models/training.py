@@ -18,7 +18,8 @@ from ml.evaluation.metrics import calibration
 from ml.parallel import parallel_map
 from ml.program.device import Device
 from ml.program.info import CLASSIFICATION, ProgramInfo, sha256
-from ml.program.program import Program, export
+from ml.program.program import Program
+from ml.program.program_file import export
 
 if TYPE_CHECKING:
     from ml.models import Network

@@ -30,7 +30,7 @@ from benchmarks.scoring.nightscore import load_program
 from benchmarks.scoring.runner import Pass, run_pass
 from benchmarks.scoring.synthetic_bucket import DISTINCT, HOST
 from benchmarks.scoring.workloads import NIGHT, WORKLOADS
-from ml.program.program import export
+from ml.program.program_file import export
 from ml.settings import settings
 from ml.stack.local import LocalStack
 from ml.storage.object_store import split_uri

@@ -33,7 +33,7 @@ from benchmarks.scoring.report import OURS
 from benchmarks.scoring.runner import LONGEST_S, Pass, run_passes
 from benchmarks.scoring.workloads import WORKLOADS, Workload
 from ml.program.device import select_device
-from ml.program.program import export
+from ml.program.program_file import export
 from ml.settings import settings
 from ml.stack.local import LocalStack
 from ml.storage.object_store import split_uri

@@ -51,17 +51,17 @@ def convert(model: str) -> list[Conversion]:
 
 
 def _convert(registration: Registration, aliases: tuple[str, ...]) -> Conversion:
-    from ml.program import conversion, program
+    from ml.program import conversion, selection
 
     done = partial(Conversion, registration.model, registration.version, aliases)
     path, info = programs.fetch(registration)
     if registration.converted and registration.converted.openvino == conversion.version():
         try:
-            program.check_form(stored_form(registration), info)
+            selection.check_converted(stored_form(registration), info)
             return done(registration.converted.openvino, made=False)
         except NightscoreError as error:
             log.warning("%s", error)
-    form = program.convert(path, info)
+    form = selection.convert_program(path, info)
     if form is None:
         return done(None, made=False)
     converted = log_form(artifacts.model_id(registration), form)

@@ -51,7 +51,7 @@ def log_program(
     import numpy as np
     from mlflow.models import ModelSignature
 
-    from ml.program.program import quiet_export
+    from ml.program.program_file import quiet_export
 
     height, width = info.input_size
     in_text = {part: json.dumps(said) for part, said in signature(info).items() if said}

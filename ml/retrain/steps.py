@@ -168,9 +168,9 @@ def register(value: Value) -> Value:
 
 def _converted(run_id: str, path: Path, info: ProgramInfo) -> ConvertedInfo | None:
     """Store the form in which CPUs run a run's program; None when OpenVINO cannot run it."""
-    from ml.program import program
+    from ml.program.selection import convert_program
 
-    form = program.convert(path, info)
+    form = convert_program(path, info)
     return log_form(artifacts.model_of_run(run_id), form) if form is not None else None
 
 

@@ -337,7 +337,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(shades):
 def test_a_newer_form_takes_the_place_of_the_older_on_this_machine(shades):
     programs.load(shades.model, shades.version, "cpu")
     made = conversion.unpack(fetch_form(shades))
-    newer = conversion.pack(conversion.Converted(**vars(made) | {"openvino": "2031.1"}))
+    newer = conversion.pack(conversion.ConvertedProgram(**vars(made) | {"openvino": "2031.1"}))
     converted = log_form(artifacts.model_id(shades), newer)
     with versions.changed_row(
         shades.model,
