@@ -10,7 +10,7 @@ from airflow.sdk import Asset, CronTriggerTimetable, ExceptionRetryPolicy, Retry
 
 from ml.errors import ConfigurationError, DataError, RunFailedError
 
-# Wrong data stay wrong: fail at once. A service may come back: wait and try again.
+# Wrong data stay wrong: the task fails at once. A service may come back: the task is retried.
 RETRIES: dict[str, Any] = {
     "retries": 3,
     "retry_delay": timedelta(seconds=20),
@@ -27,21 +27,29 @@ RETRIES: dict[str, Any] = {
     ),
 }
 
-# Who gets a slot of the pool first: a night before everything else, and a trained version before
-# another training. Airflow's own rule would let a task with more tasks after it go first.
+# Which task gets a slot of the pool first: the scoring of a night before all others, then the
+# evaluation of a trained version, then training. By Airflow's own rule, a task with more tasks
+# after it would go first.
 _PRIORITIES = {"score": 3, "evaluate": 2, "train": 1}
 
 
-def gpu(step: str) -> dict[str, Any]:
-    """Arguments of a task that takes a slot of the pool `gpu`; `step` sets its priority."""
+def gpu_slot(step: str) -> dict[str, Any]:
+    """Return the arguments of a task that takes a slot of the pool `gpu`.
+
+    Args:
+        step: score, evaluate or train; it sets the task's priority.
+    """
     return {"pool": "gpu", "priority_weight": _PRIORITIES[step], "weight_rule": "absolute"}
 
 
 def nightly(cron: str | None) -> CronTriggerTimetable | None:
-    """A schedule whose runs carry the day before as logical date: the night they are for.
+    """Return a schedule whose runs have the day before, the night they are for, as logical date.
 
-    The DAGs have no start date, and nothing runs immediately: else Airflow would start a run for
-    a night in the past as soon as a DAG is unpaused.
+    The DAGs have no start date, and no run starts immediately. Otherwise Airflow would start a run
+    for a past night as soon as a DAG is unpaused.
+
+    Args:
+        cron: when the runs start (UTC); None for no schedule.
     """
     if cron is None:
         return None
@@ -50,61 +58,65 @@ def nightly(cron: str | None) -> CronTriggerTimetable | None:
     )
 
 
-def champion(model: str) -> Asset:
-    """The asset that a promotion of the model updates."""
+def champion_asset(model: str) -> Asset:
+    """Return the asset that a promotion of the model updates."""
     return Asset(name=f"champion of {model}", uri=f"nightscore://models/{model}")
 
 
-def connect() -> None:
-    """Give `ml.settings` what Airflow's connections hold and the environment does not.
+def export_connections() -> None:
+    """Put what Airflow's connections say into the environment, which `ml.settings` reads.
 
-    Called by a task before it touches a service; `ml` itself knows nothing of Airflow. The
-    connections are `nightscore_postgres`, `nightscore_s3` and `nightscore_mlflow`.
+    A task calls it before it uses a service; `ml` itself does not know Airflow. The connections are
+    `nightscore_postgres`, `nightscore_s3` and `nightscore_mlflow`. A service that the environment
+    already names keeps its variables.
     """
     from airflow.sdk import Connection
     from airflow.sdk.exceptions import AirflowNotFoundException, AirflowRuntimeError
 
-    for connection_id, (variable, variables) in _CONNECTIONS.items():
-        # A service is named in one place, the environment or the connection, never half in each.
-        if _is_set(variable):
+    for connection_id, (marker, variables) in _CONNECTIONS.items():
+        # All of a service comes from the environment or from the connection, never half from each.
+        if _is_set(marker):
             continue
         try:
-            found = variables(Connection.get(connection_id))
+            values = variables(Connection.get(connection_id))
         except (AirflowNotFoundException, AirflowRuntimeError):
-            continue  # it is not defined; whoever needs it says so
-        os.environ.update({name: value for name, value in found.items() if value})
+            continue  # It is not defined. Code that needs the service reports what is missing.
+        os.environ.update({name: value for name, value in values.items() if value})
 
 
-def _postgres(found: Any) -> dict[str, str]:
-    address = f"{found.host}:{found.port or 5432}/{found.schema}"
-    login = f"{quote(found.login or '', safe='')}:{quote(found.password or '', safe='')}"
-    return {"NIGHTSCORE_DATABASE_URL": f"postgresql+psycopg2://{login}@{address}"}
+def _postgres_variables(connection: Any) -> dict[str, str]:
+    address = f"{connection.host}:{connection.port or 5432}/{connection.schema}"
+    user, password = (
+        quote(text or "", safe="") for text in (connection.login, connection.password)
+    )
+    return {"NIGHTSCORE_DATABASE_URL": f"postgresql+psycopg2://{user}:{password}@{address}"}
 
 
-def _s3(found: Any) -> dict[str, str]:
-    extra = found.extra_dejson
+def _s3_variables(connection: Any) -> dict[str, str]:
+    extra = connection.extra_dejson
     return {
-        "AWS_ACCESS_KEY_ID": found.login or "",
-        "AWS_SECRET_ACCESS_KEY": found.password or "",
+        "AWS_ACCESS_KEY_ID": connection.login or "",
+        "AWS_SECRET_ACCESS_KEY": connection.password or "",
         "AWS_ENDPOINT_URL": extra.get("endpoint_url", ""),
         "AWS_REGION": extra.get("region_name", ""),
     }
 
 
-def _mlflow(found: Any) -> dict[str, str]:
-    port = f":{found.port}" if found.port else ""
+def _mlflow_variables(connection: Any) -> dict[str, str]:
+    port = f":{connection.port}" if connection.port else ""
     return {
-        "MLFLOW_TRACKING_URI": f"{found.schema or 'http'}://{found.host}{port}",
-        "MLFLOW_TRACKING_USERNAME": found.login or "",
-        "MLFLOW_TRACKING_PASSWORD": found.password or "",
+        "MLFLOW_TRACKING_URI": f"{connection.schema or 'http'}://{connection.host}{port}",
+        "MLFLOW_TRACKING_USERNAME": connection.login or "",
+        "MLFLOW_TRACKING_PASSWORD": connection.password or "",
     }
 
 
-# Connection → the variable that says its service is in the environment, and what it stands for.
+# Connection → the variable that shows that its service is in the environment, and the function that
+# turns the connection into variables.
 _CONNECTIONS: dict[str, tuple[str, Callable[[Any], dict[str, str]]]] = {
-    "nightscore_postgres": ("NIGHTSCORE_DATABASE_URL", _postgres),
-    "nightscore_s3": ("AWS_ACCESS_KEY_ID", _s3),
-    "nightscore_mlflow": ("MLFLOW_TRACKING_URI", _mlflow),
+    "nightscore_postgres": ("NIGHTSCORE_DATABASE_URL", _postgres_variables),
+    "nightscore_s3": ("AWS_ACCESS_KEY_ID", _s3_variables),
+    "nightscore_mlflow": ("MLFLOW_TRACKING_URI", _mlflow_variables),
 }
 
 

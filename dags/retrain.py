@@ -8,7 +8,7 @@ from typing import Any
 from airflow.sdk import dag, task
 from airflow.sdk.exceptions import AirflowSkipException
 from nightscore_links import VersionLink
-from nightscore_wiring import RETRIES, champion, connect, gpu, nightly
+from nightscore_wiring import RETRIES, champion_asset, export_connections, gpu_slot, nightly
 
 from ml.config.loading import configuration
 from ml.config.schema import Model
@@ -16,7 +16,7 @@ from ml.config.schema import Model
 
 def _steps() -> Any:
     """`ml.retrain.steps`, loaded when a task runs and not when this file is parsed."""
-    connect()
+    export_connections()
     from ml.retrain import steps as retrain
 
     return retrain
@@ -38,11 +38,11 @@ def retrain_dag(name: str, model: Model) -> Any:
         def snapshot() -> dict[str, Any]:
             return _steps().snapshot(name)
 
-        @task(**gpu("train"))
+        @task(**gpu_slot("train"))
         def train(taken: dict[str, Any], run_id: str | None = None) -> dict[str, Any]:
             return _steps().train(taken, attempt_key=run_id)
 
-        @task(**gpu("evaluate"))
+        @task(**gpu_slot("evaluate"))
         def evaluate(trained: dict[str, Any]) -> dict[str, Any]:
             return _steps().evaluate(trained)
 
@@ -54,7 +54,7 @@ def retrain_dag(name: str, model: Model) -> Any:
         def register(decided: dict[str, Any]) -> dict[str, Any]:
             return _steps().register(decided)
 
-        @task(outlets=[champion(name)])
+        @task(outlets=[champion_asset(name)])
         def promote(registered: dict[str, Any]) -> dict[str, Any]:
             if not registered["passed"]:
                 raise AirflowSkipException(

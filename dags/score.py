@@ -12,23 +12,25 @@ from typing import Any
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import AssetAny, Param, TriggerRule, dag, task
 from nightscore_links import ReportLink
-from nightscore_wiring import RETRIES, champion, connect, gpu, nightly
+from nightscore_wiring import RETRIES, champion_asset, export_connections, gpu_slot, nightly
 
 from ml.config.loading import configuration
 from ml.config.schema import Stream
 from ml.errors import RunFailedError
-from ml.scoring import ATTEMPTS
+from ml.scoring import SHARD_ATTEMPTS
 
 
 def _steps() -> Any:
-    """`ml.scoring.steps`, loaded when a task runs and not when this file is parsed."""
-    connect()
-    from ml.scoring import steps as scoring
+    """`ml.scoring.steps`, imported when a task runs and not when this file is parsed."""
+    export_connections()
+    from ml.scoring import steps
 
-    return scoring
+    return steps
 
 
 def score_dag(name: str, stream: Stream) -> Any:
+    """Define the DAG that scores the nights of a stream."""
+
     @dag(
         dag_id=f"score_{name}",
         description=f"Score the new images of {stream.prefix} with {', '.join(stream.models)}",
@@ -51,10 +53,9 @@ def score_dag(name: str, stream: Stream) -> Any:
         @task
         def open_run(params: dict[str, Any] | None = None, **context: Any) -> str:
             night = (params or {}).get("night") or _night_of(context["dag_run"])
-            # One run a DAG run, so that a cleared task finds the versions pinned before.
-            return _steps().open_run(
-                name, night, trigger=f"{context['dag'].dag_id}/{context['run_id']}"
-            )
+            # One scoring run per DAG run, so that a cleared task finds the versions pinned before.
+            trigger = f"{context['dag'].dag_id}/{context['run_id']}"
+            return _steps().open_run(name, night, trigger=trigger)
 
         @task
         def discover(scoring_run: str) -> int:
@@ -64,55 +65,62 @@ def score_dag(name: str, stream: Stream) -> Any:
         def plan_shards(scoring_run: str) -> list[int]:
             return _steps().plan_shards(scoring_run)
 
-        # Three attempts; the run then fails and names the shard's images.
-        @task(**gpu("score"), map_index_template="shard {{ shard }}", retries=ATTEMPTS - 1)
+        # After the last attempt the run fails and names the shard's images.
+        @task(
+            **gpu_slot("score"),
+            map_index_template="shard {{ shard }}",
+            retries=SHARD_ATTEMPTS - 1,
+        )
         def score_shard(scoring_run: str, shard: int) -> dict[str, int]:
             return _steps().score_shard(scoring_run, shard)
 
-        # Also after a failed shard: what the others stored is counted, and the run is marked. And
-        # also when there was no shard to score.
+        # Also runs after a failed shard: the results of the other shards are counted, and the run
+        # is marked failed. And it runs when there was no shard to score.
         @task(trigger_rule=TriggerRule.ALL_DONE)
         def reconcile(scoring_run: str | None) -> dict[str, Any]:
-            return _steps().reconcile(_opened(scoring_run))
+            return _steps().reconcile(_require_opened(scoring_run))
 
-        # Also after a failed run, whose page says why. As the last task it then fails too, because
-        # the last task decides whether the DAG run is red.
+        # Also runs after a failed run, whose page says why. It then fails too, because the last
+        # task decides whether the DAG run is red.
         @task(trigger_rule=TriggerRule.ALL_DONE)
         def report(scoring_run: str | None) -> str:
             steps = _steps()
-            uri = steps.report(_opened(scoring_run))
-            steps.require_finished(_opened(scoring_run))
+            run_id = _require_opened(scoring_run)
+            uri = steps.report(run_id)
+            steps.require_finished(run_id)
             return uri
 
         scoring_run = open_run()
-        listed = discover(scoring_run)
+        discovered = discover(scoring_run)
         shards = plan_shards(scoring_run)
         scored = score_shard.partial(scoring_run=scoring_run).expand(shard=shards)
-        counted = reconcile(scoring_run)
-        page = report(scoring_run)
-        page.operator.operator_extra_links = (ReportLink(),)
-        listed >> shards
-        scored >> counted >> page
+        reconciled = reconcile(scoring_run)
+        reported = report(scoring_run)
+        reported.operator.operator_extra_links = (ReportLink(),)
+        discovered >> shards
+        scored >> reconciled >> reported
 
     return score()
 
 
-def _opened(scoring_run: str | None) -> str:
+def _require_opened(scoring_run: str | None) -> str:
     if scoring_run is None:
         raise RunFailedError("No scoring run was opened; the log of the task open_run says why.")
     return scoring_run
 
 
 def _night_of(dag_run: Any) -> str:
-    """The logical date's day; a run triggered without one is for the current day (UTC)."""
+    """The day of the logical date; a run triggered without one is for the current day (UTC)."""
     return (dag_run.logical_date or dag_run.run_after).date().isoformat()
 
 
 def rescore_dag(name: str, stream: Stream) -> Any:
+    """Define the DAG that scores the last nights of a stream again after a promotion."""
+
     @dag(
         dag_id=f"rescore_{name}",
         description=f"After a promotion, score the last {stream.rescore_nights} nights again",
-        schedule=AssetAny(*(champion(model) for model in stream.models)),
+        schedule=AssetAny(*(champion_asset(model) for model in stream.models)),
         catchup=False,
         max_active_runs=1,
         default_args=RETRIES,
@@ -123,8 +131,8 @@ def rescore_dag(name: str, stream: Stream) -> Any:
         def nights(**context: Any) -> list[dict[str, str]]:
             last: date = context["dag_run"].run_after.date()
             return [
-                {"night": (last - timedelta(days=back)).isoformat()}
-                for back in range(stream.rescore_nights)
+                {"night": (last - timedelta(days=days)).isoformat()}
+                for days in range(stream.rescore_nights)
             ]
 
         TriggerDagRunOperator.partial(

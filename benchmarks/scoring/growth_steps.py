@@ -6,7 +6,7 @@ from datetime import date
 
 from benchmarks.scoring.contender import Job, Run, main
 from benchmarks.scoring.nightscore import load_program, open_run
-from ml.scoring import run as runs
+from ml.scoring import runs
 from ml.scoring.discovery import discover, plan_shards
 from ml.scoring.shard import score_shard
 
@@ -26,7 +26,7 @@ def discover_all(job: Job) -> Run:
 def score_all(job: Job) -> Run:
     """All shards of that run, one after the other in one process."""
     program = load_program(job, job.turn)
-    run_id = runs.newest(job.workload, date.fromisoformat(job.night))
+    run_id = runs.newest_run(job.workload, date.fromisoformat(job.night))
 
     def run() -> int:
         return sum(

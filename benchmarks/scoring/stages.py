@@ -20,19 +20,20 @@ from benchmarks.scoring.contender import Job, Run, main
 from benchmarks.scoring.nightscore import load_program, open_run
 from benchmarks.scoring.workloads import WORKLOADS
 from ml.config.loading import configuration
+from ml.config.schema import Limits
 from ml.database.connection import rows, transaction
 from ml.images.decoding import decode
 from ml.images.rejection import TRANSIENT
 from ml.images.resizing import empty_batch, resize
 from ml.parallel import batched
 from ml.scoring.discovery import plan_shards
-from ml.scoring.engine import BATCH, Item, Limits, Result, score, threads_for
+from ml.scoring.engine import BATCH_SIZE, BatchResult, Item, score, thread_count
 from ml.scoring.results import Results
 from ml.storage.download import DownloadRequest, download
 from ml.storage.object_store import object_store
 
 LEAST_SECONDS = 2.0
-_LIMITS = Limits(64_000_000, 64 * 1024 * 1024)
+_LIMITS = Limits()
 # The versions of these runs must not meet those of the contender, which are the turns.
 _FIRST_VERSION = 1_000_000
 
@@ -76,7 +77,7 @@ def host_to_device(job: Job) -> Run:
 def forward(job: Job) -> Run:
     """The program on batches of pixels, on as many threads as the engine has for it."""
     program = load_program(job, _FIRST_VERSION)
-    threads = threads_for("cuda" if job.device == "cuda" else "cpu")
+    threads = thread_count("cuda" if job.device == "cuda" else "cpu")
     pool = ThreadPoolExecutor(threads)
     batches = list(pool.map(partial(_pixels, job.input_size), _files(job)))
     list(pool.map(program.predict, batches[:1] * threads))
@@ -89,7 +90,7 @@ def write(job: Job) -> Run:
     program = load_program(job, version)
     run_id = open_run(job, version)
     heatmaps = f"{configuration().storage}/heatmaps/{job.workload}"
-    ready: dict[int, list[list[Result]]] = {}
+    ready: dict[int, list[BatchResult]] = {}
     for shard in plan_shards(run_id):
         with transaction() as session:
             transient = list(TRANSIENT)
@@ -131,7 +132,7 @@ def _wanted(job: Job) -> list[DownloadRequest[int]]:
 def _files(job: Job) -> list[list[bytes]]:
     """The images' files, in batches of the engine's size."""
     found: Iterator[bytes | None] = (d.content for d in download(object_store(), _wanted(job)))
-    size = BATCH["cuda" if job.device == "cuda" else "cpu"]
+    size = BATCH_SIZE["cuda" if job.device == "cuda" else "cpu"]
     return list(batched((content for content in found if content is not None), size))
 
 

@@ -13,7 +13,7 @@ from ml.cli.progress import counted, tracking
 from ml.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
-    from ml.registry.conversions import Conversion
+    from ml.registry.openvino_conversion import Conversion
 
 app = typer.Typer()
 
@@ -128,10 +128,10 @@ def _resolve(text: str) -> tuple[str, int]:
     name, _, alias = text.partition("@")
     version = versions.version_of_alias(name, alias or CHAMPION)
     if version is None:
-        listed = ", ".join(map(str, versions.versions(name))) or "none"
+        numbers = ", ".join(map(str, versions.list_versions(name))) or "none"
         raise DataError(
             f"{name} has no version with the alias {alias or CHAMPION}.",
-            f"Registered versions: {listed}. `nightscore train {name}` makes one.",
+            f"Registered versions: {numbers}. `nightscore train {name}` makes one.",
         )
     return name, version
 
@@ -193,13 +193,13 @@ def convert(
     For versions from before there were such forms, and after an update of OpenVINO.
     """
     from ml.config.loading import configuration
-    from ml.registry import conversions
+    from ml.registry import openvino_conversion
 
     logs.show_own()
     names = [model] if model else list(configuration().models)
     for name in names:
         configuration().model(name)  # refuses what is no model
-    found = [one for name in names for one in conversions.convert(name)]
+    found = [one for name in names for one in openvino_conversion.convert(name)]
     if json:
         print_json([asdict(one) for one in found])
     else:
@@ -222,10 +222,11 @@ def _show_conversion(one: "Conversion") -> None:
 
 
 def _list(json: bool) -> None:
-    from ml.database.connection import analyst_engine, rows
+    from ml.database.connection import analyst_engine
+    from ml.registry import versions
 
     with analyst_engine().connect() as connection:
-        found = rows(connection, "registry/sql/list_versions")
+        found = versions.version_rows(connection)
     if json:
         print_json(found)
         return

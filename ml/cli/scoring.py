@@ -19,7 +19,7 @@ Night = Annotated[
 @app.command()
 def score(stream: Stream, date: Night = "today", json: Json = False) -> None:
     """Score the new images of a night: the steps of the DAG score_STREAM, in this process."""
-    from ml.scoring import steps as scoring
+    from ml.scoring import steps
 
     night = parse_date(date).isoformat()
     done = 0
@@ -30,7 +30,7 @@ def score(stream: Stream, date: Night = "today", json: Json = False) -> None:
             done += count
             show(done, total)
 
-        counts = scoring.score_night(stream, night, on_images)
+        counts = steps.score_night(stream, night, on_images)
     if json:
         print_json(counts)
         return
@@ -59,9 +59,9 @@ def report(
 ) -> None:
     """Write the report of a night's newest scoring run again and print its URI."""
     from ml.report import nightly
-    from ml.scoring import run
+    from ml.scoring import runs
 
-    run_id = run.newest(stream, parse_date(date))
+    run_id = runs.newest_run(stream, parse_date(date))
     uri = nightly.write(run_id)
     result: dict[str, Any] = {"run_id": str(run_id), "report_uri": uri}
     if output is not None:

@@ -40,7 +40,7 @@ def up(
     stack = LocalStack(state_folder())
     with tracking() as progress:
         progress.doing("local stack", f"starting {', '.join(services)}")
-        stack.up(services, say=progress.say)
+        stack.up(services, on_message=progress.say)
     if set(services) == set(SERVICES):
         for line in stack.addresses():
             out.print(line, highlight=False, markup=False)
@@ -83,10 +83,10 @@ def status(json: Json = False) -> None:
 @app.command()
 def doctor(json: Json = False) -> None:
     """Check the installation and every service; a line each, with what to do when it is wrong."""
-    from ml.stack.doctor import examine
+    from ml.stack.doctor import run_checks
 
     checks = []
-    for check in examine():
+    for check in run_checks():
         checks.append(check)
         if not json:
             mark = "[green]ok[/]   " if check.ok else "[red]wrong[/]"

@@ -89,46 +89,46 @@ def open_run(
     ] = None,
 ) -> None:
     """Score 1: open a run and pin the versions; prints the run id."""
-    from ml.scoring import steps as scoring
+    from ml.scoring import steps
 
-    typer.echo(scoring.open_run(stream, parse_date(date).isoformat(), trigger))
+    typer.echo(steps.open_run(stream, parse_date(date).isoformat(), trigger))
 
 
 @step.command()
 def discover(run_id: RunId) -> None:
     """Score 2: write the run's manifest; prints the number of new images."""
-    from ml.scoring import steps as scoring
+    from ml.scoring import steps
 
-    print_json(scoring.discover(run_id))
+    print_json(steps.discover(run_id))
 
 
 @step.command()
 def plan_shards(run_id: RunId) -> None:
     """Score 3: print the numbers of the shards that are to be scored."""
-    from ml.scoring import steps as scoring
+    from ml.scoring import steps
 
-    print_json(scoring.plan_shards(run_id))
+    print_json(steps.plan_shards(run_id))
 
 
 @step.command()
 def score_shard(run_id: RunId, shard: Annotated[int, typer.Argument(help="Its number.")]) -> None:
     """Score 4: score one shard and store its results."""
-    from ml.scoring import steps as scoring
+    from ml.scoring import steps
 
-    print_json(scoring.score_shard(run_id, shard))
+    print_json(steps.score_shard(run_id, shard))
 
 
 @step.command()
 def reconcile(run_id: RunId) -> None:
     """Score 5: check that every image is scored or rejected, and close the run."""
-    from ml.scoring import steps as scoring
+    from ml.scoring import steps
 
-    print_json(scoring.reconcile(run_id))
+    print_json(steps.reconcile(run_id))
 
 
 @step.command()
 def report(run_id: RunId) -> None:
     """Score 6: write the run's report; prints its URI."""
-    from ml.scoring import steps as scoring
+    from ml.scoring import steps
 
-    typer.echo(scoring.report(run_id))
+    typer.echo(steps.report(run_id))

@@ -1,0 +1,1 @@
+"""MLflow and the registry: runs, programs, versions, aliases and promotions."""

@@ -1,4 +1,4 @@
-"""MLflow's client with our credentials, and its errors in words of ours."""
+"""MLflow's library with our credentials, and its errors in our words."""
 
 import io
 import logging
@@ -14,22 +14,22 @@ from ml.errors import DataError, NightscoreError, ServiceError
 from ml.settings import settings
 from ml.timeouts import client_limits
 
-# Read when MLflow is imported, whoever does it first: its messages go where this process's log
-# goes, at their level, and not to standard error.
+# MLflow reads it when it is imported, whoever imports it first. With it, MLflow's messages go to
+# this process's log instead of standard error.
 os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")
 
-# As MLflow and requests word a status; an id may hold the same digits.
-_REFUSED = re.compile(r"error code 40[13]\b|\b40[13] (Client )?Error")
+# How MLflow and requests word a status. An id in the message may contain the same digits.
+_UNAUTHORIZED = re.compile(r"error code 40[13]\b|\b40[13] (Client )?Error")
 
 
 @lru_cache(maxsize=1)
 def mlflow_client() -> Any:
-    """An MLflow client with our credentials; MLflow reads them from the process environment."""
-    current = settings()
-    os.environ["MLFLOW_TRACKING_URI"] = current.require_mlflow_uri()
-    if current.mlflow_username:
-        os.environ["MLFLOW_TRACKING_USERNAME"] = current.mlflow_username
-        os.environ["MLFLOW_TRACKING_PASSWORD"] = current.mlflow_password.get_secret_value()
+    """Return an MLflow client with our credentials, which MLflow reads from the environment."""
+    login = settings()
+    os.environ["MLFLOW_TRACKING_URI"] = login.require_mlflow_uri()
+    if login.mlflow_username:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = login.mlflow_username
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = login.mlflow_password.get_secret_value()
     for name, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
@@ -48,7 +48,11 @@ def mlflow_client() -> Any:
 
 @contextmanager
 def mlflow_errors() -> Iterator[None]:
-    """Turns MLflow's and the network's errors into a line that names the address."""
+    """Turn MLflow's and the network's errors into one line that names the address.
+
+    Raises:
+        ServiceError: MLflow cannot be reached, refuses the login or failed.
+    """
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
 
@@ -57,46 +61,52 @@ def mlflow_errors() -> Iterator[None]:
     except NightscoreError:
         raise
     except (MlflowException, RequestException) as error:
-        where, reason = _address(), " ".join(str(error).split())[:300]
-        if _REFUSED.search(reason):
-            raise refused(where) from error
-        raise failed(where, reason) from error
+        reason = " ".join(str(error).split())[:300]
+        if _UNAUTHORIZED.search(reason):
+            raise login_error(_address()) from error
+        raise mlflow_error(_address(), reason) from error
 
 
-def refused(where: str) -> ServiceError:
-    """The error for a login that the MLflow at an address does not take."""
+def login_error(address: str) -> ServiceError:
+    """Return the error for a login that the MLflow at an address refuses."""
     return ServiceError(
-        f"MLflow at {where} refuses our credentials.",
+        f"MLflow at {address} refuses our credentials.",
         "Correct MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
     )
 
 
-def failed(where: str, reason: str) -> ServiceError:
-    """The error for whatever else goes wrong with the MLflow at an address."""
+def mlflow_error(address: str, reason: str) -> ServiceError:
+    """Return the error for every other failure of the MLflow at an address."""
     return ServiceError(
-        f"MLflow failed at {where}: {reason}", "Run `nightscore doctor` to see what is wrong."
+        f"MLflow failed at {address}: {reason}", "Run `nightscore doctor` to see what is wrong."
     )
 
 
 def _address() -> str:
-    """Where MLflow is, without the login that the address may hold."""
+    """MLflow's address without the login that it may contain."""
     parts = urlsplit(settings().mlflow_uri)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 @contextmanager
-def prints_logged() -> Iterator[None]:
-    """Logs what MLflow prints on standard error, as it does for a few of its messages."""
-    printed = io.StringIO()
+def stderr_logged() -> Iterator[None]:
+    """Send what MLflow prints on standard error, as it does for a few messages, to the log."""
+    stderr = io.StringIO()
     try:
-        with redirect_stderr(printed):
+        with redirect_stderr(stderr):
             yield
     finally:
-        for line in printed.getvalue().splitlines():
+        for line in stderr.getvalue().splitlines():
             logging.getLogger("mlflow").info("%s", line)
 
 
 def get_run(run_id: str) -> Any:
+    """Return MLflow's record of a run (`mlflow.entities.Run`).
+
+    Raises:
+        DataError: there is no such run.
+        ServiceError: MLflow failed.
+    """
     client = mlflow_client()
     from mlflow.exceptions import MlflowException
 

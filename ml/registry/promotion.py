@@ -1,9 +1,10 @@
-"""Which version is champion: changed under a lock, in MLflow and here, and audited.
+"""Which version is champion: changed under a lock, in MLflow and in Postgres, and audited.
 
-MLflow's alias write is last-writer-wins, so two promotions at once take turns at a lock in
-Postgres. MLflow's alias `champion` is what counts; `nightscore.model_alias` mirrors the aliases for
-SQL, and `nightscore.promotion` keeps every change. A promotion is written down as pending before
-MLflow is told. Whoever takes the lock next completes what was interrupted.
+When two processes write an alias in MLflow, the last one wins. Promotions of a model therefore
+take turns at a lock in Postgres. MLflow's alias `champion` decides; `nightscore.model_alias`
+mirrors the aliases for SQL, and `nightscore.promotion` keeps every change. A promotion is recorded
+as pending before the alias is set in MLflow. Whoever takes the lock next completes what was
+interrupted.
 """
 
 import logging
@@ -37,8 +38,15 @@ _UNLOCK = sa.text("SELECT pg_advisory_unlock(hashtext('promotion'), hashtext(:mo
 
 
 @dataclass(frozen=True)
-class Promoted:
-    """The champion now, and the version it replaced; `changed` is False when it was champion."""
+class PromotionResult:
+    """The outcome of a promotion.
+
+    Attributes:
+        model: the model's name.
+        version: the version that is champion now.
+        replaced: the champion before; None when there was none.
+        changed: False when the version was champion already.
+    """
 
     model: str
     version: int
@@ -46,106 +54,126 @@ class Promoted:
     changed: bool
 
 
-def promote(model: str, version: int, *, reason: str, by: str) -> Promoted:
-    """Make a version champion; the old one becomes `previous`. Repeating it changes nothing.
+def promote(model: str, version: int, *, reason: str, by: str) -> PromotionResult:
+    """Make a version champion; the champion before becomes `previous`.
+
+    Repeating it changes nothing.
+
+    Args:
+        model: the model's name.
+        version: the version to promote.
+        reason: why, for the audit.
+        by: who, for the audit.
 
     Raises:
         DataError: the model has no such version, or nothing is recorded of it.
-        ServiceError: MLflow or Postgres failed. The champion is the old one or this one; the next
-            promotion, or the next scoring run, brings the tables in line with MLflow.
+        ServiceError: MLflow or Postgres failed. The champion is the old or the new version; the
+            next promotion, or the next scoring run, brings the tables in line with MLflow.
     """
-    known = versions.versions(model)
+    known = versions.list_versions(model)
     if version not in known:
-        listed = ", ".join(map(str, known)) or "none"
-        raise DataError(f"{model} has no version {version}.", f"Registered versions: {listed}.")
-    with _locked(model) as (session, champion):
-        return _change(session, model, champion, version, "promote", reason, by)
+        numbers = ", ".join(map(str, known)) or "none"
+        raise DataError(f"{model} has no version {version}.", f"Registered versions: {numbers}.")
+    with _lock(model) as (session, champion_version):
+        return _change(session, model, champion_version, version, "promote", reason, by)
 
 
-def rollback(model: str, *, reason: str, by: str) -> Promoted:
-    """Make the version that was champion before the champion again, and the other way round.
+def rollback(model: str, *, reason: str, by: str) -> PromotionResult:
+    """Make the version `previous` champion, and the champion `previous`.
+
+    Args:
+        model: the model's name.
+        reason: why, for the audit.
+        by: who, for the audit.
 
     Raises:
         DataError: there is no previous champion.
         ServiceError: as `promote`.
     """
-    with _locked(model) as (session, champion):
+    with _lock(model) as (session, champion_version):
         previous = versions.version_of_alias(model, PREVIOUS)
         if previous is None:
             raise DataError(
                 f"{model} has no previous champion to return to.",
                 f"Choose a version with `nightscore promote {model} VERSION`.",
             )
-        return _change(session, model, champion, previous, "rollback", reason, by)
+        return _change(session, model, champion_version, previous, "rollback", reason, by)
 
 
 def set_challenger(model: str, version: int) -> None:
     """Let the alias `challenger` name the version trained last."""
-    with _locked(model) as (session, _):
-        _set(session, model, CHALLENGER, version)
+    with _lock(model) as (session, _):
+        _set_alias(session, model, CHALLENGER, version)
 
 
 def champion(model: str) -> int | None:
-    """The version that is champion, None without one.
+    """Return the version that is champion; None when the model has none.
 
-    Waits for a promotion under way, and brings the tables in line with MLflow: it completes a
-    promotion that was interrupted, and audits a champion that was made in MLflow itself.
+    Waits for a promotion in progress. Brings the tables in line with MLflow: completes a promotion
+    that was interrupted, and audits a champion that was set in MLflow itself.
+
+    Raises:
+        ServiceError: MLflow or Postgres failed.
     """
-    with _locked(model) as (_, version):
+    with _lock(model) as (_, version):
         return version
 
 
 @contextmanager
-def _locked(model: str) -> Iterator[tuple[Session, int | None]]:
-    """The model's lock, which outlasts the transactions that are committed under it; gives the
-    champion too, with which the tables agree now.
+def _lock(model: str) -> Iterator[tuple[Session, int | None]]:
+    """Take the model's lock, which lasts beyond the transactions that are committed under it.
+
+    Yields:
+        A session, and the champion, with which the tables agree.
     """
     with engine().connect() as connection, Session(connection) as session:
-        key = {"model": model}
-        session.execute(_LOCK, key)
+        parameters = {"model": model}
+        session.execute(_LOCK, parameters)
         try:
-            yield session, _settle(session, model)
+            yield session, _reconcile(session, model)
             session.commit()
         finally:
             # A connection that goes back to the pool keeps its locks; a broken one has none.
             with suppress(ServiceError, sa.exc.SQLAlchemyError):
                 session.rollback()
-                session.execute(_UNLOCK, key)
+                session.execute(_UNLOCK, parameters)
                 session.commit()
 
 
-def _settle(session: Session, model: str) -> int | None:
-    """Bring the tables in line with MLflow: whatever stopped a promotion half-way, MLflow's alias
-    names one version, and says whether the promotion came about. Returns that version.
+def _reconcile(session: Session, model: str) -> int | None:
+    """Bring the tables in line with MLflow and return the champion.
+
+    MLflow's alias names one version, whatever interrupted a promotion. So it tells whether the
+    promotion took effect.
     """
-    champion = versions.version_of_alias(model, CHAMPION)
+    champion_version = versions.version_of_alias(model, CHAMPION)
     pending = session.scalars(
         sa.select(Promotion)
         .where(Promotion.model == model, Promotion.state == PENDING)
         .order_by(Promotion.promotion_id)
     ).all()
-    for left in pending:
-        left.state = DONE if left.version == champion else ABANDONED
+    for promotion in pending:
+        promotion.state = DONE if promotion.version == champion_version else ABANDONED
         log.warning(
             "%s: the promotion of version %s was interrupted and is %s now",
             model,
-            left.version,
-            left.state,
+            promotion.version,
+            promotion.state,
         )
-        if left.state == DONE and left.replaced is not None:
-            _set(session, model, PREVIOUS, left.replaced)
+        if promotion.state == DONE and promotion.replaced is not None:
+            _set_alias(session, model, PREVIOUS, promotion.replaced)
     mirrored = session.scalar(
         sa.select(ModelAlias.version).where(ModelAlias.model == model, ModelAlias.alias == CHAMPION)
     )
-    if champion is None or champion == mirrored:
-        return champion
-    if not any(left.state == DONE for left in pending):
-        _audit_outside(session, model, champion, mirrored)
-    _mirror(session, model, CHAMPION, champion)
-    return champion
+    if champion_version is None or champion_version == mirrored:
+        return champion_version
+    if not any(promotion.state == DONE for promotion in pending):
+        _audit_outside_change(session, model, champion_version, mirrored)
+    _mirror_alias(session, model, CHAMPION, champion_version)
+    return champion_version
 
 
-def _audit_outside(session: Session, model: str, version: int, replaced: int | None) -> None:
+def _audit_outside_change(session: Session, model: str, version: int, replaced: int | None) -> None:
     reason = "the alias was moved in MLflow, not by Nightscore"
     log.warning("%s: version %s is champion instead of %s: %s", model, version, replaced, reason)
     session.add(
@@ -163,23 +191,24 @@ def _audit_outside(session: Session, model: str, version: int, replaced: int | N
 def _change(
     session: Session,
     model: str,
-    champion: int | None,
+    replaced: int | None,
     version: int,
     action: str,
     reason: str,
     by: str,
-) -> Promoted:
+) -> PromotionResult:
+    """Make `version` champion in the place of `replaced`; the caller holds the lock."""
     if session.get(ModelVersion, (model, version)) is None:
         raise DataError(
             f"{model}/{version} is not registered in nightscore.model_version, so it cannot score.",
             f"Register a version with `nightscore train {model}`.",
         )
-    if champion == version:
-        return Promoted(model, version, champion, False)
+    if replaced == version:
+        return PromotionResult(model, version, replaced, changed=False)
     promotion = Promotion(
         model=model,
         version=version,
-        replaced=champion,
+        replaced=replaced,
         action=action,
         reason=reason,
         promoted_by=by,
@@ -187,21 +216,21 @@ def _change(
     )
     session.add(promotion)
     session.commit()
-    # One write: whatever stops us before or after it, `champion` names one version.
-    _set(session, model, CHAMPION, version)
-    if champion is not None:
-        _set(session, model, PREVIOUS, champion)
+    # A single write: `champion` names one version even if the process stops before or after it.
+    _set_alias(session, model, CHAMPION, version)
+    if replaced is not None:
+        _set_alias(session, model, PREVIOUS, replaced)
     promotion.state = DONE
-    log.info("%s: version %s is champion, it replaces %s (%s)", model, version, champion, reason)
-    return Promoted(model, version, champion, True)
+    log.info("%s: version %s is champion, it replaces %s (%s)", model, version, replaced, reason)
+    return PromotionResult(model, version, replaced, changed=True)
 
 
-def _set(session: Session, model: str, alias: str, version: int) -> None:
+def _set_alias(session: Session, model: str, alias: str, version: int) -> None:
     versions.set_alias(model, alias, version)
-    _mirror(session, model, alias, version)
+    _mirror_alias(session, model, alias, version)
 
 
-def _mirror(session: Session, model: str, alias: str, version: int) -> None:
+def _mirror_alias(session: Session, model: str, alias: str, version: int) -> None:
     statement = insert(ModelAlias).values(model=model, alias=alias, version=version)
     session.execute(
         statement.on_conflict_do_update(

@@ -1,6 +1,6 @@
-"""MLflow's training runs: what is recorded while a model is made; and the client, for the registry.
+"""Training runs in MLflow: parameters, metrics, tags and artifacts.
 
-What later steps need is in a run's artifacts and tags, never in memory.
+What a later step needs is in a run's artifacts and tags, never in memory.
 """
 
 import csv
@@ -23,50 +23,71 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ATTEMPT = "nightscore.attempt"
-# MLflow shows the pages of training, not those of language models and their traces.
-_KIND = {"mlflow.experimentKind": "custom_model_development"}
+# Artifacts and tags of a run that several packages use.
+MODEL_FILE, ENVIRONMENT_FILE, EVALUATION_FILE = "model.json", "environment.json", "evaluation.json"
+SNAPSHOT_TAG, MODEL_TAG = "nightscore.snapshot", "nightscore.model"
+REPEATS_TAG, WEIGHTS_TAG = "nightscore.repeats", "nightscore.weights_sha256"
+
+_IDEMPOTENCY_TAG = "nightscore.attempt"
+# With it MLflow shows the pages of training, not those of language models and their traces.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _SAMPLING_INTERVAL_S = 5.0
+# The longest value of a parameter that MLflow stores.
+_MAX_PARAM_LENGTH = 6000
 
 
-def start_run(model: str, attempt: str | None, tags: Mapping[str, str]) -> str:
-    """Start a training run in the experiment of the model's name, called by model and time in UTC;
-    returns its id.
+def start_run(model: str, idempotency_key: str | None, tags: Mapping[str, str]) -> str:
+    """Start a training run, named by model and time (UTC), in the experiment of the model's name.
 
-    A run that an earlier try of the same attempt left unfinished is marked failed.
+    A run that an earlier try with the same key left unfinished is marked failed.
+
+    Args:
+        model: the model's name.
+        idempotency_key: the same for every try of the same training, such as Airflow's run id;
+            None for a training that is not retried.
+        tags: tags of the run.
+
+    Returns:
+        The run's id.
+
+    Raises:
+        ServiceError: MLflow failed.
     """
     client = mlflow_client()
     with mlflow_errors():
         experiment = client.get_experiment_by_name(model)
-        identity = (
-            experiment.experiment_id if experiment else client.create_experiment(model, tags=_KIND)
+        experiment_id = (
+            experiment.experiment_id
+            if experiment
+            else client.create_experiment(model, tags=_EXPERIMENT_TAGS)
         )
-        if attempt:
-            for left in _runs_of(identity, attempt):
-                if left.info.status == "RUNNING":
-                    client.set_terminated(left.info.run_id, "FAILED")
-        own = {"mlflow.source.name": "nightscore"} | ({_ATTEMPT: attempt} if attempt else {})
+        all_tags = {**tags, "mlflow.source.name": "nightscore"}
+        if idempotency_key:
+            for run in _search_runs(experiment_id, idempotency_key):
+                if run.info.status == "RUNNING":
+                    client.set_terminated(run.info.run_id, "FAILED")
+            all_tags[_IDEMPOTENCY_TAG] = idempotency_key
         name = f"{model} {datetime.now(UTC):%Y-%m-%d %H:%M}"
-        run = client.create_run(identity, tags={**tags, **own}, run_name=name)
+        run = client.create_run(experiment_id, tags=all_tags, run_name=name)
         return str(run.info.run_id)
 
 
-def finished_run(model: str, attempt: str | None) -> str | None:
-    """The id of the run that this attempt has finished before, so that a retry can reuse it."""
-    if not attempt:
+def find_finished_run(model: str, idempotency_key: str | None) -> str | None:
+    """Return the id of the run that an earlier try with this key has finished; None without one."""
+    if not idempotency_key:
         return None
     with mlflow_errors():
         experiment = mlflow_client().get_experiment_by_name(model)
-        runs = _runs_of(experiment.experiment_id, attempt) if experiment else []
-        return next((r.info.run_id for r in runs if r.info.status == "FINISHED"), None)
+        runs = _search_runs(experiment.experiment_id, idempotency_key) if experiment else []
+        return next((run.info.run_id for run in runs if run.info.status == "FINISHED"), None)
 
 
-def _runs_of(experiment_id: str, attempt: str) -> Sequence[Any]:
-    quoted = attempt.replace("'", "")
-    found: Sequence[Any] = mlflow_client().search_runs(
-        [experiment_id], filter_string=f"tags.`{_ATTEMPT}` = '{quoted}'"
+def _search_runs(experiment_id: str, idempotency_key: str) -> Sequence[Any]:
+    quoted = idempotency_key.replace("'", "")
+    runs: Sequence[Any] = mlflow_client().search_runs(
+        [experiment_id], filter_string=f"tags.`{_IDEMPOTENCY_TAG}` = '{quoted}'"
     )
-    return found
+    return runs
 
 
 def end_run(run_id: str, *, failed: bool = False) -> None:
@@ -79,18 +100,21 @@ def log_params(run_id: str, values: Mapping[str, Any]) -> None:
     """Record parameters of a run."""
     from mlflow.entities import Param
 
+    params = [Param(name, str(value)[:_MAX_PARAM_LENGTH]) for name, value in values.items()]
     with mlflow_errors():
-        mlflow_client().log_batch(
-            run_id, params=[Param(k, str(v)[:6000]) for k, v in values.items()]
-        )
+        mlflow_client().log_batch(run_id, params=params)
 
 
 def log_metrics(run_id: str, values: Mapping[str, float], step: int = 0) -> None:
     """Record metrics of a run at a step (an epoch); values that are not finite are left out."""
     from mlflow.entities import Metric
 
-    now = int(time.time() * 1000)
-    metrics = [Metric(k, float(v), now, step) for k, v in values.items() if math.isfinite(v)]
+    now_ms = int(time.time() * 1000)
+    metrics = [
+        Metric(name, float(value), now_ms, step)
+        for name, value in values.items()
+        if math.isfinite(value)
+    ]
     with mlflow_errors():
         mlflow_client().log_batch(run_id, metrics=metrics)
 
@@ -102,14 +126,14 @@ def log_json(run_id: str, name: str, value: Any) -> None:
 
 
 def read_json(run_id: str, name: str) -> Any:
-    """A JSON document from a run's artifacts."""
+    """Read a JSON document from a run's artifacts."""
     with tempfile.TemporaryDirectory() as folder, mlflow_errors():
         path = mlflow_client().download_artifacts(run_id, name, folder)
         return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def log_figures(run_id: str, figures: Mapping[str, bytes]) -> None:
-    """Store PNG pictures, name → bytes, below `plots/` of a run's artifacts."""
+    """Store figures, name → PNG, below `plots/` of a run's artifacts."""
     with tempfile.TemporaryDirectory() as folder, mlflow_errors():
         for name, content in figures.items():
             (Path(folder) / f"{name}.png").write_bytes(content)
@@ -117,25 +141,24 @@ def log_figures(run_id: str, figures: Mapping[str, bytes]) -> None:
 
 
 def log_table(run_id: str, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Store rows, all of the same columns, as a CSV file below `tables/` of a run's artifacts."""
+    """Store rows, which all have the same columns, as CSV below `tables/` of a run's artifacts."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [])
     writer.writeheader()
     writer.writerows(rows)
-    # Not MLflow's log_table, which appends to what an earlier try of the step has left.
+    # Not MLflow's log_table, which would append to the file of an earlier try of the step.
     with mlflow_errors():
         mlflow_client().log_text(run_id, text.getvalue(), f"tables/{name}.csv")
 
 
 @contextmanager
-def monitored(run_id: str) -> Iterator[None]:
-    """Record how busy the machine is (processor, memory, disk, network, NVIDIA's GPUs) as metrics
-    of a run.
+def log_system_metrics(run_id: str) -> Iterator[None]:
+    """Sample the load of processor, memory, disk, network and NVIDIA GPUs as metrics of a run.
 
-    They are sampled every few seconds while the context is open. A monitor that cannot start is
-    warned of, and what is in the context goes on.
+    Samples are taken every few seconds while the context is open. When the monitor cannot start,
+    a warning is logged and the body of the context runs without it.
     """
-    monitor = _monitor(run_id)
+    monitor = _start_monitor(run_id)
     try:
         yield
     finally:
@@ -143,14 +166,14 @@ def monitored(run_id: str) -> Iterator[None]:
             monitor.finish()
 
 
-def _monitor(run_id: str) -> Any | None:
+def _start_monitor(run_id: str) -> Any | None:
     mlflow_client()
     try:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         monitor = SystemMetricsMonitor(run_id, sampling_interval=_SAMPLING_INTERVAL_S)
         monitor.start()
-    except Exception as error:  # of whatever library asks the machine or its drivers
+    except Exception as error:  # of any library that asks the machine or its drivers
         log.warning("The machine is not monitored while training: %s", error)
         return None
     return monitor
@@ -166,13 +189,17 @@ def log_snapshot(run_id: str, snapshot: "Snapshot") -> None:
         resolve_dataset_source(snapshot.uri), name=snapshot.dataset, digest=snapshot.hash
     )
     context = [InputTag("mlflow.data.context", "training")]
-    entry = DatasetInput(dataset._to_mlflow_entity(), tags=context)
+    dataset_input = DatasetInput(dataset._to_mlflow_entity(), tags=context)
     with mlflow_errors():
-        mlflow_client().log_inputs(run_id, datasets=[entry])
+        mlflow_client().log_inputs(run_id, datasets=[dataset_input])
 
 
 def run_tags(run_id: str) -> dict[str, str]:
-    """The tags of a run; raises DataError when there is no such run."""
+    """Return the tags of a run.
+
+    Raises:
+        DataError: there is no such run.
+    """
     return dict(get_run(run_id).data.tags)
 
 
@@ -184,18 +211,15 @@ def set_run_tags(run_id: str, tags: Mapping[str, str]) -> None:
 
 
 def run_status(run_id: str) -> str:
-    """RUNNING, FINISHED or FAILED; raises DataError when there is no such run."""
+    """Return the status of a run: RUNNING, FINISHED or FAILED.
+
+    Raises:
+        DataError: there is no such run.
+    """
     return str(get_run(run_id).info.status)
 
 
-def artifacts(run_id: str) -> list[str]:
-    """The names of a run's artifacts at the top."""
+def list_artifacts(run_id: str) -> list[str]:
+    """Return the names of a run's artifacts at the top level."""
     with mlflow_errors():
-        return [found.path for found in mlflow_client().list_artifacts(run_id)]
-
-
-MODEL, ENVIRONMENT, EVALUATION = "model.json", "environment.json", "evaluation.json"
-
-SNAPSHOT_TAG, MODEL_TAG = "nightscore.snapshot", "nightscore.model"
-
-REPEATS_TAG, WEIGHTS_TAG = "nightscore.repeats", "nightscore.weights_sha256"
+        return [artifact.path for artifact in mlflow_client().list_artifacts(run_id)]

@@ -1,1 +1,1 @@
-"""The nightly report: a self-contained HTML page for each scoring run."""
+"""The nightly report: a self-contained HTML page per scoring run, and the list of the runs."""

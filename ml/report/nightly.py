@@ -1,10 +1,12 @@
-"""The page of one scoring run: what was found, flagged, marked for review, or not to be scored.
+"""The report of one scoring run: images that were flagged, marked for review or rejected.
 
-The page is one HTML file without scripts or outside references; pictures are embedded.
+The report is a single HTML page without scripts or references to other files; its pictures are
+embedded.
 """
 
 import base64
 import io
+from collections.abc import Mapping
 from datetime import date
 from typing import Any
 from uuid import UUID
@@ -19,24 +21,33 @@ from ml.database.tables import ScoringRun
 from ml.errors import DataError, NightscoreError
 from ml.images.rejection import RejectedError
 from ml.parallel import parallel_map
-from ml.report.rendering import render as render_template
+from ml.report.rendering import render_template
 from ml.storage.object_store import object_store
 
-MOST_ANOMALIES = 48
-MOST_UNCERTAIN = 24
-MOST_REVIEWED = 24
-MOST_REJECTIONS = 100
-MOST_MISSING = 100
+# How many images of each kind the page shows.
+MAX_ANOMALIES = 48
+MAX_UNCERTAIN = 24
+MAX_REVIEWED = 24
+MAX_REJECTIONS = 100
+MAX_MISSING = 100
 _THUMBNAIL_PX = 160
 
 
 def write(run_id: UUID) -> str:
-    """Render the page of a run as the tables have it now and put it into S3; returns its URI."""
-    content = render(run_id)
+    """Render the report of a run from the tables as they are now, and put it into S3.
+
+    Returns:
+        The URI of the page.
+
+    Raises:
+        DataError: there is no such run.
+        ServiceError: Postgres or S3 failed.
+    """
+    page = render(run_id)
     with transaction() as session:
         run = _summary(session, run_id)
         uri = _uri(run["stream"], run["night"], run_id)
-        object_store().put(uri, content.encode(), "text/html; charset=utf-8")
+        object_store().put(uri, page.encode(), "text/html; charset=utf-8")
         session.execute(
             sa.update(ScoringRun).where(ScoringRun.run_id == run_id).values(report_uri=uri)
         )
@@ -44,7 +55,12 @@ def write(run_id: UUID) -> str:
 
 
 def read(run_id: UUID) -> str:
-    """The stored page of a run; raises FileNotFoundError when it has none."""
+    """Return the stored report of a run.
+
+    Raises:
+        FileNotFoundError: the run has no report.
+        ServiceError: Postgres or S3 failed.
+    """
     with transaction() as session:
         uri = session.scalar(sa.select(ScoringRun.report_uri).where(ScoringRun.run_id == run_id))
     if uri is None:
@@ -53,20 +69,25 @@ def read(run_id: UUID) -> str:
 
 
 def render(run_id: UUID) -> str:
-    """The page of a run as HTML; all its figures are of one moment."""
+    """Return the report of a run as HTML; all its figures are from one snapshot of the tables.
+
+    Raises:
+        DataError: there is no such run.
+        ServiceError: Postgres or S3 failed.
+    """
     with transaction(repeatable_read=True) as session:
         summary = _summary(session, run_id)
-        found = {
+        sections: dict[str, list[Any]] = {
             "versions": rows(session, "report/sql/versions", run_id=run_id),
-            "anomalies": rows(session, "report/sql/anomalies", run_id=run_id, most=MOST_ANOMALIES),
-            "review": rows(session, "report/sql/review", run_id=run_id, most=MOST_REVIEWED),
-            "uncertain": rows(session, "report/sql/uncertain", run_id=run_id, most=MOST_UNCERTAIN),
+            "anomalies": rows(session, "report/sql/anomalies", run_id=run_id, most=MAX_ANOMALIES),
+            "review": rows(session, "report/sql/review", run_id=run_id, most=MAX_REVIEWED),
+            "uncertain": rows(session, "report/sql/uncertain", run_id=run_id, most=MAX_UNCERTAIN),
             "classes": rows(session, "report/sql/classes", run_id=run_id),
             "reasons": rows(session, "report/sql/reasons", run_id=run_id),
             "rejections": rows(
-                session, "report/sql/rejections", run_id=run_id, most=MOST_REJECTIONS
+                session, "report/sql/rejections", run_id=run_id, most=MAX_REJECTIONS
             ),
-            "missing": rows(session, "report/sql/missing_images", run_id=run_id, most=MOST_MISSING),
+            "missing": rows(session, "report/sql/missing_images", run_id=run_id, most=MAX_MISSING),
             "drift": rows(
                 session,
                 "report/sql/drift",
@@ -76,34 +97,34 @@ def render(run_id: UUID) -> str:
             ),
         }
     for gallery in ("anomalies", "review", "uncertain"):
-        found[gallery] = list(
-            parallel_map(_with_pictures, found[gallery], threads=8, buffer_size=16)
+        sections[gallery] = list(
+            parallel_map(_add_pictures, sections[gallery], threads=8, buffer_size=16)
         )
-    return render_template("run.html", run=summary, **found)
+    return render_template("run.html", run=summary, **sections)
 
 
 def _summary(session: Session, run_id: UUID) -> dict[str, Any]:
-    found = rows(session, "report/sql/summary", run_id=run_id)
-    if not found:
+    summaries = rows(session, "report/sql/summary", run_id=run_id)
+    if not summaries:
         raise DataError(f"There is no scoring run {run_id}.")
-    return dict(found[0])
+    return dict(summaries[0])
 
 
 def _uri(stream: str, night: date, run_id: UUID) -> str:
     return f"{configuration().storage}/reports/{stream}/dt={night}/{run_id}.html"
 
 
-def _with_pictures(row: Any) -> dict[str, Any]:
+def _add_pictures(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **row,
         "picture": _thumbnail(row["uri"]),
-        "heatmap": _embedded(row["heatmap_uri"]) if row.get("heatmap_uri") else None,
+        "heatmap": _embed(row["heatmap_uri"]) if row.get("heatmap_uri") else None,
     }
 
 
 def _thumbnail(uri: str) -> str | None:
-    """The image as a data URI, small crops enlarged; None when it is gone or unreadable."""
-    # What a night without new images has no use for.
+    """The image as a data URI, enlarged if it is small; None when it is gone or unreadable."""
+    # Not at the top: a night without new images needs neither.
     from PIL import Image
 
     from ml.images import decoding
@@ -121,14 +142,15 @@ def _thumbnail(uri: str) -> str | None:
     return _data_uri(buffer.getvalue(), "image/jpeg")
 
 
-def _embedded(uri: str) -> str | None:
+def _embed(uri: str) -> str | None:
+    """A picture of the object store as a data URI; None when it is gone."""
     try:
-        # Those of older runs are PNGs.
-        kind = "image/png" if uri.endswith(".png") else "image/jpeg"
-        return _data_uri(object_store().get(uri)[0], kind)
+        # The heat maps of older runs are PNG files.
+        media_type = "image/png" if uri.endswith(".png") else "image/jpeg"
+        return _data_uri(object_store().get(uri)[0], media_type)
     except (FileNotFoundError, NightscoreError):
         return None
 
 
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def _data_uri(content: bytes, media_type: str) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"

@@ -1,4 +1,4 @@
-"""The HTML templates of the reports; everything put into them is escaped."""
+"""The HTML templates of the reports; every value in them is escaped."""
 
 from datetime import datetime
 from functools import lru_cache
@@ -25,8 +25,8 @@ def _environment() -> Environment:
     return environment
 
 
-def render(template: str, **values: Any) -> str:
-    """The template `ml/report/templates/TEMPLATE` filled with `values`."""
+def render_template(template: str, **values: Any) -> str:
+    """Fill the template `ml/report/templates/TEMPLATE` with `values`."""
     return _environment().get_template(template).render(**values)
 
 
@@ -43,7 +43,7 @@ def _figure(number: float | None) -> str:
 
 
 def _score(score: float | None) -> str:
-    """With enough digits to tell scores near 1 apart; never rounded up to 1."""
+    """With enough digits to distinguish scores near 1; never rounded up to 1."""
     if score is None:
         return "–"
     return "> 0.99999" if score > 0.99999 else f"{score:.5f}"

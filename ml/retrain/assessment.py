@@ -40,7 +40,7 @@ def run(
             (`ml.evaluation.metrics.score_reference`).
     """
     parts = data.load(snapshot, model)
-    program = Program.load(*programs.program_of_run(run_id), device.select_device())
+    program = Program.load(*programs.fetch_from_run(run_id), device.select_device())
     held = evaluate(program, parts.holdout.pixels, parts.holdout.labels)
     test = evaluate(program, parts.test.pixels, parts.test.labels) if len(parts.test) else None
     found, other = None, None

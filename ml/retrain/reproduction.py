@@ -9,9 +9,9 @@ from ml.config.schema import Model
 from ml.errors import DataError
 from ml.registry import tracking
 from ml.registry.tracking import (
-    ENVIRONMENT,
-    EVALUATION,
-    MODEL,
+    ENVIRONMENT_FILE,
+    EVALUATION_FILE,
+    MODEL_FILE,
     MODEL_TAG,
     SNAPSHOT_TAG,
     WEIGHTS_TAG,
@@ -44,14 +44,16 @@ def recording(model: str, run_id: str) -> Recording:
             f"Run {run_id} is {status.lower()}: it has nothing to be repeated and compared with.",
             "Choose a run that has finished.",
         )
-    if missing := {MODEL, ENVIRONMENT, EVALUATION} - set(tracking.artifacts(run_id)):
+    if missing := {MODEL_FILE, ENVIRONMENT_FILE, EVALUATION_FILE} - set(
+        tracking.list_artifacts(run_id)
+    ):
         raise DataError(
             f"Run {run_id} has no {', '.join(sorted(missing))}: it was not evaluated, or trained "
             "by a version of Nightscore that did not record this."
         )
-    environment = tracking.read_json(run_id, ENVIRONMENT)
+    environment = tracking.read_json(run_id, ENVIRONMENT_FILE)
     try:
-        settings = Model.model_validate(tracking.read_json(run_id, MODEL))
+        settings = Model.model_validate(tracking.read_json(run_id, MODEL_FILE))
     except ValidationError as error:
         raise DataError(
             f"The configuration that run {run_id} recorded is not one of this version: "
@@ -72,14 +74,15 @@ def compare(recorded: str, repeated: str) -> dict[str, Any]:
     """
     from ml.training import environment
 
-    before = _numbers(tracking.read_json(recorded, EVALUATION))
-    now = _numbers(tracking.read_json(repeated, EVALUATION))
+    before = _numbers(tracking.read_json(recorded, EVALUATION_FILE))
+    now = _numbers(tracking.read_json(repeated, EVALUATION_FILE))
     common = before.keys() & now.keys()
     metrics = {k: [before[k], now[k]] for k in before if k in common and before[k] != now[k]}
     weights = [tracking.run_tags(run_id).get(WEIGHTS_TAG) for run_id in (recorded, repeated)]
     result = {
         "circumstances": environment.diff(
-            tracking.read_json(recorded, ENVIRONMENT), tracking.read_json(repeated, ENVIRONMENT)
+            tracking.read_json(recorded, ENVIRONMENT_FILE),
+            tracking.read_json(repeated, ENVIRONMENT_FILE),
         ),
         "weights_identical": weights[0] == weights[1],
         "metrics_identical": bool(common) and not metrics,

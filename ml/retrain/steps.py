@@ -23,15 +23,15 @@ from ml.database.connection import transaction
 from ml.database.tables import CHAMPION, ModelVersion
 from ml.evaluation.gate import Champion, Decision, decide
 from ml.program.info import ConvertedInfo, ProgramInfo
-from ml.registry import artifacts, programs, promotion, record, tracking, versions
-from ml.registry.converted import log_form
+from ml.registry import artifacts, programs, promotion, registration, tracking, versions
+from ml.registry.openvino_models import log_openvino_model
 from ml.retrain import reproduction
 from ml.retrain.model_card import describe
 
 log = logging.getLogger(__name__)
 
 Value = dict[str, Any]
-_EVALUATION, _DECISION = tracking.EVALUATION, "gate.json"
+_EVALUATION, _DECISION = tracking.EVALUATION_FILE, "gate.json"
 _SNAPSHOT, _SYNTHETIC = tracking.SNAPSHOT_TAG, "nightscore.synthetic"
 _REPEATS = tracking.REPEATS_TAG
 
@@ -62,7 +62,7 @@ def train(value: Value, attempt_key: str | None = None) -> Value:
     from ml.training import train as job
 
     model = value["model"]
-    done = tracking.finished_run(model, attempt_key)
+    done = tracking.find_finished_run(model, attempt_key)
     if done is not None:
         log.info("This attempt was trained before, in run %s", done)
         return {"model": model, "run_id": done}
@@ -74,7 +74,7 @@ def train(value: Value, attempt_key: str | None = None) -> Value:
     tags |= {tracking.MODEL_TAG: model} | ({_REPEATS: repeated.run_id} if repeated else {})
     run_id = tracking.start_run(model, attempt_key, tags)
     try:
-        with tracking.monitored(run_id):
+        with tracking.log_system_metrics(run_id):
             job.run(model, settings, taken, run_id, threads)
     except BaseException:
         tracking.end_run(run_id, failed=True)
@@ -113,7 +113,7 @@ def register(value: Value) -> Value:
     found = tracking.read_json(run_id, _EVALUATION)
     decision = TypeAdapter(Decision).validate_python(tracking.read_json(run_id, _DECISION))
     tags = tracking.run_tags(run_id)
-    path, info = programs.program_of_run(run_id)
+    path, info = programs.fetch_from_run(run_id)
     converted = _converted(run_id, path, info)
     threshold = _threshold_detail(run_id)
     version = versions.register(
@@ -140,7 +140,7 @@ def register(value: Value) -> Value:
         "task": info.task,
         "mlflow_run_id": run_id,
         "program_sha256": info.sha256,
-        "program": record.described(replace(info, model=model, version=version)),
+        "program": registration.program_info_json(replace(info, model=model, version=version)),
         "snapshot_uri": tags[_SNAPSHOT],
         "metrics": _flat(found),
         "threshold": info.threshold,
@@ -171,7 +171,11 @@ def _converted(run_id: str, path: Path, info: ProgramInfo) -> ConvertedInfo | No
     from ml.program.selection import convert_program
 
     form = convert_program(path, info)
-    return log_form(artifacts.model_of_run(run_id), form) if form is not None else None
+    return (
+        log_openvino_model(artifacts.logged_model_id_of_run(run_id), form)
+        if form is not None
+        else None
+    )
 
 
 def promote(value: Value) -> Value:
@@ -229,7 +233,7 @@ def repeat(model: str, run_id: str, on_step: Callable[[str], None] = lambda step
 def _settings(model: str, run_id: str, tags: dict[str, str]) -> Model:
     """The configuration that a run is judged by: today's, or for a repetition the recorded one."""
     if _REPEATS in tags:
-        return Model.model_validate(tracking.read_json(run_id, tracking.MODEL))
+        return Model.model_validate(tracking.read_json(run_id, tracking.MODEL_FILE))
     return configuration().model(model)
 
 

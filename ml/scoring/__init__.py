@@ -1,5 +1,5 @@
 """Scoring a night: open run, discover, plan shards, score shards, reconcile, report."""
 
-# Of a shard, here and in Airflow; then the run fails and names its images. It stands here because a
-# DAG file reads it when it is parsed, and loads nothing else for it.
-ATTEMPTS = 3
+# How often a shard is tried, on the command line and in Airflow, before its run fails and names its
+# images. It is here because a DAG file reads it when it is parsed, and must import nothing else.
+SHARD_ATTEMPTS = 3

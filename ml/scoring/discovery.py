@@ -1,4 +1,4 @@
-"""Which images of a night are new: the listing of S3 less what the tables already hold."""
+"""Which images of a night are new: the objects listed in S3 that the tables do not have yet."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -16,13 +16,13 @@ from ml.database.copying import copy
 from ml.database.tables import Manifest
 from ml.images.formats import SUFFIXES
 from ml.images.rejection import TRANSIENT
-from ml.scoring import run as runs
+from ml.scoring import runs
 from ml.storage import nights
 from ml.storage.object_store import ObjectInfo, object_store
 
 log = logging.getLogger(__name__)
 
-# Above about a thousand mapped tasks Airflow's scheduler slows down; shards grow instead.
+# Airflow's scheduler slows down above about a thousand mapped tasks. Shards grow instead.
 MAX_SHARDS = 500
 
 _LISTING = """
@@ -34,22 +34,26 @@ _COLUMNS = ("night", "uri", "etag", "bytes", "modified")
 
 
 def discover(run_id: UUID) -> int:
-    """Write the run's manifest: the images it has to score, cut into shards.
+    """Write the run's manifest: the images that it has to score, divided into shards.
 
-    Lists the run's night and the nights it looks back on. Run again, it adds what is new since;
-    nothing that is in the manifest leaves it.
+    Lists the run's night and the nights that it looks back on. A repetition adds what has arrived
+    since; nothing is removed from the manifest.
 
     Returns:
         The number of images in the manifest.
+
+    Raises:
+        DataError: there is no such run.
+        ServiceError: Postgres or S3 failed.
     """
     with transaction() as session:
-        run = runs.get(session, run_id)
+        run = runs.get_run(session, run_id)
         stream = configuration().stream(run.stream)
         session.execute(sa.text(_LISTING))
-        copy(session, "listing", _COLUMNS, _listed(stream, run.night))
-        # Without statistics the planner takes a million rows for a few.
+        copy(session, "listing", _COLUMNS, _list_images(stream, run.night))
+        # Without statistics the planner expects a few rows where there may be a million.
         session.execute(sa.text("ANALYZE listing"))
-        _ensure_nights(session)
+        _ensure_partitions(session)
         session.execute(statement("scoring/sql/discover_images"), {"stream": run.stream})
         session.execute(
             statement("scoring/sql/discover_manifest"),
@@ -70,24 +74,26 @@ def discover(run_id: UUID) -> int:
 
 
 def plan_shards(run_id: UUID) -> list[int]:
-    """The numbers of the shards that are still to score, in order."""
+    """Return the numbers of the run's shards that are not finished, in ascending order."""
     with transaction() as session:
         session.execute(statement("scoring/sql/plan_shards"), {"run_id": run_id})
         return list(session.scalars(statement("scoring/sql/unfinished_shards"), {"run_id": run_id}))
 
 
-def _listed(stream: Stream, night: date) -> Iterator[tuple[Any, ...]]:
-    for one in nights.lookback(night, stream.lookback_nights):
-        for page in object_store().list_pages(nights.folder(stream.prefix, one)):
-            yield from _image_rows(one, page)
+def _list_images(stream: Stream, last_night: date) -> Iterator[tuple[Any, ...]]:
+    """The rows of `listing`."""
+    for night in nights.lookback(last_night, stream.lookback_nights):
+        for page in object_store().list_pages(nights.folder(stream.prefix, night)):
+            yield from _image_rows(night, page)
 
 
 def _image_rows(night: date, page: Iterable[ObjectInfo]) -> Iterator[tuple[Any, ...]]:
-    for found in page:
-        if found.uri.lower().endswith(SUFFIXES):
-            yield night, found.uri, found.etag, found.size, found.modified
+    for listed in page:
+        if listed.uri.lower().endswith(SUFFIXES):
+            yield night, listed.uri, listed.etag, listed.size, listed.modified
 
 
-def _ensure_nights(session: Session) -> None:
+def _ensure_partitions(session: Session) -> None:
+    """Create the tables' partitions of the listed nights where they are missing."""
     for night in session.scalars(sa.text("SELECT DISTINCT night FROM listing ORDER BY night")):
         session.execute(sa.select(sa.func.nightscore.ensure_night(night)))

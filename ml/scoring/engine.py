@@ -1,22 +1,23 @@
 """The scoring engine: images in, results out, in one pass.
 
-A thread fetches and makes batches of what arrives. A few threads for each core take a batch each,
-decode it and run it through the programs; this thread hands their results on. Between them
-lie queues of bounded length, so memory does not grow with the number of images. An image is
-fetched and decoded once, however many models score it.
+One thread fetches images and collects them in batches. A few threads per core take a batch each,
+decode it and run it through the programs; the caller's thread hands the results on. Bounded queues
+lie between them, so memory does not grow with the number of images. An image is fetched and decoded
+once, however many models score it.
 
-Needs numpy, Pillow, simplejpeg, OpenCV, what runs the programs (`ml.program.runtime`) and a `fetch`
-function; neither mlflow nor Postgres nor Airflow.
+The engine needs numpy, Pillow, simplejpeg, OpenCV, what runs the programs (`ml.program.runtime`)
+and a `fetch` function. It needs neither MLflow nor Postgres nor Airflow.
 """
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from typing import NamedTuple
 
 import numpy as np
 
+from ml.config.schema import Limits
 from ml.images.decoding import decode
 from ml.images.rejection import Reason, RejectedError
 from ml.images.resizing import empty_batch, resize
@@ -26,15 +27,24 @@ from ml.program.info import ANOMALOUS, CLASSIFICATION, NORMAL
 from ml.program.program import Outputs, Program
 from ml.storage.download import DownloadRequest, DownloadResult
 
-# Images a forward pass: on a GPU enough to fill it, on a CPU no more than its caches hold.
-BATCH = {"cpu": 128, "cuda": 256}
-# A batch of large images is handed over earlier, so that all threads get some.
-_BYTES_A_BATCH = 4 * 2**20
+# Images per forward pass: enough to fill a GPU, and no more than the caches of a CPU hold.
+BATCH_SIZE = {"cpu": 128, "cuda": 256}
+# A batch with this many bytes of files is complete, so that all threads get some of the large ones.
+_MAX_BATCH_BYTES = 4 * 2**20
+
 Size = tuple[int, int]
 
 
 class Item(NamedTuple):
-    """An image to score: its place in the tables, its URI, ETag and size in bytes as listed."""
+    """An image to score.
+
+    Attributes:
+        night: the night that it belongs to.
+        image_id: its number in the tables, unique within the night.
+        uri: where it lies.
+        etag: its ETag as listed, without quotes.
+        bytes: its size as listed.
+    """
 
     night: date
     image_id: int
@@ -43,42 +53,73 @@ class Item(NamedTuple):
     bytes: int
 
 
-Fetch = Callable[[Iterable[DownloadRequest[Item]]], Iterator[DownloadResult[Item]]]
+class Prediction(NamedTuple):
+    """The result of one version for one image.
 
-
-class Result(NamedTuple):
-    """What one version makes of one image: a prediction, or a rejection when `reason` is set.
-
-    `flagged` says that `score` has reached the version's threshold, `review` that `novelty` (None
-    where the version gives none) has reached the one for that; either goes without the other.
-    `pixels` (uint8, 3 x H x W) and `heat` (float32, coarser) are there for flagged images only.
+    Attributes:
+        item: the image.
+        model: the model's name.
+        version: the version's number.
+        predicted_class: a class of the model.
+        confidence: the probability of the class; None for an anomaly detector.
+        score: the anomaly score in [0, 1]; None for a classifier.
+        threshold: the version's threshold for `score`; None for a classifier.
+        flagged: whether `score` has reached the threshold.
+        novelty: how unlike the training images it is, in [0, 1]; None where the version does not
+            measure it.
+        review: whether `novelty` has reached the version's threshold for it; independent of
+            `flagged`.
+        pixels: uint8 (3, H, W) as the model saw them; None unless flagged.
+        anomaly_map: float32 (h, w) in [0, 1], which may be coarser than the image; None unless
+            flagged.
     """
 
     item: Item
     model: str
     version: int
-    predicted_class: str = ""
+    predicted_class: str
     confidence: float | None = None
     score: float | None = None
     threshold: float | None = None
     flagged: bool = False
-    pixels: np.ndarray | None = None
-    heat: np.ndarray | None = None
-    reason: str | None = None
-    detail: str = ""
     novelty: float | None = None
     review: bool = False
+    pixels: np.ndarray | None = None
+    anomaly_map: np.ndarray | None = None
+
+
+class Rejection(NamedTuple):
+    """An image for which one version has no result.
+
+    Attributes:
+        item: the image.
+        model: the model's name.
+        version: the version's number.
+        reason: why.
+        detail: more about the reason, for the reader.
+    """
+
+    item: Item
+    model: str
+    version: int
+    reason: Reason
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """The largest image that is decoded: width x height in pixels, and bytes of the object."""
+class BatchResult:
+    """The results of a batch: a prediction or a rejection per image and program."""
 
-    max_pixels: int
-    max_bytes: int
+    predictions: list[Prediction] = field(default_factory=list)
+    rejections: list[Rejection] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """The number of predictions and rejections."""
+        return len(self.predictions) + len(self.rejections)
 
 
-Loaded = tuple[Item, bytes | RejectedError]
+Fetch = Callable[[Iterable[DownloadRequest[Item]]], Iterator[DownloadResult[Item]]]
+FetchedItem = tuple[Item, bytes | RejectedError]
 
 
 def score(
@@ -87,58 +128,58 @@ def score(
     fetch: Fetch,
     limits: Limits,
     batch_size: int | None = None,
-) -> Iterator[list[Result]]:
+) -> Iterator[BatchResult]:
     """Score images with one or more programs, all on the same device.
 
     Args:
-        items: the images; read as the work proceeds, not ahead of it.
+        items: the images; consumed as the work proceeds.
         programs: the versions that score each image.
-        fetch: as `ml.storage.download.download`. An error it raises stops the scoring and is the
-            caller's to retry: an outage must not turn into rejections.
-        limits: what is rejected instead of decoded.
-        batch_size: images a forward pass; None: what suits the device.
+        fetch: downloads the images, as `ml.storage.download.download`. An error that it raises ends
+            the scoring; the caller retries. An outage must not become a rejection of images.
+        limits: the largest image that is decoded.
+        batch_size: images per forward pass; None for the best size on the device.
 
     Yields:
-        The results of a batch: one for each image and program. The images come in the order in
-        which they arrived.
+        The results of a batch. Images come in the order in which they were fetched.
     """
     if not programs:
         return
     device = programs[0].device
-    threads = threads_for(device)
+    threads = thread_count(device)
     sizes = sorted({program.info.input_size for program in programs})
-    batches = _batches(_load(items, fetch, limits), batch_size or BATCH[device])
+    batches = _batches(_fetch_items(items, fetch, limits), batch_size or BATCH_SIZE[device])
 
-    def work(batch: list[Loaded]) -> list[Result]:
+    def score_batch(batch: list[FetchedItem]) -> BatchResult:
         return _score_batch(batch, programs, sizes, limits)
 
-    arriving = prefetch(batches, buffer_size=threads)
+    prefetched = prefetch(batches, buffer_size=threads)
     try:
-        yield from parallel_map(work, arriving, threads=threads, buffer_size=threads + 1)
+        yield from parallel_map(score_batch, prefetched, threads=threads, buffer_size=threads + 1)
     finally:
-        arriving.close()
+        prefetched.close()
 
 
-def threads_for(device: Device) -> int:
-    """Threads that take a batch each: more than there are cores, since each waits now and then,
-    for the GPU, or for another to have had Python's lock.
+def thread_count(device: Device) -> int:
+    """Return the number of threads that score a batch each.
+
+    There are more of them than cores, since each waits at times: for the GPU, or for Python's lock.
     """
     cores = os.cpu_count() or 1
     return 2 * cores if device == "cpu" else cores + 2
 
 
-def _load(items: Iterable[Item], fetch: Fetch, limits: Limits) -> Iterator[Loaded]:
-    """Each image's bytes as they arrive, or why there are none."""
-    refused: list[Item] = []
+def _fetch_items(items: Iterable[Item], fetch: Fetch, limits: Limits) -> Iterator[FetchedItem]:
+    """Each image with its file's content, or with the reason why there is none."""
+    oversized: list[Item] = []
 
-    def wanted() -> Iterator[DownloadRequest[Item]]:
+    def requests() -> Iterator[DownloadRequest[Item]]:
         for item in items:
             if item.bytes > limits.max_bytes:
-                refused.append(item)
+                oversized.append(item)
             else:
                 yield DownloadRequest(item, item.uri, item.bytes, item.etag)
 
-    for item, content, etag in fetch(wanted()):
+    for item, content, etag in fetch(requests()):
         if content is None:
             detail = "the object was there when the night was listed"
             yield item, RejectedError(Reason.GONE, detail)
@@ -147,51 +188,58 @@ def _load(items: Iterable[Item], fetch: Fetch, limits: Limits) -> Iterator[Loade
             yield item, RejectedError(Reason.CHANGED, detail)
         else:
             yield item, content
-    for item in refused:
+    for item in oversized:
         detail = f"{item.bytes} bytes; limit {limits.max_bytes}"
         yield item, RejectedError(Reason.TOO_MANY_BYTES, detail)
 
 
-def _batches(loaded: Iterable[Loaded], size: int) -> Iterator[list[Loaded]]:
-    """Batches of up to `size` images; the first is smaller, so that no core waits long for it."""
-    batch: list[Loaded] = []
-    weight, enough = 0, max(1, size // 2)
-    for item, content in loaded:
+def _batches(fetched: Iterable[FetchedItem], batch_size: int) -> Iterator[list[FetchedItem]]:
+    """Batches of up to `batch_size` images; the first has half, so that no core waits long."""
+    batch: list[FetchedItem] = []
+    batch_bytes, target_size = 0, max(1, batch_size // 2)
+    for item, content in fetched:
         batch.append((item, content))
-        weight += len(content) if isinstance(content, bytes) else 0
-        if len(batch) == enough or weight >= _BYTES_A_BATCH:
+        batch_bytes += len(content) if isinstance(content, bytes) else 0
+        if len(batch) == target_size or batch_bytes >= _MAX_BATCH_BYTES:
             yield batch
-            batch, weight, enough = [], 0, min(2 * enough, size)
+            batch, batch_bytes, target_size = [], 0, min(2 * target_size, batch_size)
     if batch:
         yield batch
 
 
 def _score_batch(
-    batch: Sequence[Loaded], programs: Sequence[Program], sizes: Sequence[Size], limits: Limits
-) -> list[Result]:
+    batch: Sequence[FetchedItem],
+    programs: Sequence[Program],
+    sizes: Sequence[Size],
+    limits: Limits,
+) -> BatchResult:
     pixels = {size: empty_batch(len(batch), size) for size in sizes}
-    good: list[Item] = []
-    bad: list[tuple[Item, RejectedError]] = []
+    decoded: list[Item] = []
+    rejected: list[tuple[Item, RejectedError]] = []
     for item, content in batch:
         try:
-            _decode(content, pixels, len(good), limits)
-            good.append(item)
-        except RejectedError as rejected:
-            bad.append((item, rejected))
-    results: list[Result] = []
+            _decode(content, pixels, len(decoded), limits)
+            decoded.append(item)
+        except RejectedError as error:
+            rejected.append((item, error))
+    result = BatchResult()
     for program in programs:
-        name, version = program.info.model, program.info.version or 0
-        results += [
-            Result(item, name, version, reason=why.reason, detail=why.detail) for item, why in bad
-        ]
-        if good:
-            results += _predict(good, pixels[program.info.input_size][: len(good)], program)
-    return results
+        model, version = _model_version(program)
+        result.rejections.extend(
+            Rejection(item, model, version, error.reason, error.detail) for item, error in rejected
+        )
+        if decoded:
+            _predict(decoded, pixels[program.info.input_size][: len(decoded)], program, result)
+    return result
 
 
 def _decode(
-    content: bytes | RejectedError, pixels: dict[Size, np.ndarray], row: int, limits: Limits
+    content: bytes | RejectedError,
+    pixels: dict[Size, np.ndarray],
+    row: int,
+    limits: Limits,
 ) -> None:
+    """Decode an image into a row of the batch of each size."""
     if isinstance(content, RejectedError):
         raise content
     largest = max(size[0] for size in pixels), max(size[1] for size in pixels)
@@ -200,63 +248,75 @@ def _decode(
         resize(image, size, out=batch[row])
 
 
-def _predict(images: Sequence[Item], pixels: np.ndarray, program: Program) -> list[Result]:
+def _predict(
+    items: Sequence[Item], pixels: np.ndarray, program: Program, result: BatchResult
+) -> None:
+    """Run a program on a batch and add what it gives for each image to `result`."""
     outputs = program.predict(pixels)
     if program.info.task == CLASSIFICATION:
-        return _classified(images, outputs, program)
-    return _judged(images, pixels, outputs, program)
+        finite = np.isfinite(outputs.probabilities).all(axis=1)
+        result.predictions.extend(_classify(items, outputs, program, finite))
+    else:
+        finite = np.isfinite(outputs.scores)
+        if len(outputs.novelties):
+            finite &= np.isfinite(outputs.novelties)
+        result.predictions.extend(_detect(items, pixels, outputs, program, finite))
+    if not finite.all():
+        model, version = _model_version(program)
+        detail = "the program's output is not a finite number"
+        result.rejections.extend(
+            Rejection(items[row], model, version, Reason.NOT_FINITE, detail)
+            for row in np.flatnonzero(~finite).tolist()
+        )
 
 
-def _classified(images: Sequence[Item], outputs: Outputs, program: Program) -> list[Result]:
-    name, version = program.info.model, program.info.version or 0
+def _classify(
+    items: Sequence[Item], outputs: Outputs, program: Program, finite: np.ndarray
+) -> Iterator[Prediction]:
+    model, version = _model_version(program)
+    classes = program.info.classes
     best = outputs.probabilities.argmax(axis=1)
-    confidences = outputs.probabilities[np.arange(len(best)), best].tolist()
-    finite = np.isfinite(outputs.probabilities).all(axis=1).tolist()
-    return [
-        Result(item, name, version, program.info.classes[index], confidence)
-        if whole
-        else _not_finite(item, program)
-        for item, index, confidence, whole in zip(
-            images, best.tolist(), confidences, finite, strict=True
-        )
-    ]
+    confidences = outputs.probabilities[np.arange(len(best)), best]
+    rows = zip(items, best.tolist(), confidences.tolist(), finite.tolist(), strict=True)
+    for item, index, confidence, is_finite in rows:
+        if is_finite:
+            yield Prediction(item, model, version, classes[index], confidence)
 
 
-def _judged(
-    images: Sequence[Item], pixels: np.ndarray, outputs: Outputs, program: Program
-) -> list[Result]:
-    name, version, threshold = program.info.model, program.info.version or 0, program.info.threshold
+def _detect(
+    items: Sequence[Item],
+    pixels: np.ndarray,
+    outputs: Outputs,
+    program: Program,
+    finite: np.ndarray,
+) -> Iterator[Prediction]:
+    model, version = _model_version(program)
+    threshold = program.info.threshold
     assert threshold is not None  # checked when the program was loaded
-    flags = (outputs.scores >= threshold).tolist()
-    novelties, marks = _reviewed(outputs, program.info.novelty_threshold)
-    finite = np.isfinite(outputs.scores)
-    if len(outputs.novelties):
-        finite &= np.isfinite(outputs.novelties)
-    results = []
-    rows = zip(
-        images, outputs.scores.tolist(), flags, novelties, marks, finite.tolist(), strict=True
-    )
-    for row, (item, value, flagged, novelty, review, whole) in enumerate(rows):
-        if not whole:
-            results.append(_not_finite(item, program))
+    flags = outputs.scores >= threshold
+    novelties, reviews = _novelties(outputs, program.info.novelty_threshold)
+    columns = (items, outputs.scores.tolist(), flags.tolist(), novelties, reviews, finite.tolist())
+    for row, (item, value, flagged, novelty, review, is_finite) in enumerate(
+        zip(*columns, strict=True)
+    ):
+        if not is_finite:
             continue
-        result = Result(
-            item, name, version, NORMAL, None, value, threshold, novelty=novelty, review=review
-        )
-        if flagged:
-            # Copies, so that one anomaly does not keep its whole batch in memory.
-            seen, heat = pixels[row].copy(), outputs.heatmaps[row].copy()
-            result = result._replace(
-                predicted_class=ANOMALOUS, flagged=True, pixels=seen, heat=heat
+        if not flagged:
+            yield Prediction(
+                item, model, version, NORMAL, None, value, threshold, False, novelty, review
             )
-        results.append(result)
-    return results
+            continue
+        yield Prediction(
+            item, model, version, ANOMALOUS, None, value, threshold, True, novelty, review,
+            # Copies, so that one anomaly does not keep its whole batch in memory.
+            pixels[row].copy(), outputs.heatmaps[row].copy(),
+        )  # fmt: skip
 
 
-def _reviewed(
+def _novelties(
     outputs: Outputs, threshold: float | None
 ) -> tuple[Sequence[float | None], Sequence[bool]]:
-    """Each image's novelty, and whether it is marked for review."""
+    """Each image's novelty, and whether it has reached the threshold."""
     if not len(outputs.novelties):
         return [None] * len(outputs), [False] * len(outputs)
     if threshold is None:
@@ -264,11 +324,5 @@ def _reviewed(
     return outputs.novelties.tolist(), (outputs.novelties >= threshold).tolist()
 
 
-def _not_finite(item: Item, program: Program) -> Result:
-    return Result(
-        item,
-        program.info.model,
-        program.info.version or 0,
-        reason=Reason.NOT_FINITE,
-        detail="the program's output is not a finite number",
-    )
+def _model_version(program: Program) -> tuple[str, int]:
+    return program.info.model, program.info.version or 0

@@ -12,7 +12,6 @@ from uuid import UUID
 from sqlalchemy.exc import SQLAlchemyError
 
 from ml.config.loading import configuration
-from ml.config.schema import Stream
 from ml.database.connection import statement, transaction
 from ml.errors import ServiceError
 from ml.images.rejection import TRANSIENT
@@ -20,8 +19,8 @@ from ml.parallel import prefetch
 from ml.program.device import select_device
 from ml.program.program import Program
 from ml.registry import programs
-from ml.scoring import run as runs
-from ml.scoring.engine import Item, Limits, score
+from ml.scoring import runs
+from ml.scoring.engine import Item, score
 from ml.scoring.results import Results
 from ml.storage.download import download
 from ml.storage.object_store import object_store
@@ -29,17 +28,18 @@ from ml.storage.object_store import object_store
 log = logging.getLogger(__name__)
 
 _PROGRESS_EVERY_S = 10.0
-_LONGEST_ERROR = 500
-_PAGE = 1000
-# Its list of images fits in memory; Postgres is not kept waiting for the scoring of what it lists.
-_WHOLE_SHARD = 0
+_MAX_ERROR_LENGTH = 500
+_ROWS_PER_PAGE = 1000
+# Any number of pages: a shard's list of images fits in memory, and Postgres need not wait with an
+# open result until the listed images are scored.
+_UNLIMITED = 0
 
 OnImages = Callable[[int], None]
-Load = Callable[[dict[str, int]], list[Program]]
+LoadPrograms = Callable[[dict[str, int]], list[Program]]
 
 
 def load_programs(versions: dict[str, int]) -> list[Program]:
-    """The exported programs of the pinned versions, checked and on the best device."""
+    """Load the programs of the pinned versions (model → version) on the best device."""
     device = select_device()
     return [programs.load(model, version, device) for model, version in versions.items()]
 
@@ -48,87 +48,94 @@ def score_shard(
     run_id: UUID,
     number: int,
     on_images: OnImages = lambda count: None,
-    load: Load = load_programs,
+    load: LoadPrograms = load_programs,
 ) -> dict[str, int]:
-    """Score the images of a shard that its run still owes, and store the results.
+    """Score the images of a shard that have no result yet, and store the results.
 
     Safe to repeat at any point: what is stored is not scored again.
 
     Args:
-        on_images: hears how many images each batch had.
-        load: the programs of pinned versions (model → version).
+        run_id: the scoring run.
+        number: the shard's number.
+        on_images: called with the number of images of each batch that was scored.
+        load: loads the programs of the pinned versions (model → version).
 
     Returns:
-        How many results were stored: `scored`, and `rejected` with each reason code.
+        The numbers of results stored: `scored`, `rejected`, and rejections by reason.
 
     Raises:
         DataError: a pinned version is not registered, or its program is not what was registered; no
             image has been fetched.
-        ServiceError: S3, Postgres or MLflow failed; nothing of the shard is visible, retry it.
+        ServiceError: S3, Postgres or MLflow failed. Nothing of the shard is visible; retry it.
     """
     try:
         return _score_shard(run_id, number, on_images, load)
     except Exception as error:
-        _note_failure(run_id, number, error)
+        _record_failure(run_id, number, error)
         raise
 
 
-def _note_failure(run_id: UUID, number: int, error: Exception) -> None:
-    """Keep with the shard how it failed, for whoever reads the run's row; if Postgres is there."""
-    text = " ".join(str(error).split())[:_LONGEST_ERROR].rstrip(".") or type(error).__name__
+def _record_failure(run_id: UUID, number: int, error: Exception) -> None:
+    """Store with the shard how it failed, for the error of its run, if Postgres can be reached."""
+    message = " ".join(str(error).split())[:_MAX_ERROR_LENGTH].rstrip(".") or type(error).__name__
     with suppress(ServiceError, SQLAlchemyError), transaction() as session:
-        wanted = {"run_id": run_id, "shard": number, "error": text}
-        session.execute(statement("scoring/sql/fail_shard"), wanted)
+        shard = {"run_id": run_id, "shard": number, "error": message}
+        session.execute(statement("scoring/sql/fail_shard"), shard)
 
 
-def _score_shard(run_id: UUID, number: int, on_images: OnImages, load: Load) -> dict[str, int]:
+def _score_shard(
+    run_id: UUID, number: int, on_images: OnImages, load: LoadPrograms
+) -> dict[str, int]:
     with transaction() as session:
-        run = runs.get(session, run_id)
+        run = runs.get_run(session, run_id)
         stream_name = run.stream
-        versions = runs.pinned(session, run_id)
+        versions = runs.pinned_versions(session, run_id)
         session.execute(statement("scoring/sql/start_shard"), {"run_id": run_id, "shard": number})
-    # The first images are fetched while the rest are still being listed.
-    with closing(prefetch(_owed(run_id, number), buffer_size=_WHOLE_SHARD)) as pages:
-        first = next(pages, [])
-        programs = load(versions) if first else []
-        items = chain(first, chain.from_iterable(pages))
-        counts = _store(run_id, number, stream_name, items, programs, on_images)
+    # The first images are fetched while the others are still being listed.
+    with closing(prefetch(_pending_items(run_id, number), buffer_size=_UNLIMITED)) as pages:
+        first_page = next(pages, [])
+        loaded = load(versions) if first_page else []
+        items = chain(first_page, chain.from_iterable(pages))
+        counts = _score_items(run_id, number, stream_name, items, loaded, on_images)
     log.info("Shard %s of run %s is stored: %s", number, run_id, dict(counts))
     return dict(counts)
 
 
-def _owed(run_id: UUID, number: int) -> Iterator[list[Item]]:
-    wanted = {"run_id": run_id, "shard": number, "transient": list(TRANSIENT)}
+def _pending_items(run_id: UUID, number: int) -> Iterator[list[Item]]:
+    """The shard's images that have no result yet, in pages."""
+    shard = {"run_id": run_id, "shard": number, "transient": list(TRANSIENT)}
     with transaction() as session:
-        as_read = {"stream_results": True}
-        images = statement("scoring/sql/shard_images")
-        found = session.execute(images, wanted, execution_options=as_read)
-        for page in found.partitions(_PAGE):
+        images = session.execute(
+            statement("scoring/sql/shard_images"), shard, execution_options={"stream_results": True}
+        )
+        for page in images.partitions(_ROWS_PER_PAGE):
             yield [Item(*row) for row in page]
 
 
-def _store(
+def _score_items(
     run_id: UUID,
     number: int,
     stream_name: str,
     items: Iterable[Item],
-    programs: list[Program],
+    loaded: list[Program],
     on_images: OnImages,
 ) -> Counter[str]:
+    """Score images and store their results; returns the numbers of results."""
     config = configuration()
     counts: Counter[str] = Counter(scored=0, rejected=0)
     images = 0
     heatmaps = f"{config.storage}/heatmaps/{stream_name}"
     with Results(run_id, number, stream_name, heatmaps) as results:
-        limits = _limits(config.stream(stream_name))
+        limits = config.stream(stream_name).limits
         started = reported = time.monotonic()
-        for batch in score(items, programs, partial(download, object_store()), limits):
+        for batch in score(items, loaded, partial(download, object_store()), limits):
             results.add(batch)
-            scored = len(batch) // len(programs)
-            images += scored
-            on_images(scored)
-            counts.update("scored" if result.reason is None else "rejected" for result in batch)
-            counts.update(str(result.reason) for result in batch if result.reason is not None)
+            batch_images = len(batch) // len(loaded)
+            images += batch_images
+            on_images(batch_images)
+            counts["scored"] += len(batch.predictions)
+            counts["rejected"] += len(batch.rejections)
+            counts.update(str(rejection.reason) for rejection in batch.rejections)
             if (now := time.monotonic()) - reported > _PROGRESS_EVERY_S:
                 reported = now
                 log.info("%s images, %.0f per second so far", images, images / (now - started))
@@ -138,7 +145,3 @@ def _store(
         rate = images / max(seconds, 1e-9)
         log.info("The engine scored %s images in %.2f s, %.0f per second", images, seconds, rate)
     return counts
-
-
-def _limits(stream: Stream) -> Limits:
-    return Limits(stream.limits.max_pixels, stream.limits.max_bytes)

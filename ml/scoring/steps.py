@@ -1,6 +1,7 @@
 """The steps of a scoring DAG, in order; each can run alone and be repeated.
 
-Values between the steps are small and have a JSON form: a run id, shard numbers, a URI.
+A step takes and returns values that have a JSON form: dates and run ids as text, shard numbers, a
+URI. A DAG passes them on from step to step. `score_night` runs all the steps in one process.
 """
 
 import logging
@@ -10,109 +11,100 @@ from typing import Any
 from uuid import UUID
 
 from ml.errors import NightscoreError, RunFailedError, ServiceError
-from ml.scoring import ATTEMPTS
+from ml.report import nightly
+from ml.scoring import SHARD_ATTEMPTS, discovery, reconciliation, runs
+from ml.timeouts import retrying
 
 log = logging.getLogger(__name__)
 
 
 def open_run(stream: str, night: str, trigger: str | None = None) -> str:
-    """Open a run and pin its versions; returns the run id. See `ml.scoring.run.open_run`."""
-    from ml.scoring import run
-
-    return str(run.open_run(stream, date.fromisoformat(night), trigger))
+    """Open a run and pin its versions; returns the run id. See `ml.scoring.runs.open_run`."""
+    return str(runs.open_run(stream, date.fromisoformat(night), trigger))
 
 
 def discover(run_id: str) -> int:
     """Write the run's manifest; returns the number of new images."""
-    from ml.scoring import discovery
-
     return discovery.discover(UUID(run_id))
 
 
 def plan_shards(run_id: str) -> list[int]:
-    """The numbers of the shards to score."""
-    from ml.scoring import discovery
-
+    """Return the numbers of the shards to score."""
     return discovery.plan_shards(UUID(run_id))
 
 
-def score_shard(run_id: str, shard: int) -> dict[str, int]:
-    """Score one shard; returns counts of results. See `ml.scoring.shard.score_shard`."""
-    from ml.scoring import shard as shards
+def score_shard(
+    run_id: str, number: int, on_images: Callable[[int], None] = lambda count: None
+) -> dict[str, int]:
+    """Score one shard; returns the numbers of results. See `ml.scoring.shard.score_shard`."""
+    # Not at the top: a night without new images needs nothing of what decodes and scores.
+    from ml.scoring import shard
 
-    return shards.score_shard(UUID(run_id), shard)
+    return shard.score_shard(UUID(run_id), number, on_images)
 
 
 def reconcile(run_id: str) -> dict[str, Any]:
-    """Count and set the status; raises RunFailedError. See `ml.scoring.reconcile.reconcile`."""
-    from ml.scoring import reconcile as reconciliation
-
+    """Count the results and set the run's status. See `ml.scoring.reconciliation.reconcile`."""
     return reconciliation.reconcile(UUID(run_id))
 
 
 def report(run_id: str) -> str:
     """Write the run's report; returns its URI. See `ml.report.nightly.write`."""
-    from ml.report import nightly
-
     return nightly.write(UUID(run_id))
 
 
 def require_finished(run_id: str) -> None:
-    """Raise RunFailedError unless the run ended well."""
-    from ml.scoring import reconcile as reconciliation
-
+    """Check that a run is finished. See `ml.scoring.reconciliation.require_finished`."""
     reconciliation.require_finished(UUID(run_id))
 
 
 def score_night(
     stream: str, night: str, on_images: Callable[[int, int], None] = lambda count, total: None
 ) -> dict[str, Any]:
-    """All the steps in this process: what the DAG does, without Airflow.
+    """Run all the steps in this process, as the DAG does in Airflow.
 
-    A shard is tried three times, as in Airflow; when it fails for good the others are scored all
-    the same. `on_images` hears how many images were scored since the last time, and how many there
-    are.
+    A shard is tried `SHARD_ATTEMPTS` times. When it fails for good, the other shards are still
+    scored.
+
+    Args:
+        stream: a stream of nightscore.yaml.
+        night: the night's date, YYYY-MM-DD.
+        on_images: called with the number of images scored since the last call, and the number of
+            images in all.
 
     Returns:
-        run_id, report_uri, and what `reconcile` returns: discovered, scored, rejected, anomalies,
-        to_review, synthetic, seconds, engine_images_per_second.
+        `run_id`, `report_uri`, and what `reconcile` returns: discovered, scored, rejected,
+        anomalies, to_review, synthetic, seconds, engine_images_per_second.
 
     Raises:
-        RunFailedError: a shard failed, or the run did (see `reconcile`); after the report was
-            written.
+        RunFailedError: a shard failed, or the run did (see `reconcile`). The report is written
+            before it is raised.
     """
-    from ml.scoring import run as runs
-
     runs.close_abandoned(stream, date.fromisoformat(night))
     run_id = open_run(stream, night)
-    with runs.alive(UUID(run_id)):
+    with runs.liveness_lock(UUID(run_id)):
         failure = _score_images(run_id, on_images)
         try:
             counts = reconcile(run_id)
-        except RunFailedError as failed:
+        except RunFailedError as error:
             report(run_id)
-            raise RunFailedError(failed.message, str(failure or failed.hint)) from failure
+            raise RunFailedError(error.message, str(failure or error.hint)) from failure
         return {"run_id": run_id, **counts, "report_uri": report(run_id)}
 
 
 def _score_images(run_id: str, on_images: Callable[[int, int], None]) -> NightscoreError | None:
-    """Discover and score a run's images; returns the last failure, if there was one."""
-    from ml.timeouts import retrying
-
+    """Discover and score a run's images; returns the last failure, None if there was none."""
     failure: NightscoreError | None = None
-    again = retrying(lambda error: isinstance(error, ServiceError), max_attempts=ATTEMPTS)
+    retry = retrying(lambda error: isinstance(error, ServiceError), max_attempts=SHARD_ATTEMPTS)
     try:
-        total = again(discover, run_id)
+        total = retry(discover, run_id)
         on_images(0, total)
-        planned = again(plan_shards, run_id)
+        shards = retry(plan_shards, run_id)
     except NightscoreError as error:
-        return error  # the run is counted and closed all the same
-    for number in planned:
-        # Not before: a night without new images needs nothing of what decodes and scores.
-        from ml.scoring import shard as shards
-
+        return error  # the caller still counts what there is and closes the run
+    for number in shards:
         try:
-            again(shards.score_shard, UUID(run_id), number, lambda count: on_images(count, total))
+            retry(score_shard, run_id, number, lambda count: on_images(count, total))
         except NightscoreError as error:
             failure = error
             log.error("Shard %s failed: %s", number, error)

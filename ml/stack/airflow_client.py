@@ -1,6 +1,6 @@
-"""Airflow's REST API, as far as the command line needs it: start a DAG and follow its run.
+"""A client of Airflow's REST API: start a DAG and follow its run.
 
-Nothing of Airflow is imported; this talks to its server.
+It talks to Airflow's server and imports nothing of Airflow.
 """
 
 import time
@@ -17,15 +17,23 @@ from ml.errors import ServiceError
 from ml.settings import Settings, settings
 from ml.timeouts import client_limits, retrying
 
-_LOGIN = "/auth/token"
 POLL_S = 1.5
 LOG_POLL_S = 6.0
-_DONE = ("success", "failed")
+_LOGIN = "/auth/token"
+_FINAL_STATES = ("success", "failed")
+# The most task instances that Airflow returns in one answer.
+_MAX_TASK_INSTANCES = 1000
+_MAX_ANSWER_LENGTH = 300
 
 
 @dataclass(frozen=True, slots=True)
 class DagRun:
-    """A run of a DAG, by its ids."""
+    """A run of a DAG.
+
+    Attributes:
+        dag_id: the DAG's id.
+        run_id: the run's id.
+    """
 
     dag_id: str
     run_id: str
@@ -33,8 +41,13 @@ class DagRun:
 
 @dataclass(frozen=True, slots=True)
 class TaskState:
-    """A task of a run, with its index where it is mapped: its state, the seconds that it has taken
-    so far, and why it failed, if it did.
+    """The state of a task of a run.
+
+    Attributes:
+        task: the task's id, with its index where it is mapped: "score_shard[3]".
+        state: Airflow's name of the state, such as "running".
+        seconds: how long it has run so far.
+        reason: why it failed; empty if it did not.
     """
 
     task: str
@@ -44,20 +57,27 @@ class TaskState:
 
 
 def run_page(run: DagRun) -> str:
-    """The address of a run in Airflow's user interface."""
+    """Return the address of a run in Airflow's user interface."""
     return f"{settings().airflow_url.rstrip('/')}/dags/{run.dag_id}/runs/{run.run_id}"
 
 
 def report_page(run_id: UUID) -> str:
-    """The address of a scoring run's report in Airflow (`plugins/nightscore_pages.py`)."""
+    """Return the address of a scoring run's report (`plugins/nightscore_pages.py`)."""
     return f"{settings().airflow_url.rstrip('/')}/nightscore/reports/{run_id}"
 
 
 class AirflowApi:
-    """A client that is logged in; use as a context manager. Threads may share it."""
+    """A client that logs in when it is entered as a context manager; threads may share it.
 
-    def __init__(self, current: Settings | None = None) -> None:
-        self.settings = current or settings()
+    Args:
+        login: the address and the login; None for those of this process.
+
+    Raises:
+        ServiceError: no address is set.
+    """
+
+    def __init__(self, login: Settings | None = None) -> None:
+        self.settings = login or settings()
         if not self.settings.airflow_url:
             raise ServiceError("NIGHTSCORE_AIRFLOW_URL is not set.", "Run `nightscore up`.")
         limits = client_limits()
@@ -82,9 +102,10 @@ class AirflowApi:
         self._client.close()
 
     def unpause(self, dag_id: str, timeout_s: float = 120) -> None:
-        """Let a DAG run; waits for Airflow to have read its file.
+        """Unpause a DAG, as soon as Airflow has read its file.
 
-        Raises ServiceError when it has not appeared in time, with the import errors there are.
+        Raises:
+            ServiceError: the DAG has not appeared in time; the message has the import errors.
         """
         deadline = time.monotonic() + timeout_s
         while not self._is_known(dag_id):
@@ -96,15 +117,15 @@ class AirflowApi:
             time.sleep(POLL_S)
         self._call("PATCH", f"/api/v2/dags/{dag_id}", json={"is_paused": False})
 
-    def ensure_pool(self, name: str, slots: int, description: str) -> None:
-        """Make a pool unless there is one of that name, whose slots are the administrator's."""
+    def ensure_pool(self, name: str, slots: int, purpose: str) -> None:
+        """Create a pool unless it exists: an administrator may have changed its slots."""
         if self._client.get(f"/api/v2/pools/{name}").status_code != httpx.codes.OK:
-            pool = {"name": name, "slots": slots, "description": description}
+            pool = {"name": name, "slots": slots, "description": purpose}
             self._call("POST", "/api/v2/pools", json={**pool, "include_deferred": False})
 
     def trigger(self, dag_id: str, conf: dict[str, Any] | None = None) -> DagRun:
         """Start a run of a DAG now."""
-        # Airflow's own ids are too long for an address to fit in a line.
+        # With Airflow's own ids, the address of a run is too long for one line.
         run_id = f"run-{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:4]}"
         answer = self._call(
             "POST",
@@ -122,22 +143,30 @@ class AirflowApi:
         *,
         verbose: bool = False,
     ) -> dict[DagRun, str]:
-        """Follow runs to their end; returns the final state of each, `success` or `failed`.
+        """Follow runs to their end.
 
         Args:
-            on_task: is called with each change of a task's state.
-            on_log: is called now and then with the last line that `ml` has logged in a running
-                task: run, task, line.
-            verbose: calls `on_log` with every line of every task, whoever logged it.
+            runs: the runs.
+            on_task: called with each change of a task's state.
+            on_log: called every few seconds with run, task and the last line that `ml` has logged
+                in a running task.
+            timeout_s: how long the runs may take.
+            verbose: call `on_log` with every line of every task, whichever library logged it.
+
+        Returns:
+            The final state of each run, `success` or `failed`.
+
+        Raises:
+            ServiceError: Airflow failed, or a run did not end in time.
         """
         deadline = time.monotonic() + timeout_s
-        followed = {run: _Followed(self, run, on_task, on_log, verbose) for run in runs}
+        followers = {run: _RunFollower(self, run, on_task, on_log, verbose) for run in runs}
         states: dict[DagRun, str] = {}
         while len(states) < len(runs):
             for run in (run for run in runs if run not in states):
                 state = self._call("GET", _path(run))["state"]
-                followed[run].tell()
-                if state in _DONE:
+                followers[run].poll()
+                if state in _FINAL_STATES:
                     states[run] = state
             if time.monotonic() > deadline:
                 raise ServiceError(f"{[run.dag_id for run in runs]} did not end in {timeout_s} s.")
@@ -145,30 +174,32 @@ class AirflowApi:
         return states
 
     def failure(self, run: DagRun, lines: int = 15) -> str:
-        """The first failed task of a run and the end of its log."""
-        for found in self.task_instances(run):
-            if found["state"] == "failed":
-                return f"task {found['task_id']}:\n{self.log_lines(run, found, lines)}"
+        """Return the name of the first failed task of a run and the end of its log."""
+        for instance in self.task_instances(run):
+            if instance["state"] == "failed":
+                return f"task {instance['task_id']}:\n{self.log_lines(run, instance, lines)}"
         return "no task has failed; see the scheduler's log"
 
     def import_errors(self) -> str:
-        """What Airflow could not read of the DAG files; empty when all is well."""
-        found = self._call("GET", "/api/v2/importErrors")["import_errors"]
-        return " ".join(f"{error['filename']}: {error['stack_trace']}" for error in found)
+        """Return why Airflow could not read DAG files; empty when it has read all of them."""
+        errors = self._call("GET", "/api/v2/importErrors")["import_errors"]
+        return " ".join(f"{error['filename']}: {error['stack_trace']}" for error in errors)
 
     def task_instances(self, run: DagRun) -> list[dict[str, Any]]:
-        """The tasks of a run as Airflow describes them, in the order in which they began."""
-        answer = self._call("GET", f"{_path(run)}/taskInstances", params={"limit": 1000})
+        """Return the task instances of a run as Airflow describes them, by their start."""
+        params = {"limit": _MAX_TASK_INSTANCES}
+        answer = self._call("GET", f"{_path(run)}/taskInstances", params=params)
         instances: list[dict[str, Any]] = answer["task_instances"]
-        return sorted(instances, key=lambda found: found["start_date"] or "9")
+        # Those that have not started come last: "9" is after every date.
+        return sorted(instances, key=lambda instance: instance["start_date"] or "9")
 
     def log_lines(self, run: DagRun, instance: dict[str, Any], lines: int) -> str:
-        """The last lines of a task's log that say how it went and why it failed."""
+        """Return the last lines of a task's log that say how it went and why it failed."""
         events = self.log(run, instance)
-        return "\n".join([line for event in events for line in _shown(event)][-lines:])
+        return "\n".join([line for event in events for line in _important_lines(event)][-lines:])
 
     def log(self, run: DagRun, instance: dict[str, Any]) -> list[dict[str, Any]]:
-        """What a try of a task has logged so far: events with `level`, `logger` and `event`."""
+        """Return the log of a try of a task: events with `level`, `logger` and `event`."""
         answer = self._call(
             "GET",
             f"{_path(run)}/taskInstances/{instance['task_id']}/logs/{instance['try_number']}",
@@ -182,18 +213,18 @@ class AirflowApi:
         return answer.status_code == httpx.codes.OK
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
-        # Only what is safe to do twice is asked for again when it may have been done already.
-        lost = httpx.TransportError if method == "GET" else httpx.ConnectError
+        # A request that changes something is retried only if it has not reached the server.
+        transient = httpx.TransportError if method == "GET" else httpx.ConnectError
+        retry = retrying(
+            lambda error: isinstance(error, transient), timeout_s=client_limits().connect_for_s
+        )
         try:
-            retry = retrying(
-                lambda error: isinstance(error, lost), timeout_s=client_limits().connect_for_s
-            )
             answer = retry(self._client.request, method, path, **options)
             answer.raise_for_status()
         except httpx.HTTPStatusError as error:
-            # An answer to a login may repeat what it does not like in it.
-            shown = error.response.text[:300] if path != _LOGIN else ""
-            detail = f"{error.response.status_code} {shown}".rstrip()
+            # The answer to a login may repeat the password that it refuses.
+            text = error.response.text[:_MAX_ANSWER_LENGTH] if path != _LOGIN else ""
+            detail = f"{error.response.status_code} {text}".rstrip()
             raise ServiceError(f"Airflow refused {method} {path}: {detail}") from None
         except httpx.HTTPError as error:
             raise ServiceError(
@@ -203,8 +234,8 @@ class AirflowApi:
         return answer.json()
 
 
-class _Followed:
-    """A run whose news are told once."""
+class _RunFollower:
+    """Reports each change of a run's tasks, and each line of their logs, once."""
 
     def __init__(
         self,
@@ -217,61 +248,62 @@ class _Followed:
         self._api, self._run, self._verbose = api, run, verbose
         self._on_task, self._on_log = on_task, on_log
         self._states: dict[str, str] = {}
-        self._read: dict[tuple[str, int], int] = {}
-        self._logs_at = 0.0
+        self._events_read: dict[tuple[str, int], int] = {}
+        self._next_log_poll = 0.0
 
-    def tell(self) -> None:
-        """Call back with what is new since the last time."""
-        logs_are_due = time.monotonic() >= self._logs_at
+    def poll(self) -> None:
+        """Ask Airflow for the state of the run's tasks and report what is new."""
+        logs_are_due = time.monotonic() >= self._next_log_poll
         if logs_are_due:
-            self._logs_at = time.monotonic() + LOG_POLL_S
-        for found in self._api.task_instances(self._run):
-            name, state = _name(found), found["state"]
+            self._next_log_poll = time.monotonic() + LOG_POLL_S
+        for instance in self._api.task_instances(self._run):
+            name, state = _name(instance), instance["state"]
             if state is None:
                 continue
-            is_news = self._states.get(name) != state
-            if (logs_are_due and state == "running") or (is_news and self._verbose):
-                self._tell_log(name, found)
-            if is_news:
+            has_changed = self._states.get(name) != state
+            if (logs_are_due and state == "running") or (has_changed and self._verbose):
+                self._report_log(name, instance)
+            if has_changed:
                 self._states[name] = state
-                self._on_task(self._run, TaskState(name, state, *self._how(found)))
+                seconds = float(instance["duration"] or 0)
+                task = TaskState(name, state, seconds, self._failure_reason(instance))
+                self._on_task(self._run, task)
 
-    def _tell_log(self, name: str, instance: dict[str, Any]) -> None:
-        # Only for whoever watches: a log that cannot be read must not end the wait.
+    def _report_log(self, name: str, instance: dict[str, Any]) -> None:
+        # The log is for information only: if it cannot be read, the wait goes on.
         with suppress(ServiceError):
             events = self._api.log(self._run, instance)
             key = name, instance["try_number"]
-            new = events[self._read.get(key, 0) :]
-            self._read[key] = len(events)
+            new_events = events[self._events_read.get(key, 0) :]
+            self._events_read[key] = len(events)
             if self._verbose:
-                lines = [line for event in new for line in _everything(event)]
+                lines = [line for event in new_events for line in _all_lines(event)]
             else:
-                lines = [str(event["event"]) for event in new if _is_own(event)][-1:]
+                lines = [str(event["event"]) for event in new_events if _is_own(event)][-1:]
             for line in lines:
                 self._on_log(self._run, name, line)
 
-    def _how(self, instance: dict[str, Any]) -> tuple[float, str]:
-        reason = ""
+    def _failure_reason(self, instance: dict[str, Any]) -> str:
         if instance["state"] in ("failed", "up_for_retry"):
             with suppress(ServiceError):
-                reason = self._api.log_lines(self._run, instance, lines=1)
-        return float(instance["duration"] or 0), reason
+                return self._api.log_lines(self._run, instance, lines=1)
+        return ""
 
 
-def _shown(event: dict[str, Any]) -> Iterator[str]:
-    """The lines of a log event that say how a task failed: what `ml` says, and errors."""
+def _important_lines(event: dict[str, Any]) -> Iterator[str]:
+    """The lines of a log event that say how a task went: those of `ml`, warnings and errors."""
     if event.get("level") in ("warning", "error", "critical") or _is_own(event):
         level = event.get("level", "info")
         yield event["event"] if level == "info" else f"{level}: {event['event']}"
-    yield from _errors(event)
+    yield from _error_lines(event)
 
 
-def _everything(event: dict[str, Any]) -> Iterator[str]:
+def _all_lines(event: dict[str, Any]) -> Iterator[str]:
     yield f"{event.get('level', 'info')}: {event.get('logger', '')}: {event['event']}"
-    yield from _errors(event)
+    yield from _error_lines(event)
 
 
-def _errors(event: dict[str, Any]) -> Iterator[str]:
+def _error_lines(event: dict[str, Any]) -> Iterator[str]:
     for detail in event.get("error_detail") or ():
         yield f"{detail['exc_type']}: {detail['exc_value']}"
 
@@ -281,7 +313,7 @@ def _is_own(event: dict[str, Any]) -> bool:
 
 
 def _name(instance: dict[str, Any]) -> str:
-    """The id of a task instance's task, with its index where it is mapped."""
+    """The id of the task, with its index where it is mapped."""
     index = f"[{instance['map_index']}]" if instance["map_index"] >= 0 else ""
     return f"{instance['task_id']}{index}"
 

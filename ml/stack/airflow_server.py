@@ -10,31 +10,38 @@ import ml
 from ml.errors import ServiceError
 from ml.stack import postgres
 from ml.stack.layout import HOST, Layout
-from ml.stack.process import BIN, Process, ask
+from ml.stack.process import BIN, Process, http_get
 
 USER = "admin"
 REPOSITORY = Path(ml.__file__).parent.parent
 
 
 def processes(layout: Layout, ports: dict[str, int], services: dict[str, str]) -> list[Process]:
-    """The four processes. `services` are the variables that tasks reach the stack by."""
-    own = environment(layout, ports)
-    # Reading the files of DAGs takes a configuration, and no login.
-    parsing = own | {name: services[name] for name in ("NIGHTSCORE_HOME", "NIGHTSCORE_CONFIG")}
-    # Logs are read from the disk they are on; nothing needs to serve them.
+    """Return Airflow's four processes.
+
+    Args:
+        layout: the stack's folders and passwords.
+        ports: server → port.
+        services: the variables that tell a task where the stack's services are and how to log in.
+    """
+    airflow = environment(layout, ports)
+    with_services = airflow | services
+    # Parsing a DAG file needs the configuration, but no login.
+    config = {name: services[name] for name in ("NIGHTSCORE_HOME", "NIGHTSCORE_CONFIG")}
+    without_login = airflow | config
+    # Logs are read from this machine's disk, so no process has to serve them.
     return [
-        # It serves the reports, which are in S3.
-        _process(("api-server",), own | services, ports, "metadatabase"),
-        # Tasks are its children.
-        _process(("scheduler", "--skip-serve-logs"), own | services, ports, "scheduler"),
-        _process(("dag-processor",), parsing, ports, "dag_processor"),
-        _process(("triggerer", "--skip-serve-logs"), parsing, ports, "triggerer"),
+        # The API server shows the reports, which are in S3. Tasks are children of the scheduler.
+        _process(("api-server",), with_services, ports, "metadatabase"),
+        _process(("scheduler", "--skip-serve-logs"), with_services, ports, "scheduler"),
+        _process(("dag-processor",), without_login, ports, "dag_processor"),
+        _process(("triggerer", "--skip-serve-logs"), without_login, ports, "triggerer"),
     ]
 
 
 def environment(layout: Layout, ports: dict[str, int]) -> dict[str, str]:
-    """Airflow's configuration, by variables of the form AIRFLOW__SECTION__KEY."""
-    secret = layout.passwords
+    """Return Airflow's configuration as variables of the form AIRFLOW__SECTION__KEY."""
+    secrets = layout.passwords
     base_url = f"http://{HOST}:{ports['airflow']}"
     database = postgres.url(layout, ports["postgres"], "airflow", "airflow")
     options = {
@@ -44,36 +51,38 @@ def environment(layout: Layout, ports: dict[str, int]) -> dict[str, str]:
         ("core", "plugins_folder"): str(REPOSITORY / "plugins"),
         ("core", "load_examples"): "False",
         ("core", "dags_are_paused_at_creation"): "True",
-        ("core", "fernet_key"): secret["airflow_fernet"],
+        ("core", "fernet_key"): secrets["airflow_fernet"],
         ("core", "simple_auth_manager_users"): f"{USER}:admin",
         ("core", "simple_auth_manager_passwords_file"): str(layout.conf / "airflow_passwords.json"),
         ("core", "execution_api_server_url"): f"{base_url}/execution/",
-        # Names like this machine's own may not resolve; tasks and logs are all local.
+        # The machine's full name may not resolve; all tasks and logs are local anyway.
         ("core", "hostname_callable"): "socket.gethostname",
         ("database", "sql_alchemy_conn"): database,
         ("api", "host"): HOST,
         ("api", "port"): str(ports["airflow"]),
         ("api", "base_url"): base_url,
         ("api", "workers"): "1",
-        ("api", "secret_key"): secret["airflow_session"],
-        ("api_auth", "jwt_secret"): secret["airflow_jwt"],
+        ("api", "secret_key"): secrets["airflow_session"],
+        ("api_auth", "jwt_secret"): secrets["airflow_jwt"],
         ("logging", "base_log_folder"): str(layout.airflow / "logs"),
         ("dag_processor", "min_file_process_interval"): "30",
         ("dag_processor", "refresh_interval"): "30",
         ("dag_processor", "parsing_processes"): "1",
         ("scheduler", "enable_health_check"): "False",
-        # How often it looks for tasks of a scheduler that was killed, to try them again.
+        # How often it looks for tasks of a scheduler that was killed, to retry them.
         ("scheduler", "orphaned_tasks_check_interval"): "60",
         ("usage_data_collection", "enabled"): "False",
     }
     variables = {
         f"AIRFLOW__{section}__{key}".upper(): value for (section, key), value in options.items()
     }
-    # How often its scheduler looks for work and for what died may be set from outside.
-    tuning = {k: v for k, v in os.environ.items() if k.startswith("AIRFLOW__SCHEDULER__")}
+    # The user may set the scheduler's intervals.
+    user_settings = {
+        name: value for name, value in os.environ.items() if name.startswith("AIRFLOW__SCHEDULER__")
+    }
     return (
         variables
-        | tuning
+        | user_settings
         | {
             "AIRFLOW_HOME": str(layout.airflow),
             "PYTHONUNBUFFERED": "1",
@@ -85,17 +94,21 @@ def environment(layout: Layout, ports: dict[str, int]) -> dict[str, str]:
 
 
 def prepare(layout: Layout) -> None:
-    """Write the password of the only user."""
+    """Write the password of the administrator, who is the only user."""
     layout.write(
         layout.conf / "airflow_passwords.json", json.dumps({USER: layout.passwords["airflow"]})
     )
 
 
 def migrate(layout: Layout, ports: dict[str, int]) -> None:
-    """Bring Airflow's own tables up to date, when this version has not done so before."""
-    done = layout.airflow / "migrated"
-    current = version("apache-airflow")
-    if done.exists() and done.read_text(encoding="utf-8") == current:
+    """Bring Airflow's own tables up to date, unless this version of Airflow has done so before.
+
+    Raises:
+        ServiceError: the migration failed.
+    """
+    migrated = layout.airflow / "migrated"
+    installed = version("apache-airflow")
+    if migrated.exists() and migrated.read_text(encoding="utf-8") == installed:
         return
     result = subprocess.run(
         [BIN / "airflow", "db", "migrate"],
@@ -105,7 +118,7 @@ def migrate(layout: Layout, ports: dict[str, int]) -> None:
     )
     if result.returncode != 0:
         raise ServiceError(f"`airflow db migrate` failed: {result.stderr[-2000:]}")
-    done.write_text(current, encoding="utf-8")
+    migrated.write_text(installed, encoding="utf-8")
 
 
 def _process(
@@ -127,7 +140,7 @@ def _process(
 
 
 def _is_healthy(port: int, component: str) -> bool:
-    answer = ask(port, "/api/v2/monitor/health")
+    answer = http_get(port, "/api/v2/monitor/health")
     try:
         return answer is not None and json.loads(answer[1])[component]["status"] == "healthy"
     except (ValueError, KeyError, TypeError):

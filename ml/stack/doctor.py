@@ -1,4 +1,4 @@
-"""What is wrong with an installation, in a line each; for the local stack and for any other."""
+"""What is wrong with an installation, one line per check; for the local stack and any other."""
 
 import platform
 import shutil
@@ -11,117 +11,126 @@ from urllib.parse import urlsplit
 from ml.errors import NightscoreError
 from ml.settings import Settings, settings, state_folder
 from ml.stack.layout import Layout
-from ml.stack.neighbours import stranger
+from ml.stack.port_conflicts import foreign_server
 
 _TIMEOUT_S = 4
 _MIN_FREE_BYTES = 2 * 1024**3
-_START = "run `nightscore up`, or correct its address in the environment"
+_MAX_REASON_LENGTH = 300
+_HOW_TO_START = "run `nightscore up`, or correct its address in the environment"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the doctor: what was looked at, whether it is right, what was seen or to do."""
+    """The outcome of a check.
+
+    Attributes:
+        name: what was checked.
+        ok: whether it is right.
+        message: what was seen, or what is wrong and what to do.
+    """
 
     name: str
     ok: bool
     message: str
 
 
-class _Wrong(Exception):
-    """A check's finding, with what to do."""
+class _CheckFailedError(Exception):
+    """What a check has found wrong, and what to do."""
 
 
-def examine() -> Iterator[Check]:
-    """All checks, one after the other; none raises and none takes more than seconds."""
-    current = settings()
+def run_checks() -> Iterator[Check]:
+    """Run all checks, one after the other; none raises an error or takes more than seconds."""
+    config = settings()
     checks: dict[str, Callable[[Settings], str]] = {
-        "python": _python,
-        "disk": _disk,
-        "configuration": _configuration,
-        "postgres": _postgres,
-        "analyst": _analyst,
-        "s3": _s3,
-        "mlflow": _mlflow,
-        "airflow": _airflow,
-        "device": _device,
+        "python": _check_python,
+        "disk": _check_disk,
+        "configuration": _check_configuration,
+        "postgres": _check_postgres,
+        "analyst": _check_analyst,
+        "s3": _check_s3,
+        "mlflow": _check_mlflow,
+        "airflow": _check_airflow,
+        "device": _check_device,
     }
     for name, check in checks.items():
         try:
-            yield Check(name, True, check(current))
-        except Exception as error:  # a doctor that stops half-way helps nobody
-            yield Check(name, False, _stranger(name, current) or _finding(error))
+            yield Check(name, True, check(config))
+        except Exception as error:  # the other checks must still run
+            yield Check(name, False, _port_conflict(name, config) or _reason(error))
 
 
-def _finding(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     reason = " ".join(str(error).split())
-    if isinstance(error, _Wrong | NightscoreError):
+    if isinstance(error, _CheckFailedError | NightscoreError):
         return reason
-    return f"{type(error).__name__}: {reason[:300]}"
+    return f"{type(error).__name__}: {reason[:_MAX_REASON_LENGTH]}"
 
 
-def _stranger(name: str, current: Settings) -> str:
-    """What to do when another stack or program answers where this stack's server should: what it
-    says of our password is true and no help. "" when that is not so.
+def _port_conflict(name: str, config: Settings) -> str:
+    """What to do when another server answers at the address of this stack's; empty otherwise.
+
+    What the other server says, for instance of our password, is then no reason to change anything.
     """
     addresses = {
-        "postgres": ("postgres", current.database_url.get_secret_value()),
-        "analyst": ("postgres", current.analyst_url.get_secret_value()),
-        "s3": ("s3", current.s3_endpoint),
-        "mlflow": ("mlflow", current.mlflow_uri),
-        "airflow": ("airflow", current.airflow_url),
+        "postgres": ("postgres", config.database_url.get_secret_value()),
+        "analyst": ("postgres", config.analyst_url.get_secret_value()),
+        "s3": ("s3", config.s3_endpoint),
+        "mlflow": ("mlflow", config.mlflow_uri),
+        "airflow": ("airflow", config.airflow_url),
     }
     if name not in addresses:
         return ""
-    service, address = addresses[name]
-    where = urlsplit(address)
+    service, url = addresses[name]
+    address = urlsplit(url)
     layout = Layout(state_folder())
     try:
-        who = stranger(layout, service, where.hostname, where.port)
-    except ValueError:  # no port at all
+        server = foreign_server(layout, service, address.hostname, address.port)
+    except ValueError:  # the port is not a number
         return ""
-    if not who:
+    if not server:
         return ""
     return (
-        f"{who} answers at {where.hostname}:{where.port}, not this stack ({layout.home}): "
+        f"{server} answers at {address.hostname}:{address.port}, not this stack ({layout.home}): "
         "run `nightscore up`, which chooses other ports, or stop the other one"
     )
 
 
-def _python(_: Settings) -> str:
+def _check_python(_: Settings) -> str:
     if not (3, 11) <= sys.version_info[:2] < (3, 14):
-        raise _Wrong(f"Python {platform.python_version()}: install 3.11, 3.12 or 3.13")
+        raise _CheckFailedError(f"Python {platform.python_version()}: install 3.11, 3.12 or 3.13")
     return f"{platform.python_version()} on {platform.system()} {platform.machine()}"
 
 
-def _disk(_: Settings) -> str:
+def _check_disk(_: Settings) -> str:
     folder = state_folder()
     free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
     if free < _MIN_FREE_BYTES:
-        raise _Wrong(f"{free / 1e9:.1f} GB free for {folder}: free at least 2 GB")
+        raise _CheckFailedError(f"{free / 1e9:.1f} GB free for {folder}: free at least 2 GB")
     return f"{free / 1e9:.0f} GB free for {folder}"
 
 
-def _configuration(_: Settings) -> str:
+def _check_configuration(_: Settings) -> str:
     from ml.config.loading import config_path, configuration
 
     config = configuration()
     return f"{config_path()}: {len(config.streams)} streams, {len(config.models)} models"
 
 
-def _postgres(current: Settings) -> str:
-    where = _connect(current.require_database_url())
+def _check_postgres(config: Settings) -> str:
+    place = _connect(config.require_database_url())
     from ml.database.migrate import is_migrated
 
     if not is_migrated():
-        raise _Wrong(f"{where}: the tables are missing or old: run `nightscore migrate`")
-    return where
+        raise _CheckFailedError(f"{place}: the tables are missing or old: run `nightscore migrate`")
+    return place
 
 
-def _analyst(current: Settings) -> str:
-    return _connect(current.require_analyst_url())
+def _check_analyst(config: Settings) -> str:
+    return _connect(config.require_analyst_url())
 
 
 def _connect(url: str) -> str:
+    """Connect to a database once; returns the user and the address."""
     import psycopg2
     import sqlalchemy as sa
 
@@ -141,14 +150,18 @@ def _connect(url: str) -> str:
     except psycopg2.OperationalError as error:
         reason = " ".join(str(error).split())
         if "authentication failed" in reason:
-            raise _Wrong(f"{where}: wrong user or password: correct it in the URL") from None
+            raise _CheckFailedError(
+                f"{where}: wrong user or password: correct it in the URL"
+            ) from None
         if "refused" in reason or "timeout" in reason or "translate host" in reason:
-            raise _Wrong(f"Postgres cannot be reached, {where}: {_START}") from None
-        raise _Wrong(f"{where}: {reason}") from None
+            raise _CheckFailedError(
+                f"Postgres cannot be reached, {where}: {_HOW_TO_START}"
+            ) from None
+        raise _CheckFailedError(f"{where}: {reason}") from None
     return where
 
 
-def _s3(current: Settings) -> str:
+def _check_s3(config: Settings) -> str:
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
@@ -157,88 +170,96 @@ def _s3(current: Settings) -> str:
     from ml.storage.object_store import split_uri
 
     bucket = split_uri(configuration().storage)[0].removeprefix("s3://")
-    where = current.s3_endpoint or f"AWS {current.s3_region}"
+    address = config.s3_endpoint or f"AWS {config.s3_region}"
     client = boto3.client(
         "s3",
-        endpoint_url=current.s3_endpoint or None,
-        aws_access_key_id=current.s3_access_key or None,
-        aws_secret_access_key=current.s3_secret_key.get_secret_value() or None,
-        aws_session_token=current.s3_session_token.get_secret_value() or None,
-        region_name=current.s3_region,
+        endpoint_url=config.s3_endpoint or None,
+        aws_access_key_id=config.s3_access_key or None,
+        aws_secret_access_key=config.s3_secret_key.get_secret_value() or None,
+        aws_session_token=config.s3_session_token.get_secret_value() or None,
+        region_name=config.s3_region,
         config=Config(
             connect_timeout=_TIMEOUT_S, read_timeout=_TIMEOUT_S, retries={"total_max_attempts": 1}
         ),
     )
     try:
-        # An empty folder: some servers walk all of a bucket to answer for its first key.
+        # An empty folder: to return one key, some servers read the list of the whole bucket.
         client.list_objects_v2(Bucket=bucket, Prefix="doctor/", Delimiter="/", MaxKeys=1)
     except ClientError as error:
-        raise _Wrong(_s3_fault(dict(error.response["Error"]), where, bucket)) from None
+        raise _CheckFailedError(_s3_fault(dict(error.response["Error"]), address, bucket)) from None
     except BotoCoreError as error:
         reason = " ".join(str(error).split())
-        raise _Wrong(f"S3 cannot be reached at {where}: {_START} ({reason})") from None
-    return f"{where}, bucket {bucket}"
+        raise _CheckFailedError(
+            f"S3 cannot be reached at {address}: {_HOW_TO_START} ({reason})"
+        ) from None
+    return f"{address}, bucket {bucket}"
 
 
-def _s3_fault(error: dict[str, Any], where: str, bucket: str) -> str:
+def _s3_fault(error: dict[str, Any], address: str, bucket: str) -> str:
     code = error.get("Code", "")
     if code == "SignatureDoesNotMatch":
-        return f"S3 at {where}: the secret key is wrong: correct AWS_SECRET_ACCESS_KEY"
+        return f"S3 at {address}: the secret key is wrong: correct AWS_SECRET_ACCESS_KEY"
     if code in ("InvalidAccessKeyId", "InvalidAccessKeyID"):
-        return f"S3 at {where}: the key id is unknown: correct AWS_ACCESS_KEY_ID"
+        return f"S3 at {address}: the key id is unknown: correct AWS_ACCESS_KEY_ID"
     if code in ("NoSuchBucket", "404"):
-        return f"S3 at {where}: there is no bucket {bucket!r}: make it, or correct `storage`"
+        return f"S3 at {address}: there is no bucket {bucket!r}: make it, or correct `storage`"
     if code in ("AccessDenied", "403"):
-        return f"S3 at {where}: these credentials may not list bucket {bucket!r}: grant it"
-    return f"S3 at {where}: {code} {error.get('Message', '')}"
+        return f"S3 at {address}: these credentials may not list bucket {bucket!r}: grant it"
+    return f"S3 at {address}: {code} {error.get('Message', '')}"
 
 
-def _mlflow(current: Settings) -> str:
+def _check_mlflow(config: Settings) -> str:
     import httpx
 
-    where = current.require_mlflow_uri()
-    address = f"{where.rstrip('/')}/api/2.0/mlflow/experiments/search"
-    auth = (current.mlflow_username, current.mlflow_password.get_secret_value())
+    address = config.require_mlflow_uri()
+    url = f"{address.rstrip('/')}/api/2.0/mlflow/experiments/search"
+    auth = (config.mlflow_username, config.mlflow_password.get_secret_value())
     try:
         answer = httpx.post(
-            address, json={"max_results": 1}, auth=auth if auth[0] else None, timeout=_TIMEOUT_S
+            url, json={"max_results": 1}, auth=auth if auth[0] else None, timeout=_TIMEOUT_S
         )
     except httpx.HTTPError as error:
-        raise _Wrong(f"MLflow cannot be reached at {where}: {_START} ({error})") from None
+        raise _CheckFailedError(
+            f"MLflow cannot be reached at {address}: {_HOW_TO_START} ({error})"
+        ) from None
     if answer.status_code in (401, 403):
-        raise _Wrong(
-            f"MLflow at {where} refuses user {auth[0]!r}: correct MLFLOW_TRACKING_USERNAME and "
+        raise _CheckFailedError(
+            f"MLflow at {address} refuses user {auth[0]!r}: correct MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD"
         )
     if answer.status_code != httpx.codes.OK:
-        raise _Wrong(f"MLflow at {where} answers {answer.status_code}: see its log")
-    return where
+        raise _CheckFailedError(f"MLflow at {address} answers {answer.status_code}: see its log")
+    return address
 
 
-def _airflow(current: Settings) -> str:
+def _check_airflow(config: Settings) -> str:
     import httpx
 
-    where = current.airflow_url
-    if not where:
-        raise _Wrong(f"NIGHTSCORE_AIRFLOW_URL is not set: {_START}")
+    address = config.airflow_url
+    if not address:
+        raise _CheckFailedError(f"NIGHTSCORE_AIRFLOW_URL is not set: {_HOW_TO_START}")
     try:
-        answer = httpx.get(f"{where.rstrip('/')}/api/v2/monitor/health", timeout=_TIMEOUT_S)
+        answer = httpx.get(f"{address.rstrip('/')}/api/v2/monitor/health", timeout=_TIMEOUT_S)
         health = answer.json()
     except (httpx.HTTPError, ValueError) as error:
-        raise _Wrong(f"Airflow cannot be reached at {where}: {_START} ({error})") from None
-    parts = ("metadatabase", "scheduler", "dag_processor")
-    ill = [name for name in parts if health.get(name, {}).get("status") != "healthy"]
-    if ill:
-        raise _Wrong(f"Airflow at {where}: {', '.join(ill)} not healthy: see `nightscore status`")
+        raise _CheckFailedError(
+            f"Airflow cannot be reached at {address}: {_HOW_TO_START} ({error})"
+        ) from None
+    components = ("metadatabase", "scheduler", "dag_processor")
+    unhealthy = [name for name in components if health.get(name, {}).get("status") != "healthy"]
+    if unhealthy:
+        raise _CheckFailedError(
+            f"Airflow at {address}: {', '.join(unhealthy)} not healthy: see `nightscore status`"
+        )
     from ml.stack.airflow_client import AirflowApi
 
-    with AirflowApi(current) as api:
-        if broken := api.import_errors():
-            raise _Wrong(f"Airflow at {where} cannot read a DAG file: {broken}")
-    return where
+    with AirflowApi(config) as api:
+        if errors := api.import_errors():
+            raise _CheckFailedError(f"Airflow at {address} cannot read a DAG file: {errors}")
+    return address
 
 
-def _device(_: Settings) -> str:
+def _check_device(_: Settings) -> str:
     from ml.program.device import select_device
 
     if select_device() == "cpu":

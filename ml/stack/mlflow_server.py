@@ -1,14 +1,20 @@
-"""The MLflow server: runs and registry in Postgres, artifacts in S3, users and passwords."""
+"""The MLflow server: runs and registry in Postgres, artifacts in S3, with users and passwords."""
 
 from ml.stack import postgres
 from ml.stack.layout import HOST, Layout
-from ml.stack.process import BIN, Process, ask
+from ml.stack.process import BIN, Process, http_get
 
 USER = "admin"
 
 
 def process(layout: Layout, ports: dict[str, int], services: dict[str, str]) -> Process:
-    """The server. `services` are the variables of the stack's services: it takes S3's."""
+    """Return the server process.
+
+    Args:
+        layout: the stack's folders and passwords.
+        ports: server → port.
+        services: the variables that say where the stack's services are; those of S3 are used.
+    """
     port, database = ports["mlflow"], ports["postgres"]
     return Process(
         name="mlflow",
@@ -18,7 +24,7 @@ def process(layout: Layout, ports: dict[str, int], services: dict[str, str]) -> 
             *("--app-name", "basic-auth", "--workers", "1", "--serve-artifacts"),
         ),
         environment={
-            # By variable, as a command line with a password can be read by every user.
+            # Not in the command line, which every user of the machine can read.
             "MLFLOW_BACKEND_STORE_URI": postgres.url(layout, database, "mlflow", "mlflow"),
             "MLFLOW_ARTIFACTS_DESTINATION": "s3://mlflow/artifacts",
             "MLFLOW_S3_ENDPOINT_URL": services["AWS_ENDPOINT_URL"],
@@ -38,7 +44,7 @@ def process(layout: Layout, ports: dict[str, int], services: dict[str, str]) -> 
 
 
 def prepare(layout: Layout, ports: dict[str, int]) -> None:
-    """Write the configuration of the user store, which is in a database of its own."""
+    """Write the configuration of MLflow's users, which are in a database of their own."""
     store = postgres.url(layout, ports["postgres"], "mlflow", "mlflow_auth")
     layout.write(
         layout.conf / "mlflow_auth.ini",
@@ -48,11 +54,11 @@ def prepare(layout: Layout, ports: dict[str, int]) -> None:
         f"admin_username = {USER}\n"
         f"admin_password = {layout.passwords['mlflow']}\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-        # Checking a password costs a PBKDF2 run; once a minute is enough.
+        # Checking a password takes a run of PBKDF2; once per minute is enough.
         "auth_cache_ttl_seconds = 60\n",
     )
 
 
 def _is_ready(port: int) -> bool:
-    answer = ask(port, "/health")
+    answer = http_get(port, "/health")
     return answer is not None and answer[0] == 200

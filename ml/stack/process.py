@@ -1,4 +1,4 @@
-"""A server process of the stack, as the supervisor is told about it."""
+"""A server process of the stack: what to run, and how to see that it is ready."""
 
 import sys
 from collections.abc import Callable
@@ -14,9 +14,10 @@ BIN = Path(sys.executable).parent
 
 
 def package_folder(package: str) -> Path:
-    """Where a wheel's files lie; the package itself is not imported.
+    """Return the folder with the files of an installed package, without importing it.
 
-    Raises ConfigurationError when it is not installed.
+    Raises:
+        ConfigurationError: the package is not installed.
     """
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -27,11 +28,14 @@ def package_folder(package: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def ask(port: int, path: str, timeout_s: float = 5) -> tuple[int, bytes] | None:
-    """Status and body of a server's answer to a GET; None when it does not answer.
+def http_get(port: int, path: str, timeout_s: float = 5) -> tuple[int, bytes] | None:
+    """Send a GET request to a server on this machine.
 
-    It is asked many times a second while it starts, and whatever else starts needs the cores: to
-    make an httpx client takes tens of milliseconds.
+    Servers are asked many times per second while they start, when other processes need the cores.
+    Creating an httpx client would take tens of milliseconds each time.
+
+    Returns:
+        Status and body of the answer; None when there is no answer.
     """
     connection = HTTPConnection(HOST, port, timeout=timeout_s)
     try:
@@ -46,10 +50,17 @@ def ask(port: int, path: str, timeout_s: float = 5) -> tuple[int, bytes] | None:
 
 @dataclass(frozen=True)
 class Process:
-    """What to run, how to see that it is ready, and how to stop it.
+    """A process that the supervisor runs.
 
-    `service` groups processes that a user starts together: postgres, s3, mlflow or airflow.
-    `stop_wait_s` is how long it may take after `stop_signal` before it is killed.
+    Attributes:
+        name: its name in the supervisor.
+        service: postgres, s3, mlflow or airflow; a user starts the processes of a service together.
+        command: the program and its arguments.
+        is_ready: tells whether it does its work; called until it returns True.
+        environment: the variables of its environment, beside those of the supervisor.
+        address: where it listens; empty when it does not.
+        stop_signal: the signal that asks it to end.
+        stop_wait_s: how long it may take to end before it is killed.
     """
 
     name: str

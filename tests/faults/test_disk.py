@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from ml.scoring import steps as scoring
+from ml.scoring import steps
 from ml.settings import state_folder
 from tests.faults.conftest import trials
 from tests.support import evidence, night
@@ -29,6 +29,6 @@ def test_the_disk_is_full_while_a_program_is_cached(outcome):
         assert "images are neither scored nor rejected" in str(failed.value)
         found.add(evidence.of_night(tonight), counts=False)
         with found.recovery():
-            scoring.score_night(tonight.stream, tonight.date.isoformat())
+            steps.score_night(tonight.stream, tonight.date.isoformat())
         found.add(evidence.of_complete_night(tonight))
     assert found.is_clean

@@ -3,7 +3,7 @@
 import random
 import time
 
-from ml.scoring import steps as scoring
+from ml.scoring import steps
 from tests.faults.conftest import trials
 from tests.support import evidence, night
 from tests.support.process import Scoring
@@ -11,7 +11,7 @@ from tests.support.process import Scoring
 
 def _undisturbed_s() -> float:
     first = night.make()  # converts the programs, which later nights find done
-    scoring.score_night(first.stream, first.date.isoformat())
+    steps.score_night(first.stream, first.date.isoformat())
     process = Scoring(night.make())
     process.go()
     started = time.monotonic()
@@ -32,7 +32,7 @@ def test_kill_9_of_the_scoring_process_at_random_moments(outcome):
         process.kill()
         found.add(evidence.of_night(tonight), counts=False)
         with found.recovery():
-            scoring.score_night(tonight.stream, tonight.date.isoformat())
+            steps.score_night(tonight.stream, tonight.date.isoformat())
         found.add(evidence.of_complete_night(tonight), struck=struck)
         if struck:
             found.add(_run_is_not_left_open(tonight), counts=False)

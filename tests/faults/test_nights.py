@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 from ml.config.loading import configuration
-from ml.scoring import steps as scoring
+from ml.scoring import steps
 from ml.settings import settings
 from ml.stack.process import package_folder
 from tests.support import drawing, evidence, night
@@ -32,7 +32,7 @@ _NAMES = [
 
 
 def _score(tonight: night.Night) -> None:
-    scoring.score_night(tonight.stream, tonight.date.isoformat())
+    steps.score_night(tonight.stream, tonight.date.isoformat())
 
 
 @pytest.mark.parametrize("images", [0, 1])

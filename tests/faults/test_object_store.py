@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from ml.errors import NightscoreError
-from ml.scoring import steps as scoring
+from ml.scoring import steps
 from ml.settings import settings
 from ml.timeouts import client_limits
 from tests.faults.conftest import FULL, trials
@@ -22,7 +22,7 @@ _SLOW_S = 2 if FULL else 0.3
 
 
 def _score(tonight: night.Night) -> None:
-    scoring.score_night(tonight.stream, tonight.date.isoformat())
+    steps.score_night(tonight.stream, tonight.date.isoformat())
 
 
 def test_the_server_is_stopped_for_a_while(outcome, services):

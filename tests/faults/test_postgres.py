@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from ml.database.connection import engine
-from ml.scoring import steps as scoring
+from ml.scoring import steps
 from ml.settings import settings
 from tests.faults.conftest import trials
 from tests.support import evidence, night
@@ -75,6 +75,6 @@ def test_postgres_is_killed_during_a_merge(outcome, services, victim):
                 process.finish()
             except Failed:
                 evidence.wait_for(_is_up)
-                scoring.score_night(tonight.stream, tonight.date.isoformat())
+                steps.score_night(tonight.stream, tonight.date.isoformat())
         found.add(evidence.of_complete_night(tonight), struck=struck)
     assert found.is_clean

@@ -14,13 +14,13 @@ import pytest
 from ml.errors import ServiceError
 from ml.registry import client, promotion, versions
 from ml.retrain import steps as retrain
-from ml.scoring import steps as scoring
+from ml.scoring import steps
 from ml.settings import settings
 from ml.timeouts import client_limits
 from tests.faults.conftest import trials
 from tests.support import evidence, night
 from tests.support.proxy import Asked, Proxy, Wrong
-from tests.support.versions import other_than_champion
+from tests.support.registered import other_than_champion
 
 _PROMOTE = """
 import sys
@@ -50,13 +50,13 @@ def test_mlflow_is_down_when_versions_are_pinned(outcome, services, monkeypatch)
         services.supervisor.stop("mlflow")
         try:
             with pytest.raises(ServiceError, match="MLflow failed at"):
-                scoring.score_night(tonight.stream, tonight.date.isoformat())
+                steps.score_night(tonight.stream, tonight.date.isoformat())
         finally:
             services.supervisor.launch("mlflow")
         found.add(_no_run(tonight), counts=False)
         with found.recovery():
             evidence.wait_for(lambda: evidence.answers(f"{settings().mlflow_uri}/health"))
-            scoring.score_night(tonight.stream, tonight.date.isoformat())
+            steps.score_night(tonight.stream, tonight.date.isoformat())
         found.add(evidence.of_complete_night(tonight))
     client_limits.cache_clear()
     assert found.is_clean
@@ -81,7 +81,7 @@ def test_mlflow_fails_in_the_middle_of_a_registration(outcome, services, monkeyp
     tried = trials(6)
     for trial in range(tried):
         decided = retrain.gate(retrain.evaluate(retrain.train(snapshot)))
-        before = versions.versions("shades")
+        before = versions.list_versions("shades")
         struck = (
             _register(
                 decided, monkeypatch, fail_at=requests * (2 * trial + 1) // (2 * tried)
@@ -90,7 +90,7 @@ def test_mlflow_fails_in_the_middle_of_a_registration(outcome, services, monkeyp
         )
         with found.recovery():
             registered = retrain.register(decided)
-        new = [v for v in versions.versions("shades") if v not in before]
+        new = [v for v in versions.list_versions("shades") if v not in before]
         wrong = [f"one training made the versions {new}"] if new != [registered["version"]] else []
         rows = evidence.query(
             "SELECT FROM nightscore.model_version WHERE mlflow_run_id = :r", r=decided["run_id"]
@@ -139,15 +139,15 @@ def test_the_champion_moves_between_pin_and_scoring(outcome, two_versions):
     found = outcome("champion moved between pin and scoring")
     for _ in range(trials(5)):
         tonight = night.make()
-        run_id = scoring.open_run(tonight.stream, tonight.date.isoformat())
+        run_id = steps.open_run(tonight.stream, tonight.date.isoformat())
         pinned = versions.version_of_alias("shades", "champion")
-        scoring.discover(run_id)
+        steps.discover(run_id)
         other = next(v for v in two_versions if v != pinned)
         promotion.promote("shades", other, reason="fault suite", by="test")
-        for shard in scoring.plan_shards(run_id):
-            scoring.score_shard(run_id, shard)
-        scoring.reconcile(run_id)
-        scoring.report(run_id)
+        for shard in steps.plan_shards(run_id):
+            steps.score_shard(run_id, shard)
+        steps.reconcile(run_id)
+        steps.report(run_id)
         found.add(evidence.of_complete_night(tonight))
         used = evidence.query(
             "SELECT DISTINCT version FROM nightscore.prediction WHERE run_id = :r"

@@ -16,7 +16,7 @@ import numpy as np
 from ml.errors import NightscoreError
 from ml.program.info import ProgramInfo
 from ml.program.program import Program
-from ml.scoring.engine import BATCH, threads_for
+from ml.scoring.engine import BATCH_SIZE, thread_count
 
 
 def main(path: Path) -> None:
@@ -40,7 +40,7 @@ def _load(described: dict, device: str) -> Program:
 
 
 def _score(programs: list[Program], job: dict) -> dict:
-    threads, batch = threads_for(job["device"]), BATCH[job["device"]]
+    threads, batch = thread_count(job["device"]), BATCH_SIZE[job["device"]]
     random = np.random.default_rng(os.getpid())
     images = 0
     with ThreadPoolExecutor(threads) as pool:

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from ml.config.schema import Limits
 from ml.evaluation.metrics import anomaly_metrics
 from ml.program.info import CLASSIFICATION, ProgramInfo
 from ml.program.program import Outputs, Program
 from ml.program.runtime import TOLERANCE, TorchRuntime
-from ml.scoring.engine import Item, Limits, Result, score
+from ml.scoring.engine import Item, Prediction, score
 from ml.storage.download import DownloadResult
 from tests.gpu.conftest import IS_REHEARSAL
 from tests.gpu.trained import ARCHITECTURES, Trained
@@ -100,7 +101,7 @@ def test_with_tf32_outputs_stay_within_its_tolerance(trained, device, monkeypatc
             assert furthest <= TOLERANCE["bfloat16"], name
 
 
-def _engine(trained: Trained, program: Program) -> dict[int, Result]:
+def _engine(trained: Trained, program: Program) -> dict[int, Prediction]:
     """The engine's result of each image, by its number."""
     night = date(2026, 1, 1)
     items = [
@@ -112,8 +113,8 @@ def _engine(trained: Trained, program: Program) -> dict[int, Result]:
         for one in wanted:
             yield DownloadResult(one.key, trained.files[one.key.image_id], one.key.etag)
 
-    batches = score(items, [program], fetch, Limits(10**6, 10**6))
-    results = [result for batch in batches for result in batch]
+    batches = score(items, [program], fetch, Limits(max_pixels=10**6, max_bytes=10**6))
+    results = [prediction for batch in batches for prediction in batch.predictions]
     assert len(results) == len(items)
     return {result.item.image_id: result for result in results}
 
@@ -125,7 +126,6 @@ def test_the_engine_gives_each_image_the_result_that_it_has_on_the_cpu(trained, 
     too_close = 0
     for number, found in there.items():
         expected = here[number]
-        assert found.reason is None
         pairs = ((found.confidence, expected.confidence), (found.score, expected.score))
         for value, other in pairs:
             assert value == other or abs(value - other) <= TOLERANCE["float32"]
@@ -136,7 +136,7 @@ def test_the_engine_gives_each_image_the_result_that_it_has_on_the_cpu(trained, 
     assert too_close <= len(here) / 1000
 
 
-def _is_too_close(result: Result, info: ProgramInfo) -> bool:
+def _is_too_close(result: Prediction, info: ProgramInfo) -> bool:
     """Whether rounding may decide what becomes of an image; a tie leaves neither class a half."""
     if info.task == CLASSIFICATION:
         return result.confidence <= 0.5 + _ROUNDING["score"]

@@ -13,15 +13,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
+from ml.config.schema import Limits
 from ml.images.rejection import Reason
 from ml.program.info import ProgramInfo, sha256
 from ml.program.program import Program
 from ml.program.program_file import export
-from ml.scoring.engine import Item, Limits, Result, score
+from ml.scoring.engine import Item, Prediction, Rejection, score
 from ml.storage.download import DownloadRequest, DownloadResult
 
-# Those of a stream that sets none (ml.config.schema.Limits).
-LIMITS = Limits(max_pixels=64_000_000, max_bytes=64 * 2**20)
+LIMITS = Limits()
 MOST_LETTERS = 300
 
 
@@ -56,7 +56,9 @@ def _export(path: Path, architecture: str, classes: tuple[str, ...], size: tuple
     export(network, path, size)
 
 
-def scored(files: Sequence[tuple[str, bytes]], versions: Sequence[Program]) -> list[Result]:
+def scored(
+    files: Sequence[tuple[str, bytes]], versions: Sequence[Program]
+) -> list[Prediction | Rejection]:
     """What the engine makes of files (name, bytes) in memory."""
     items = [
         Item(date(2026, 1, 1), number, f"s3://bucket/{name}", str(number), len(content))
@@ -67,22 +69,22 @@ def scored(files: Sequence[tuple[str, bytes]], versions: Sequence[Program]) -> l
         for item, *_ in wanted:
             yield DownloadResult(item, files[item.image_id][1], item.etag)
 
-    return [result for batch in score(items, versions, fetch, LIMITS) for result in batch]
+    batches = score(items, versions, fetch, LIMITS)
+    return [result for batch in batches for result in (*batch.predictions, *batch.rejections)]
 
 
-def decision(result: Result) -> tuple[str, str, tuple[float, ...]]:
+def decision(result: Prediction | Rejection) -> tuple[str, str, tuple[float, ...]]:
     """The reason (empty when it is scored), the detail, and the numbers of a result; an
     AssertionError for anything that a user must never see."""
-    numbers = (result.confidence, result.score, result.novelty)
-    if result.reason is None:
-        assert result.predicted_class and not result.detail
+    if isinstance(result, Prediction):
+        assert result.predicted_class
+        numbers = (result.confidence, result.score, result.novelty)
         found = tuple(value for value in numbers if value is not None)
         assert found and all(math.isfinite(value) and 0 <= value <= 1 for value in found), found
         return "", "", found
     assert Reason(result.reason) in Reason
     assert result.detail and result.detail.isprintable(), result.detail
     assert len(result.detail) <= MOST_LETTERS, result.detail
-    assert numbers == (None, None, None)
     return result.reason, result.detail, ()
 
 

@@ -68,7 +68,7 @@ def _many() -> None:
 
 
 def _mlflow() -> None:
-    versions.versions("shades")
+    versions.list_versions("shades")
 
 
 def _mlflow_by_its_library() -> None:

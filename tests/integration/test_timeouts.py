@@ -112,7 +112,7 @@ def test_an_mlflow_that_never_answers_is_given_up(impatient, monkeypatch):
     with _Silent() as server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.port}")
         with pytest.raises(NightscoreError, match="MLflow failed at"):
-            versions.versions("any")
+            versions.list_versions("any")
 
 
 def test_a_statement_that_never_ends_is_ended(store_and_database, monkeypatch):

@@ -65,7 +65,7 @@ def _files(layout: Layout) -> Iterator[tuple[str, bytes]]:
 
 def _databases(layout: Layout) -> Iterator[tuple[str, bytes]]:
     """A dump of each: values that are long are compressed in the files."""
-    program = postgres._program("pg_dump")
+    program = postgres.executable("pg_dump")
     for database in postgres.DATABASES:
         done = subprocess.run(
             [program, "-h", HOST, "-p", str(known_ports(layout)["postgres"]), "-U", "postgres",

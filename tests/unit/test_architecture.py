@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[2]
     [
         ("ml.scoring.engine", {"torch", "openvino", "mlflow", "airflow", "sqlalchemy", "boto3"}),
         (
-            "ml.scoring.run",
+            "ml.scoring.runs",
             {"torch", "mlflow", "numpy", "cv2", "PIL", "boto3", "botocore", "alembic"},
         ),
         ("ml.report.nightly", {"torch", "mlflow", "numpy", "cv2", "PIL", "boto3", "matplotlib"}),

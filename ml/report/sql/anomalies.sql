@@ -1,4 +1,4 @@
--- The run's flagged images, the highest above their threshold first.
+-- The run's flagged images, the highest score first.
 SELECT image.uri, prediction.model, prediction.version, prediction.score, prediction.threshold,
     prediction.heatmap_uri
 FROM nightscore.manifest

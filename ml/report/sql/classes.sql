@@ -1,4 +1,4 @@
--- What the run's versions made of its images, class by class.
+-- The classes that the run's versions predicted, one row per version and class.
 SELECT prediction.model, prediction.version, prediction.predicted_class, count(*) AS images,
     count(*)::double precision
         / sum(count(*)) OVER (PARTITION BY prediction.model, prediction.version) AS share,

@@ -1,4 +1,4 @@
--- Images that a run has found and not settled, one row each.
+-- One row per image of a run that is neither scored nor rejected. `images` is their number in all.
 SELECT image_uri, shard, attempts, error, count(*) OVER () AS images
 FROM (
     SELECT DISTINCT image_uri, shard, attempts, error

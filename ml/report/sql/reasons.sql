@@ -1,4 +1,4 @@
--- Why images of the run were rejected; an image counts once a reason.
+-- How many images of the run were rejected for each reason; an image counts once per reason.
 SELECT rejection.reason, count(DISTINCT (rejection.night, rejection.image_id)) AS images
 FROM nightscore.manifest
 JOIN nightscore.scoring_run_model AS pinned USING (run_id)

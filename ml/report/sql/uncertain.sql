@@ -1,4 +1,4 @@
--- The run's images that its classifiers were least sure of.
+-- The run's images, the lowest confidence of a classifier first.
 SELECT image.uri, prediction.model, prediction.version, prediction.predicted_class,
     prediction.confidence
 FROM nightscore.manifest

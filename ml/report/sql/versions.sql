@@ -1,4 +1,4 @@
--- The versions the run was opened with.
+-- The versions that the run was opened with.
 SELECT pinned.model, pinned.version, described.alias, described.task, described.threshold,
     described.metrics, described.registered_at, described.gate_reason, described.synthetic,
     described.novelty_threshold, described.threshold_policy, described.threshold_detail

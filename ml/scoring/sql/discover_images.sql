@@ -1,4 +1,4 @@
--- Adds the listed images that are not known yet. `listing` is a temporary table.
+-- Adds the listed images that the table does not have yet. `listing` is a temporary table.
 INSERT INTO nightscore.image (night, stream, uri, etag, bytes, modified)
 SELECT listing.night, :stream, listing.uri, listing.etag, listing.bytes, listing.modified
 FROM listing

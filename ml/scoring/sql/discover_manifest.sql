@@ -1,7 +1,8 @@
--- Adds to the run's manifest the listed images that it has to score, behind the shards it has.
--- For its own night a run owes every image a result by each pinned version. For the nights before
--- it, only images that came late: those that no version of the model has settled. A rejection
--- settles an image unless its reason is transient.
+-- Adds to the run's manifest the listed images that it has to score, in new shards after those that
+-- it already has.
+-- In the run's own night, an image is pending until each pinned version has a result for it. In the
+-- nights before, an image is pending only if it came late: no version of a pinned model has a
+-- result for it. A rejection is a result unless its reason is transient.
 WITH pending AS (
     SELECT image.night, image.image_id, image.uri
     FROM listing
@@ -40,8 +41,8 @@ WITH pending AS (
             AND manifest.image_id = image.image_id
     )
 )
--- At most :max_shards mapped tasks, however long the night. The number of images comes from a
--- window: a subquery of it beside `pending` would be counted anew for each of them.
+-- At most :max_shards mapped tasks, however many images the night has. A window function counts the
+-- images: a subquery would count them again for each row.
 INSERT INTO nightscore.manifest (run_id, night, image_id, shard)
 SELECT
     :run_id,

@@ -1,4 +1,4 @@
--- A repetition that had nothing left to score keeps the rate of the attempt that did.
+-- An attempt that had nothing to score keeps the rate of the attempt that scored the images.
 UPDATE nightscore.shard
 SET finished_at = clock_timestamp(),
     error = NULL,

@@ -1,4 +1,4 @@
--- One row a shard of the run, from its manifest.
+-- Adds one row per shard of the run's manifest.
 INSERT INTO nightscore.shard (run_id, number, images)
 SELECT run_id, shard, count(*)
 FROM nightscore.manifest

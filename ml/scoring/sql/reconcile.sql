@@ -1,6 +1,7 @@
--- What became of the run's manifest: an image is scored when every pinned version has scored it,
--- settled when every one has scored or rejected it, rejected when it is settled but not scored, and
--- missing otherwise. A reason that may pass settles an image only where this run's shard is stored.
+-- Counts what became of the images in the run's manifest. An image is `scored` when every pinned
+-- version has scored it, and `settled` when every pinned version has scored or rejected it. It
+-- counts as rejected when it is settled but not scored, and as missing when it is not settled. A
+-- rejection with a transient reason counts only if this run's shard is finished.
 WITH outcome AS (
     SELECT
         manifest.shard,

@@ -1,5 +1,6 @@
--- The images of a shard that a pinned version has not settled: all of them at the first attempt,
--- what is left at a retry. In no order: so the first come at once.
+-- The images of a shard for which a pinned version has no result: at the first attempt all images,
+-- at a retry the remaining ones. A rejection is a result unless its reason is transient. There is
+-- no ORDER BY, so that the first rows come at once.
 SELECT image.night, image.image_id, image.uri, image.etag, image.bytes
 FROM nightscore.manifest
 JOIN nightscore.image USING (night, image_id)

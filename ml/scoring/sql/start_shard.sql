@@ -1,4 +1,4 @@
--- A retry keeps the first attempt's start, so that the run's rate counts the time lost.
+-- A retry keeps the start of the first attempt, so that the run's rate includes the lost time.
 UPDATE nightscore.shard
 SET started_at = coalesce(started_at, clock_timestamp()),
     finished_at = NULL,

@@ -1,11 +1,12 @@
--- What only an administrator of the cluster can set, in the database of the tables. The local stack
--- does it at every start; docs/production.md says when to run it elsewhere. It can be repeated.
+-- Settings that only an administrator of the cluster can make, in the database of the tables. The
+-- local stack runs this file at every start; docs/production.md says when to run it elsewhere. It is
+-- safe to repeat.
 DO $$
 DECLARE
     function regprocedure;
 BEGIN
-    -- An advisory lock or a large object needs no privilege on any table: with the first an analyst
-    -- could keep a night's results from being merged, with the second fill the disk.
+    -- Advisory locks and large objects need no privilege on any table. With an advisory lock an
+    -- analyst could block the merge of a night's results; with large objects, fill the disk.
     FOR function IN
         SELECT oid::regprocedure FROM pg_proc
         WHERE pronamespace = 'pg_catalog'::regnamespace
@@ -20,8 +21,8 @@ BEGIN
 END
 $$;
 
--- An analyst's query must not cost the night its disk, its connections or its locks. The limits of
--- time are defaults that a session can lift; the others are not.
+-- A query of an analyst must not take disk space, connections or locks from the scoring of a night.
+-- A session of the analyst can raise the two timeouts, but not the other limits.
 ALTER ROLE nightscore_analyst CONNECTION LIMIT 20;
 ALTER ROLE nightscore_analyst SET temp_file_limit = '4GB';
 ALTER ROLE nightscore_analyst SET statement_timeout = '10min';

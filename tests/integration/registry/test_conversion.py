@@ -23,14 +23,13 @@ from ml.errors import DataError, RunFailedError, ServiceError
 from ml.program import conversion
 from ml.program.info import CLASSIFICATION, ProgramInfo
 from ml.program.runtime import OpenVinoRuntime
-from ml.registry import artifacts, conversions, programs, record, tracking
-from ml.registry import versions as registry
-from ml.registry.converted import fetch_form, log_form
+from ml.registry import artifacts, openvino_conversion, programs, registration, tracking, versions
+from ml.registry.openvino_models import fetch_openvino_model, log_openvino_model
 from ml.retrain import steps as retrain
-from ml.scoring import steps as scoring
+from ml.scoring import steps
 from ml.settings import settings
 from ml.storage.object_store import object_store
-from tests.support import drawing, versions
+from tests.support import drawing, registered
 from tests.support.patience import no_retries
 from tests.support.proxy import Asked, Proxy
 
@@ -53,17 +52,17 @@ def night(trained) -> str:
 
 
 @pytest.fixture
-def shades(trained) -> Iterator[record.Registration]:
+def shades(trained) -> Iterator[registration.Registration]:
     """The classifier's champion, of which this machine has no copy."""
-    version = registry.version_of_alias("shades", "champion")
-    with versions.uncached("shades", version):
-        yield record.load_registration("shades", version)
+    version = versions.version_of_alias("shades", "champion")
+    with registered.uncached("shades", version):
+        yield registration.load_registration("shades", version)
 
 
-def _form_uri(recorded: record.Registration) -> str:
+def _form_uri(recorded: registration.Registration) -> str:
     """Where the form lies in the bucket."""
     name = f"openvino/{recorded.converted.sha256}.zip"
-    return versions.artifact(recorded.model, recorded.version, name)
+    return registered.artifact(recorded.model, recorded.version, name)
 
 
 def _score(night: str) -> dict:
@@ -94,13 +93,13 @@ print(json.dumps({"failed": main_failed, "modules": sorted(sys.modules)}))
 
 def test_registration_stores_the_form_and_records_it(trained):
     for model in ("shades", "moulds"):
-        recorded = record.load_registration(model, 1)
+        recorded = registration.load_registration(model, 1)
         content, _ = object_store().get(_form_uri(recorded))
         assert hashlib.sha256(content).hexdigest() == recorded.converted.sha256
         form = conversion.unpack(content)
         assert form.program == recorded.sha256
         assert form.openvino == recorded.converted.openvino == conversion.version()
-        (row,) = versions.query(
+        (row,) = registered.query(
             "SELECT openvino_version, openvino_sha256 FROM reporting.model_versions"
             " WHERE model = :m AND version = 1",
             m=model,
@@ -115,7 +114,7 @@ def test_a_version_never_used_here_scores_without_torch_and_without_mlflow(shade
     assert not counts["modules"] & set(HEAVY)
     assert counts["said"] == ""
     assert counts["engine_images_per_second"] > IMAGES / counts["seconds"] > 0
-    names = {path.name for path in versions.folder("shades", shades.version).iterdir()}
+    names = {path.name for path in registered.folder("shades", shades.version).iterdir()}
     assert names == {"model.pt2", "program.json", f"openvino-{shades.converted.sha256}.zip"}
     # What was fetched is kept, and a night without new images needs none of it.
     again = _score(night)
@@ -125,8 +124,8 @@ def test_a_version_never_used_here_scores_without_torch_and_without_mlflow(shade
 
 
 def test_the_rates_of_a_run_say_what_they_count(shades, night):
-    counts = scoring.score_night("line", night)
-    (row,) = versions.query(
+    counts = steps.score_night("line", night)
+    (row,) = registered.query(
         "SELECT seconds, images_per_second, engine_images_per_second,"
         " extract(epoch FROM finished_at - started_at)::double precision AS whole"
         " FROM reporting.nightly_summary WHERE run_id = :r",
@@ -134,7 +133,7 @@ def test_the_rates_of_a_run_say_what_they_count(shades, night):
     )
     assert row["seconds"] == counts["seconds"] == row["whole"]
     assert row["engine_images_per_second"] == counts["engine_images_per_second"]
-    (shard,) = versions.query(
+    (shard,) = registered.query(
         "SELECT engine_images, engine_seconds,"
         " extract(epoch FROM finished_at - started_at)::double precision AS whole"
         " FROM nightscore.shard WHERE run_id = :r",
@@ -143,8 +142,8 @@ def test_the_rates_of_a_run_say_what_they_count(shades, night):
     assert shard["engine_images"] == IMAGES
     assert 0 < shard["engine_seconds"] < shard["whole"]
     # Repeated with nothing left to score, a shard keeps the rate of the attempt that did score.
-    scoring.score_shard(counts["run_id"], 0)
-    (after,) = versions.query(
+    steps.score_shard(counts["run_id"], 0)
+    (after,) = registered.query(
         "SELECT engine_images, engine_seconds FROM nightscore.shard WHERE run_id = :r",
         r=counts["run_id"],
     )
@@ -161,34 +160,34 @@ def test_a_form_that_is_not_the_recorded_one_fails_the_night_by_name(shades, nig
 
     if where == "MLflow":
         with (
-            versions.changed_object(_form_uri(shades), changed),
+            registered.changed_object(_form_uri(shades), changed),
             pytest.raises(RunFailedError) as caught,
         ):
-            scoring.score_night("line", night)
+            steps.score_night("line", night)
         # Nothing of it was kept.
-        names = {path.name for path in versions.folder("shades", shades.version).iterdir()}
+        names = {path.name for path in registered.folder("shades", shades.version).iterdir()}
         assert names == {"model.pt2", "program.json"}
     else:
         programs.fetch(shades)
-        form = fetch_form(shades)
-        (kept,) = versions.folder("shades", shades.version).glob("openvino-*.zip")
+        form = fetch_openvino_model(shades)
+        (kept,) = registered.folder("shades", shades.version).glob("openvino-*.zip")
         kept.write_bytes(changed(form))
         with pytest.raises(RunFailedError) as caught:
-            scoring.score_night("line", night)
+            steps.score_night("line", night)
         kept.write_bytes(form)
     for part in (shades.name, recorded, where if where == "MLflow" else str(kept)):
         assert part in str(caught.value)
     assert "nightscore models convert shades" in str(caught.value)
-    assert scoring.score_night("line", night)["scored"] == IMAGES
+    assert steps.score_night("line", night)["scored"] == IMAGES
 
 
 def test_a_form_of_another_version_is_refused_though_its_hash_is_recorded(shades):
-    other = record.load_registration("moulds", 1).converted
-    form, _ = object_store().get(_form_uri(record.load_registration("moulds", 1)))
+    other = registration.load_registration("moulds", 1).converted
+    form, _ = object_store().get(_form_uri(registration.load_registration("moulds", 1)))
     uri = _form_uri(shades).replace(shades.converted.sha256, other.sha256)
     object_store().put(uri, form)
     with (
-        versions.changed_row("shades", shades.version, openvino_sha256=other.sha256),
+        registered.changed_row("shades", shades.version, openvino_sha256=other.sha256),
         pytest.raises(DataError, match="is of another program"),
     ):
         programs.load("shades", shades.version, "cpu")
@@ -197,7 +196,7 @@ def test_a_form_of_another_version_is_refused_though_its_hash_is_recorded(shades
 def test_a_form_that_mlflow_has_lost_is_named(shades):
     with (
         no_retries(),
-        versions.changed_object(_form_uri(shades), lambda content: None),
+        registered.changed_object(_form_uri(shades), lambda content: None),
         pytest.raises(ServiceError, match=shades.converted.sha256),
     ):
         programs.load("shades", shades.version, "cpu")
@@ -205,20 +204,20 @@ def test_a_form_that_mlflow_has_lost_is_named(shades):
 
 def test_a_version_without_a_form_is_converted_here_and_then_for_all(shades, night):
     name, version = shades.model, shades.version
-    with versions.changed_row(name, version, openvino_sha256=None, openvino_version=None):
+    with registered.changed_row(name, version, openvino_sha256=None, openvino_version=None):
         program = programs.load(name, version, "cpu")
         assert isinstance(program.runtime, OpenVinoRuntime)
-        assert scoring.score_night("line", night)["scored"] == IMAGES
-        names = {path.name for path in versions.folder(name, version).iterdir()}
+        assert steps.score_night("line", night)["scored"] == IMAGES
+        names = {path.name for path in registered.folder(name, version).iterdir()}
         assert names == {"model.pt2", "program.json", "model.openvino.zip"}
 
-        first = {one.version: one for one in conversions.convert(name)}
+        first = {one.version: one for one in openvino_conversion.convert(name)}
         assert first[version].made
         assert "champion" in first[version].aliases
-        recorded = record.load_registration(name, version).converted
+        recorded = registration.load_registration(name, version).converted
         assert recorded.openvino == first[version].openvino == conversion.version()
-        assert not any(one.made for one in conversions.convert(name))
-        with versions.uncached(name, version):
+        assert not any(one.made for one in openvino_conversion.convert(name))
+        with registered.uncached(name, version):
             fetched = programs.load(name, version, "cpu")
         pixels = conversion.noise(5, program.info.input_size)
         assert np.array_equal(
@@ -236,19 +235,21 @@ def test_convert_makes_anew_what_is_older_damaged_or_lost(shades, fault):
 
     older = {"openvino_version": "2020.1"} if fault == "older" else {}
     older["gate_reason"] = "test"  # brings the row back in the end
-    with versions.changed_row(name, version, **older):
+    with registered.changed_row(name, version, **older):
         if fault == "older":
             assert _converted(name, version).made
         else:
-            with no_retries(), versions.changed_object(uri, broken):
+            with no_retries(), registered.changed_object(uri, broken):
                 assert _converted(name, version).made
                 programs.load(name, version, "cpu")
-        assert record.load_registration(name, version).converted.openvino == conversion.version()
+        assert (
+            registration.load_registration(name, version).converted.openvino == conversion.version()
+        )
         assert not _converted(name, version).made
 
 
-def _converted(name: str, version: int) -> conversions.Conversion:
-    return next(one for one in conversions.convert(name) if one.version == version)
+def _converted(name: str, version: int) -> openvino_conversion.Conversion:
+    return next(one for one in openvino_conversion.convert(name) if one.version == version)
 
 
 def test_the_command_says_what_it_did(shades):
@@ -262,7 +263,7 @@ def test_the_command_says_what_it_did(shades):
         )
 
     empty = {"openvino_sha256": None, "openvino_version": None}
-    with versions.changed_row(shades.model, shades.version, **empty):
+    with registered.changed_row(shades.model, shades.version, **empty):
         done = run("convert", "shades")
         assert done.returncode == 0, done.stderr
         assert f"shades: version {shades.version} (champion" in done.stdout
@@ -287,8 +288,8 @@ def test_a_program_that_openvino_cannot_run_is_registered_without_a_form(trained
     run_id = tracking.start_run("exotic", None, {})
     info = ProgramInfo("exotic", None, CLASSIFICATION, ("a", "b", "c"), (16, 16), None, "")
     programs.log_program(run_id, _Exotic().eval(), info, {"task": CLASSIFICATION})
-    assert retrain._converted(run_id, *programs.program_of_run(run_id)) is None
-    assert registry.register(run_id, "exotic", {}, "") == 1
+    assert retrain._converted(run_id, *programs.fetch_from_run(run_id)) is None
+    assert versions.register(run_id, "exotic", {}, "") == 1
 
 
 def test_a_gpu_s_worker_does_not_fetch_the_form(shades, monkeypatch):
@@ -314,9 +315,9 @@ def test_a_gpu_s_worker_does_not_fetch_the_form(shades, monkeypatch):
 def test_many_at_once_fetch_one_form(shades):
     programs.fetch(shades)
     with ThreadPoolExecutor(6) as pool:
-        forms = set(pool.map(lambda _: fetch_form(shades), range(6)))
+        forms = set(pool.map(lambda _: fetch_openvino_model(shades), range(6)))
     assert len(forms) == 1
-    names = sorted(path.name for path in versions.folder("shades", shades.version).iterdir())
+    names = sorted(path.name for path in registered.folder("shades", shades.version).iterdir())
     assert names == ["model.pt2", f"openvino-{shades.converted.sha256}.zip", "program.json"]
 
 
@@ -326,34 +327,34 @@ def test_a_full_disk_is_named_and_leaves_nothing(shades):
     resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, before[1]))
     try:
         with pytest.raises(ServiceError, match=r"cannot be kept in .*File too large"):
-            fetch_form(shades)
+            fetch_openvino_model(shades)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    names = sorted(path.name for path in versions.folder("shades", shades.version).iterdir())
+    names = sorted(path.name for path in registered.folder("shades", shades.version).iterdir())
     assert names == ["model.pt2", "program.json"]
-    assert fetch_form(shades)
+    assert fetch_openvino_model(shades)
 
 
 def test_a_newer_form_takes_the_place_of_the_older_on_this_machine(shades):
     programs.load(shades.model, shades.version, "cpu")
-    made = conversion.unpack(fetch_form(shades))
+    made = conversion.unpack(fetch_openvino_model(shades))
     newer = conversion.pack(conversion.ConvertedProgram(**vars(made) | {"openvino": "2031.1"}))
-    converted = log_form(artifacts.model_id(shades), newer)
-    with versions.changed_row(
+    converted = log_openvino_model(artifacts.logged_model_id(shades), newer)
+    with registered.changed_row(
         shades.model,
         shades.version,
         openvino_sha256=converted.sha256,
         openvino_version=converted.openvino,
     ):
         programs.load(shades.model, shades.version, "cpu")
-    (kept,) = versions.folder(shades.model, shades.version).glob("openvino-*.zip")
+    (kept,) = registered.folder(shades.model, shades.version).glob("openvino-*.zip")
     assert kept.read_bytes() == newer
 
 
 def test_half_a_record_is_refused_by_the_table(trained):
     with (
         pytest.raises(sa.exc.IntegrityError),
-        versions.as_owner() as current,
+        registered.as_owner() as current,
     ):
         current.execute(
             sa.text("UPDATE nightscore.model_version SET openvino_version = NULL WHERE version = 1")

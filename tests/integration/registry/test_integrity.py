@@ -16,13 +16,12 @@ import pytest
 from ml.config.loading import configuration
 from ml.errors import DataError, RunFailedError, ServiceError
 from ml.program.info import ProgramInfo
-from ml.registry import programs, promotion, record, tracking
-from ml.registry import versions as registry
+from ml.registry import programs, promotion, registration, tracking, versions
 from ml.registry.client import mlflow_client
-from ml.scoring import steps as scoring
+from ml.scoring import steps
 from ml.storage.download import download
 from ml.storage.object_store import object_store
-from tests.support import drawing, versions
+from tests.support import drawing, registered
 from tests.support.patience import no_retries
 
 NIGHTS = iter(date(2031, 3, 1) + timedelta(days=10 * n) for n in range(1000))
@@ -43,8 +42,8 @@ def night(trained) -> str:
 @pytest.fixture(scope="module")
 def champion(trained) -> Iterator[int]:
     """A new champion of the classifier; the one before returns in the end."""
-    before = registry.version_of_alias("shades", "champion")
-    version = versions.other_than_champion("shades")
+    before = versions.version_of_alias("shades", "champion")
+    version = registered.other_than_champion("shades")
     promotion.promote("shades", version, reason="test", by="test")
     yield version
     promotion.promote("shades", before, reason="test", by="test")
@@ -67,7 +66,7 @@ def fetched(monkeypatch) -> list[str]:
 @contextmanager
 def _described(model: str, version: int, **other) -> Iterator[None]:
     """MLflow's run says something else of the program."""
-    run_id = versions.run_of(model, version)
+    run_id = registered.run_of(model, version)
     stored = tracking.read_json(run_id, "program.json")
     tracking.log_json(run_id, "program.json", stored | other)
     try:
@@ -77,7 +76,7 @@ def _described(model: str, version: int, **other) -> Iterator[None]:
 
 
 def _fetch(model: str, version: int) -> tuple[Path, ProgramInfo]:
-    return programs.fetch(record.load_registration(model, version))
+    return programs.fetch(registration.load_registration(model, version))
 
 
 # What a detector's description could be changed to, each of which would change a plant's alarms.
@@ -93,36 +92,36 @@ CHANGES = [
 
 
 def test_everything_that_is_known_of_a_program_is_recorded_at_its_registration(trained):
-    (row,) = versions.query(
+    (row,) = registered.query(
         "SELECT * FROM nightscore.model_version WHERE model = 'moulds' AND version = 1"
     )
     assert set(row["program"]) == {field.name for field in fields(ProgramInfo)}
     _, info = _fetch("moulds", 1)
-    assert row["program"] == record.described(info)
+    assert row["program"] == registration.program_info_json(info)
     assert row["program"]["threshold"] == row["threshold"]
 
 
 @pytest.mark.parametrize(("name", "value"), CHANGES)
 def test_what_mlflow_says_of_a_program_must_be_what_was_recorded(trained, name, value):
-    with versions.uncached("moulds", 1):
+    with registered.uncached("moulds", 1):
         with (
             _described("moulds", 1, **{name: value}),
             pytest.raises(DataError) as caught,
         ):
             _fetch("moulds", 1)
-        recorded = record.load_registration("moulds", 1).fields[name]
+        recorded = registration.load_registration("moulds", 1).fields[name]
         for part in ("moulds/1", f"{name} {value!r}", repr(recorded), "MLflow's run"):
             assert part in caught.value.message
         # Nothing of it was kept, so that it is found once it is right again.
-        assert list(versions.folder("moulds", 1).iterdir()) == []
+        assert list(registered.folder("moulds", 1).iterdir()) == []
         _fetch("moulds", 1)
 
 
 @pytest.mark.parametrize(("name", "value"), CHANGES[:-1])
 def test_what_the_copy_on_this_machine_says_must_be_what_was_recorded(trained, name, value):
-    with versions.uncached("moulds", 1):
+    with registered.uncached("moulds", 1):
         _fetch("moulds", 1)
-        path = versions.folder("moulds", 1) / "program.json"
+        path = registered.folder("moulds", 1) / "program.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
         with pytest.raises(DataError) as caught:
             _fetch("moulds", 1)
@@ -130,9 +129,9 @@ def test_what_the_copy_on_this_machine_says_must_be_what_was_recorded(trained, n
 
 
 def test_a_copy_of_another_program_is_replaced_and_a_damaged_description_named(trained):
-    with versions.uncached("moulds", 1):
+    with registered.uncached("moulds", 1):
         _, info = _fetch("moulds", 1)
-        path = versions.folder("moulds", 1) / "program.json"
+        path = registered.folder("moulds", 1) / "program.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": "0" * 64}))
         assert _fetch("moulds", 1)[1] == info
         for damaged in ("{", "[]", "{}"):
@@ -142,7 +141,7 @@ def test_a_copy_of_another_program_is_replaced_and_a_damaged_description_named(t
 
 
 def test_a_version_from_before_there_was_such_a_record_is_held_against_the_columns(trained):
-    with versions.changed_row("moulds", 1, program=None), versions.uncached("moulds", 1):
+    with registered.changed_row("moulds", 1, program=None), registered.uncached("moulds", 1):
         for name, value in CHANGES:
             # Its size is in no column; MLflow's signature tells.
             reason = "signature" if name == "input_size" else name
@@ -159,7 +158,7 @@ def test_a_version_from_before_there_was_such_a_record_is_held_against_the_colum
 )
 def test_a_row_that_contradicts_itself_is_refused(trained, column, value):
     with (
-        versions.changed_row("moulds", 1, **{column: value}),
+        registered.changed_row("moulds", 1, **{column: value}),
         pytest.raises(DataError, match=f"contradicts itself about the {column} of moulds/1"),
     ):
         _fetch("moulds", 1)
@@ -167,7 +166,7 @@ def test_a_row_that_contradicts_itself_is_refused(trained, column, value):
 
 def test_mlflows_tag_must_have_the_recorded_hash(trained):
     client = mlflow_client()
-    with versions.uncached("moulds", 1):
+    with registered.uncached("moulds", 1):
         tag = client.get_model_version("moulds", "1").tags["nightscore.sha256"]
         try:
             client.set_model_version_tag("moulds", "1", "nightscore.sha256", "0" * 64)
@@ -197,14 +196,16 @@ def test_a_signature_or_metadata_that_contradicts_the_record_is_refused(
         assert before in content
         return content.replace(before, after)
 
-    version = versions.query("SELECT version FROM nightscore.model_alias WHERE model = 'moulds' AND alias = 'champion'")[0]["version"]  # fmt: skip
+    version = registered.query("SELECT version FROM nightscore.model_alias WHERE model = 'moulds' AND alias = 'champion'")[0]["version"]  # fmt: skip
     tags = mlflow_client().get_model_version("moulds", str(version)).tags
-    with versions.uncached("moulds", version):
-        with versions.changed_object(versions.artifact("moulds", version, "MLmodel"), changed):
+    with registered.uncached("moulds", version):
+        with registered.changed_object(registered.artifact("moulds", version, "MLmodel"), changed):
             with pytest.raises(DataError, match=reason):
                 _fetch("moulds", version)
             with pytest.raises(DataError, match=reason):
-                registry.register(versions.run_of("moulds", version), "moulds", {"x": "y"}, "other")
+                versions.register(
+                    registered.run_of("moulds", version), "moulds", {"x": "y"}, "other"
+                )
         _fetch("moulds", version)
     assert mlflow_client().get_model_version("moulds", str(version)).tags == tags
 
@@ -233,39 +234,39 @@ def _with_another_weight(content: bytes) -> bytes:
 def test_a_champion_that_cannot_be_loaded_fails_the_night_and_no_other_version_scores_it(
     champion, night, change, reason, fetched
 ):
-    with versions.uncached("shades", champion):
+    with registered.uncached("shades", champion):
         with (
-            versions.changed_object(
-                versions.artifact("shades", champion, "data/model.pt2"), change
+            registered.changed_object(
+                registered.artifact("shades", champion, "data/model.pt2"), change
             ),
             no_retries(),
             pytest.raises(RunFailedError) as caught,
         ):
-            scoring.score_night("line", night)
+            steps.score_night("line", night)
         assert f"shades/{champion}" in str(caught.value)
         assert reason in str(caught.value)
         assert fetched == []
-        (run,) = versions.query(
+        (run,) = registered.query(
             "SELECT status, scored, error FROM reporting.nightly_summary"
             " WHERE stream = 'line' AND night = :n",
             n=night,
         )
         assert (run["status"], run["scored"]) == ("failed", 0)
         assert f"{IMAGES} of {IMAGES} images are neither scored nor rejected" in run["error"]
-        assert versions.query("SELECT FROM nightscore.prediction WHERE night = :n", n=night) == []
+        assert registered.query("SELECT FROM nightscore.prediction WHERE night = :n", n=night) == []
         # Once the file is right again, so is the next run, without anything else being done.
-        assert scoring.score_night("line", night)["scored"] == IMAGES
+        assert steps.score_night("line", night)["scored"] == IMAGES
     assert len(fetched) == IMAGES
-    found = versions.query(
+    found = registered.query(
         "SELECT DISTINCT version FROM nightscore.prediction WHERE night = :n", n=night
     )
     assert found == [{"version": champion}]
 
 
 def test_a_version_without_a_row_scores_nothing_and_cannot_be_promoted(champion, night, fetched):
-    with versions.changed_row("shades", champion):
+    with registered.changed_row("shades", champion):
         with pytest.raises(RunFailedError) as caught:
-            scoring.score_night("line", night)
+            steps.score_night("line", night)
         assert f"shades/{champion} is not registered in nightscore.model_version" in str(
             caught.value
         )
@@ -273,33 +274,33 @@ def test_a_version_without_a_row_scores_nothing_and_cannot_be_promoted(champion,
         assert fetched == []
         with pytest.raises(DataError, match="is not registered"):
             promotion.promote("shades", champion, reason="test", by="test")
-    assert scoring.score_night("line", night)["scored"] == IMAGES
+    assert steps.score_night("line", night)["scored"] == IMAGES
 
 
 def test_a_full_disk_is_named_leaves_nothing_and_a_retry_works(champion):
     """The limit stands for the disk's end: writing fails in the same place, with another number."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with versions.uncached("shades", champion):
+    with registered.uncached("shades", champion):
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
         try:
             with pytest.raises(ServiceError) as caught:
                 _fetch("shades", champion)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        assert f"shades/{champion} cannot be kept in {versions.folder('shades', champion)}" in (
+        assert f"shades/{champion} cannot be kept in {registered.folder('shades', champion)}" in (
             caught.value.message
         )
         assert "File too large" in caught.value.message
         assert "NIGHTSCORE_HOME" in caught.value.hint
-        assert list(versions.folder("shades", champion).iterdir()) == []
+        assert list(registered.folder("shades", champion).iterdir()) == []
         path, info = _fetch("shades", champion)
         assert path.stat().st_size > 20_000
         assert info.version == champion
 
 
 def test_a_folder_that_cannot_be_made_is_named(champion):
-    with versions.uncached("shades", champion):
-        folder = versions.folder("shades", champion)
+    with registered.uncached("shades", champion):
+        folder = registered.folder("shades", champion)
         folder.write_text("a file is in the way")
         try:
             with pytest.raises(ServiceError, match=r"cannot be kept in .*File exists") as caught:
@@ -310,9 +311,9 @@ def test_a_folder_that_cannot_be_made_is_named(champion):
 
 
 def test_what_a_killed_download_has_left_is_no_program_and_goes_away(champion):
-    with versions.uncached("shades", champion):
+    with registered.uncached("shades", champion):
         old, new = (
-            versions.folder("shades", champion) / f"partial-{name}" for name in ("old", "new")
+            registered.folder("shades", champion) / f"partial-{name}" for name in ("old", "new")
         )
         for left in (old, new):
             left.mkdir(parents=True)
@@ -322,6 +323,6 @@ def test_what_a_killed_download_has_left_is_no_program_and_goes_away(champion):
         for written in (*old.iterdir(), old):
             os.utime(written, (hours_ago, hours_ago))
         path, _ = _fetch("shades", champion)
-        assert path == versions.folder("shades", champion) / "model.pt2"
+        assert path == registered.folder("shades", champion) / "model.pt2"
         # Another process may be fetching into the new one.
         assert (old.exists(), new.exists()) == (False, True)

@@ -11,10 +11,11 @@ from itertools import count
 import pytest
 
 from ml.errors import ServiceError
-from ml.registry import artifacts, rest
+from ml.registry import artifacts, server
+from ml.registry.api import MlflowApi
 from ml.registry.client import mlflow_client
-from ml.registry.library import Library
-from ml.registry.rest import Mlflow, Rest
+from ml.registry.library_api import LibraryApi
+from ml.registry.rest_api import RestApi
 from ml.settings import settings
 from ml.storage.object_store import object_store
 from tests.support.patience import no_retries
@@ -23,11 +24,11 @@ from tests.support.proxy import Asked, Proxy, Wrong
 WRONG = "wr0ng-s3cret-of-a-user"
 
 
-def _rest(address: str = "", username: str = "", password: str = "", token: str = "") -> Rest:
+def _rest(address: str = "", username: str = "", password: str = "", token: str = "") -> RestApi:
     current = settings()
     if not (username or token):
         username, password = current.mlflow_username, current.mlflow_password.get_secret_value()
-    return Rest(address or current.mlflow_uri, username, password, token)
+    return RestApi(address or current.mlflow_uri, username, password, token)
 
 
 @pytest.fixture
@@ -36,21 +37,23 @@ def impatient() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("ask", [_rest, Library], ids=["REST", "library"])
-def test_both_ways_to_mlflow_give_the_same(trained, ask: Callable[[], Mlflow], tmp_path):
+@pytest.mark.parametrize("ask", [_rest, LibraryApi], ids=["REST", "library"])
+def test_both_ways_to_mlflow_give_the_same(trained, ask: Callable[[], MlflowApi], tmp_path):
     mlflow, client = ask(), mlflow_client()
     version = mlflow.version_of_alias("moulds", "champion")
     expected = client.get_model_version_by_alias("moulds", "champion")
     assert version == int(expected.version)
     assert mlflow.version_of_alias("moulds", "nobody") is None
     assert mlflow.version_of_alias("nothing", "champion") is None
-    assert mlflow.version("moulds", version) == (expected.run_id, expected.tags)
-    assert version in mlflow.versions("name = 'moulds'")
-    assert mlflow.versions("name = 'nothing'") == []
-    folder = mlflow.folder_of_run(expected.run_id)
+    assert mlflow.get_version("moulds", version) == (expected.run_id, expected.tags)
+    assert version in mlflow.search_versions("name = 'moulds'")
+    assert mlflow.search_versions("name = 'nothing'") == []
+    folder = mlflow.run_artifact_uri(expected.run_id)
     assert folder == client.get_run(expected.run_id).info.artifact_uri
-    model_id = artifacts.model_of_run(expected.run_id)
-    assert mlflow.folder_of_model(model_id) == client.get_logged_model(model_id).artifact_location
+    model_id = artifacts.logged_model_id_of_run(expected.run_id)
+    assert (
+        mlflow.model_artifact_uri(model_id) == client.get_logged_model(model_id).artifact_location
+    )
 
     mlflow.set_alias("moulds", "tried", version)
     assert client.get_model_version_by_alias("moulds", "tried").version == str(version)
@@ -64,7 +67,7 @@ def test_both_ways_to_mlflow_give_the_same(trained, ask: Callable[[], Mlflow], t
     with no_retries(), pytest.raises(ServiceError, match="MLflow failed at"):
         mlflow.download(f"{folder}/nowhere.bin", tmp_path / "nowhere")
     with pytest.raises(ServiceError, match="MLflow failed at"):
-        mlflow.version("moulds", 999)
+        mlflow.get_version("moulds", 999)
 
 
 def test_artifacts_that_lie_in_the_object_store_come_from_there(bucket, services, tmp_path):
@@ -99,7 +102,7 @@ def test_a_request_that_fails_for_a_while_is_made_again(trained):
 
 def test_a_download_that_breaks_off_is_made_again(trained, tmp_path):
     run_id = mlflow_client().get_model_version("moulds", "1").run_id
-    uri = f"{_rest().folder_of_run(run_id)}/program.json"
+    uri = f"{_rest().run_artifact_uri(run_id)}/program.json"
     requests = count()
 
     def decide(asked: Asked) -> Wrong | None:
@@ -125,11 +128,11 @@ def test_a_login_in_the_address_is_used_and_not_shown(services, impatient):
     current = settings()
     password = current.mlflow_password.get_secret_value()
     scheme, _, host = current.mlflow_uri.partition("://")
-    inside = Rest(f"{scheme}://{current.mlflow_username}:{password}@{host}", "", "")
-    assert inside.versions("name = 'nothing'") == []
+    inside = RestApi(f"{scheme}://{current.mlflow_username}:{password}@{host}", "", "")
+    assert inside.search_versions("name = 'nothing'") == []
     assert password not in inside.address
     with pytest.raises(ServiceError, match=r"MLflow failed at http://127\.0\.0\.1:9:") as caught:
-        Rest(f"http://admin:{WRONG}@127.0.0.1:9/", "", "").versions("name = 'nothing'")
+        RestApi(f"http://admin:{WRONG}@127.0.0.1:9/", "", "").search_versions("name = 'nothing'")
     assert WRONG not in "".join(traceback.format_exception(caught.value))
 
 
@@ -146,7 +149,7 @@ class _Saying(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(self.page)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *args: object) -> None:
         pass
 
 
@@ -167,14 +170,14 @@ def test_what_is_no_answer_of_mlflow_s_is_an_error(services, impatient):
 
 def test_a_token_goes_before_a_password(services, impatient):
     with _page() as (address, seen):
-        for mlflow in (Rest(address, "a", "b", "t0ken"), Rest(address, "a", "b")):
+        for mlflow in (RestApi(address, "a", "b", "t0ken"), RestApi(address, "a", "b")):
             with pytest.raises(ServiceError):
-                mlflow.folder_of_run("0")
+                mlflow.run_artifact_uri("0")
     assert seen == ["Bearer t0ken", "Basic " + base64.b64encode(b"a:b").decode()]
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "library"),
+    ("name", "value", "needs_library"),
     [
         ("MLFLOW_TRACKING_URI", "http://127.0.0.1:9", False),
         ("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db", True),
@@ -184,12 +187,12 @@ def test_a_token_goes_before_a_password(services, impatient):
     ],
 )
 def test_where_only_the_library_knows_the_way_it_is_used(
-    services, monkeypatch, name, value, library
+    services, monkeypatch, name, value, needs_library
 ):
     monkeypatch.setenv(name, value)
     settings.cache_clear()
     try:
-        assert isinstance(rest.server(), Library if library else Rest)
+        assert isinstance(server.mlflow_api(), LibraryApi if needs_library else RestApi)
     finally:
         monkeypatch.undo()
         settings.cache_clear()
@@ -199,7 +202,7 @@ def test_logins_that_lie_in_the_library_s_own_file_are_left_to_it(services, monk
     (tmp_path / ".mlflow").mkdir()
     (tmp_path / ".mlflow" / "credentials").write_text("[mlflow]\n")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert isinstance(rest.server(), Rest)
+    assert isinstance(server.mlflow_api(), RestApi)
     without = settings().model_copy(update={"mlflow_username": ""})
-    monkeypatch.setattr(rest, "settings", lambda: without)
-    assert isinstance(rest.server(), Library)
+    monkeypatch.setattr(server, "settings", lambda: without)
+    assert isinstance(server.mlflow_api(), LibraryApi)

@@ -20,7 +20,7 @@ from tests.support import drawing, stacks
 
 
 def _tensors(run_id: str) -> dict[str, torch.Tensor]:
-    path, _ = programs.program_of_run(run_id)
+    path, _ = programs.fetch_from_run(run_id)
     return torch.export.load(path).state_dict
 
 
@@ -86,15 +86,15 @@ def test_a_run_is_repeated_from_its_record_and_not_from_todays_configuration(
 
 def test_what_is_no_longer_the_same_is_said(trained):
     run_id = _run_of("moulds", 1)
-    environment = tracking.read_json(run_id, tracking.ENVIRONMENT)
-    settings = tracking.read_json(run_id, tracking.MODEL)
-    tracking.log_json(run_id, tracking.ENVIRONMENT, environment | {"package torch": "1.0"})
-    tracking.log_json(run_id, tracking.MODEL, settings | {"seed": 7})
+    environment = tracking.read_json(run_id, tracking.ENVIRONMENT_FILE)
+    settings = tracking.read_json(run_id, tracking.MODEL_FILE)
+    tracking.log_json(run_id, tracking.ENVIRONMENT_FILE, environment | {"package torch": "1.0"})
+    tracking.log_json(run_id, tracking.MODEL_FILE, settings | {"seed": 7})
     try:
         done = CliRunner().invoke(models.app, ["train", "moulds", "--from-run", run_id])
     finally:
-        tracking.log_json(run_id, tracking.ENVIRONMENT, environment)
-        tracking.log_json(run_id, tracking.MODEL, settings)
+        tracking.log_json(run_id, tracking.ENVIRONMENT_FILE, environment)
+        tracking.log_json(run_id, tracking.MODEL_FILE, settings)
     assert done.exception is None
     (line,) = (line for line in done.stdout.splitlines() if "package torch" in line)
     assert "1.0" in line
@@ -156,14 +156,14 @@ class TestARunThatCannotBeRepeated:
 
     def test_its_configuration_is_of_another_version(self, trained):
         run_id = _run_of("moulds", 1)
-        settings = tracking.read_json(run_id, tracking.MODEL)
-        tracking.log_json(run_id, tracking.MODEL, settings | {"task": "segmentation"})
+        settings = tracking.read_json(run_id, tracking.MODEL_FILE)
+        tracking.log_json(run_id, tracking.MODEL_FILE, settings | {"task": "segmentation"})
         try:
             with pytest.raises(DataError, match="is not one of this version") as caught:
                 retrain.repeat("moulds", run_id)
         finally:
-            tracking.log_json(run_id, tracking.MODEL, settings)
-        assert tracking.read_json(run_id, tracking.ENVIRONMENT)["code"] in caught.value.hint
+            tracking.log_json(run_id, tracking.MODEL_FILE, settings)
+        assert tracking.read_json(run_id, tracking.ENVIRONMENT_FILE)["code"] in caught.value.hint
 
 
 def test_test_images_influence_neither_weights_nor_threshold(
@@ -182,8 +182,8 @@ def test_test_images_influence_neither_weights_nor_threshold(
     assert after != before
     one, other = _tensors(first), _tensors(second)
     assert all(torch.equal(one[name], other[name]) for name in one)
-    logged = [programs.program_of_run(run)[1] for run in (first, second)]
+    logged = [programs.fetch_from_run(run)[1] for run in (first, second)]
     assert logged[0].threshold == logged[1].threshold
-    measured = [tracking.read_json(run, tracking.EVALUATION) for run in (first, second)]
+    measured = [tracking.read_json(run, tracking.EVALUATION_FILE) for run in (first, second)]
     assert measured[0]["holdout"] == measured[1]["holdout"]
     assert measured[0]["test"] != measured[1]["test"]

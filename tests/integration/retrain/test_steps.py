@@ -22,7 +22,7 @@ from ml.registry import versions as registry
 from ml.retrain import steps as retrain
 from ml.storage.object_store import object_store
 from tests.support import drawing, evidence
-from tests.support.versions import other_than_champion
+from tests.support.registered import other_than_champion
 
 
 def _client():
@@ -234,12 +234,12 @@ def test_a_challenger_that_may_be_worse_is_compared_in_numbers_and_pictures(
 def test_the_machine_is_monitored_while_training(trained, monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     run_id = tracking.start_run("monitored", None, {})
-    with tracking.monitored(run_id):
+    with tracking.log_system_metrics(run_id):
         evidence.wait_for(lambda: "system/cpu_utilization_percentage" in _metrics(run_id))
     # Its end does not wait for the next sample.
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "600")
     started = time.monotonic()
-    with tracking.monitored(run_id):
+    with tracking.log_system_metrics(run_id):
         pass
     assert time.monotonic() - started < 300
     tracking.end_run(run_id)
@@ -253,7 +253,7 @@ def test_a_monitor_that_cannot_start_is_warned_of(trained, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "often")
     run_id = tracking.start_run("monitored", None, {})
     done = False
-    with tracking.monitored(run_id):
+    with tracking.log_system_metrics(run_id):
         done = True
     tracking.end_run(run_id)
     assert done
@@ -292,7 +292,7 @@ def test_a_version_is_never_without_its_tags(decided, monkeypatch):
         context.setattr(MlflowClient, "update_model_version", fails)
         with pytest.raises(ServiceError, match="made to fail"):
             retrain.register(decided)
-    version = _client().get_model_version("shades", str(registry.versions("shades")[-1]))
+    version = _client().get_model_version("shades", str(registry.list_versions("shades")[-1]))
     assert version.run_id == decided["run_id"]
     assert {"nightscore.sha256", "nightscore.gate", "nightscore.gate_reason"} <= set(version.tags)
     assert not version.description
@@ -305,14 +305,14 @@ def test_a_retried_step_registers_and_trains_once(decided):
     assert again["run_id"] == decided["run_id"]
     first = retrain.register(decided)
     assert retrain.register(decided) == first
-    before = len(registry.versions("shades"))
+    before = len(registry.list_versions("shades"))
     retrain.promote(first)
     assert retrain.promote(first)["changed"] is False
-    assert len(registry.versions("shades")) == before
+    assert len(registry.list_versions("shades")) == before
 
 
 def test_a_training_that_fails_marks_its_run_and_registers_nothing(trained, monkeypatch):
-    before = registry.versions("shades")
+    before = registry.list_versions("shades")
     value = retrain.snapshot("shades")
     from ml.training import loop
 
@@ -327,7 +327,7 @@ def test_a_training_that_fails_marks_its_run_and_registers_nothing(trained, monk
         [experiment.experiment_id], "tags.`nightscore.attempt` = 'fails'"
     )
     assert run.info.status == "FAILED"
-    assert registry.versions("shades") == before
+    assert registry.list_versions("shades") == before
 
 
 def test_missing_data_fail_before_any_training(trained, monkeypatch, tmp_path):

@@ -18,8 +18,7 @@ from ml.errors import DataError, NightscoreError
 from ml.registry import versions
 from ml.report import nightly
 from ml.retrain import steps as retrain
-from ml.scoring import run
-from ml.scoring import steps as scoring
+from ml.scoring import runs, steps
 from ml.storage.object_store import object_store
 from tests.support import drawing
 
@@ -84,7 +83,7 @@ def night(services, tmp_path_factory):
         # are broken: a rejection shows its name and says what was seen.
         content = drawing.shade("dark", 500 + number) if number < 7 else DROP.encode()
         object_store().put(f"{bucket}/streams/hostile/dt={NIGHT}/{name}", content)
-    counts = scoring.score_night("hostile", NIGHT.isoformat())
+    counts = steps.score_night("hostile", NIGHT.isoformat())
     yield bucket, counts
     if before is None:
         del os.environ["NIGHTSCORE_CONFIG"]
@@ -140,7 +139,7 @@ class _Tags(HTMLParser):
 
 
 def test_the_report_shows_the_names_and_runs_none(night):
-    found = _Tags(nightly.read(run.newest("hostile", NIGHT)))
+    found = _Tags(nightly.read(runs.newest_run("hostile", NIGHT)))
     assert "img" in found.elements
     assert not found.elements & {"script", "svg", "iframe", "object", "a"}
     assert not [name for name in found.attributes if name.startswith("on")]
@@ -176,7 +175,7 @@ def test_the_command_sql_gives_them_to_machines_whole_and_to_terminals_harmless(
 )
 def test_a_command_on_a_model_refuses_what_cannot_be_its_name(night, name):
     with pytest.raises(DataError, match="is not the name of a model"):
-        versions.versions(name)
+        versions.list_versions(name)
     for arguments in (
         ("promote", name, "1"),
         ("rollback", name),
@@ -185,7 +184,7 @@ def test_a_command_on_a_model_refuses_what_cannot_be_its_name(night, name):
         # Explained in a line, as every such error is (tests/unit/cli/test_cli.py).
         with pytest.raises(NightscoreError):
             command()(list(arguments), standalone_mode=False)
-    assert versions.versions("hostile") == [1]
+    assert versions.list_versions("hostile") == [1]
 
 
 def test_nothing_was_dropped_and_nothing_lies_beside_its_place(night):

@@ -9,7 +9,7 @@ import psutil
 
 from ml.config.loading import configuration
 from ml.parallel import parallel_map
-from ml.scoring.engine import BATCH, threads_for
+from ml.scoring.engine import BATCH_SIZE, thread_count
 from ml.storage.download import CONNECTIONS
 from ml.storage.object_store import object_store
 from tests.support import drawing, evidence
@@ -19,10 +19,10 @@ from tests.support.proxy import Proxy
 
 _STREAM = "long"  # its nights are one shard
 # Batches that may wait: before the engine's threads, in them, and for the writer.
-_AHEAD = (2 * threads_for("cpu") + 1 + 6) * BATCH["cpu"] + CONNECTIONS
+_AHEAD = (2 * thread_count("cpu") + 1 + 6) * BATCH_SIZE["cpu"] + CONNECTIONS
 _WRITERS = """
     SELECT pid FROM pg_stat_activity
-    WHERE application_name = 'nightscore' AND query LIKE 'COPY "staging"%'
+    WHERE application_name = 'nightscore' AND query LIKE 'COPY "staged_prediction"%'
         AND pid <> pg_backend_pid()
 """
 
@@ -47,8 +47,12 @@ def test_images_are_not_fetched_ahead_of_a_postgres_that_stands_still(trained):
     with Proxy(object_store().settings.s3_endpoint) as proxy:
         process = Scoring(tonight, AWS_ENDPOINT_URL=proxy.url)
         process.go()
-        evidence.wait_for(lambda: evidence.query(_WRITERS), timeout_s=120)
-        writer = psutil.Process(evidence.query(_WRITERS)[0]["pid"])
+        # Between two batches its newest statement is another one, so one answer has to do.
+        writers: list[dict] = []
+        evidence.wait_for(
+            lambda: writers.extend(evidence.query(_WRITERS)) or writers, timeout_s=120
+        )
+        writer = psutil.Process(writers[0]["pid"])
         writer.send_signal(signal.SIGSTOP)
         try:
             fetched = _settled(lambda: proxy.seen["GET"])

@@ -17,19 +17,19 @@ import os, signal, sys, threading, time
 from datetime import date
 from uuid import uuid4
 import numpy as np
-from ml.scoring.engine import Item, Result
+from ml.scoring.engine import BatchResult, Item, Prediction
 from ml.scoring.results import Results
 
 # As in a terminal; what a shell starts in the background ignores it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-flagged = Result(
-    Item(date(2026, 1, 1), 1, "s3://nightscore/a.png", "etag", 10), "moulds", 1,
+flagged = Prediction(
+    Item(date(2026, 1, 1), 1, "s3://nightscore/a.png", "etag", 10), "moulds", 1, "anomalous",
     score=0.9, threshold=0.5, flagged=True,
-    pixels=np.zeros((3, 16, 16), np.uint8), heat=np.zeros((4, 4), np.float32),
+    pixels=np.zeros((3, 16, 16), np.uint8), anomaly_map=np.zeros((4, 4), np.float32),
 )
 try:
     with Results(uuid4(), 0, "line", sys.argv[1]) as results:
-        results.add([flagged])
+        results.add(BatchResult([flagged]))
         threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
         results.merge(1, 0.5)
 except KeyboardInterrupt:

@@ -13,17 +13,14 @@ import sqlalchemy as sa
 from ml.config.loading import configuration
 from ml.database.connection import transaction
 from ml.errors import DataError, RunFailedError, ServiceError
-from ml.registry import programs, promotion, record
-from ml.registry import versions as registry
-from ml.report import nightly as report
-from ml.scoring import run as runs
-from ml.scoring import shard as scoring_shard
-from ml.scoring import steps as scoring
+from ml.registry import programs, promotion, registration, versions
+from ml.report import nightly
+from ml.scoring import runs, steps
 from ml.scoring.shard import score_shard
 from ml.storage import clients
 from ml.storage.download import download
 from ml.storage.object_store import object_store
-from tests.support import drawing, versions
+from tests.support import drawing, registered
 
 NIGHTS = iter(date(2026, 3, 1) + timedelta(days=10 * n) for n in range(1000))
 
@@ -62,10 +59,10 @@ def _checksum(night: date) -> list[dict]:
 
 def test_a_night_is_scored_and_a_second_run_changes_nothing(trained, night):
     _put("line", night, _shades(25))
-    first = scoring.score_night("line", night.isoformat())
+    first = steps.score_night("line", night.isoformat())
     assert (first["discovered"], first["scored"], first["rejected"]) == (25, 25, 0)
     before = _checksum(night)
-    second = scoring.score_night("line", night.isoformat())
+    second = steps.score_night("line", night.isoformat())
     assert (second["discovered"], second["scored"]) == (0, 0)
     assert _checksum(night) == before
     assert before[0]["count"] == 25
@@ -75,14 +72,14 @@ def test_a_shard_whose_images_come_in_many_pages_is_scored_whole_and_once(
     trained, night, monkeypatch
 ):
     _put("line", night, _shades(25))
-    monkeypatch.setattr(scoring_shard, "_PAGE", 4)
-    assert scoring.score_night("line", night.isoformat())["scored"] == 25
+    monkeypatch.setattr("ml.scoring.shard._ROWS_PER_PAGE", 4)
+    assert steps.score_night("line", night.isoformat())["scored"] == 25
     assert _checksum(night)[0]["count"] == 25
 
 
 def test_the_predictions_are_right_where_it_is_easy(trained, night):
     _put("line", night, _shades(40))
-    scoring.score_night("line", night.isoformat())
+    steps.score_night("line", night.isoformat())
     found = _query(
         "SELECT image_uri, predicted_class, confidence, model, version FROM reporting.predictions WHERE stream = 'line' AND night = :n",
         n=night,
@@ -105,7 +102,7 @@ def test_a_rejected_image_has_a_reason_and_the_run_goes_on(trained, night):
         "heavy.png": drawing.shade("dark", 2) + b"\0" * 100_000,
     }
     _put("both", night, good | bad)
-    counts = scoring.score_night("both", night.isoformat())
+    counts = steps.score_night("both", night.isoformat())
     assert (counts["discovered"], counts["scored"], counts["rejected"]) == (17, 12, 5)
     found = _query(
         "SELECT image_uri, model, reason FROM reporting.rejected_images WHERE stream = 'both' AND night = :n",
@@ -124,15 +121,15 @@ def test_a_rejected_image_has_a_reason_and_the_run_goes_on(trained, night):
 def test_gone_and_changed_images_are_rejected_and_scored_when_they_are_back(trained, night):
     images = _shades(6)
     _put("line", night, images)
-    run_id = scoring.open_run("line", night.isoformat())
-    scoring.discover(run_id)
-    shards = scoring.plan_shards(run_id)
+    run_id = steps.open_run("line", night.isoformat())
+    steps.discover(run_id)
+    shards = steps.plan_shards(run_id)
     prefix = f"{configuration().stream('line').prefix}/dt={night}"
     object_store().delete([f"{prefix}/000.png"])
     object_store().put(f"{prefix}/001.png", drawing.shade("light", 77_777))
     for shard in shards:
-        scoring.score_shard(run_id, shard)
-    counts = scoring.reconcile(run_id)
+        steps.score_shard(run_id, shard)
+    counts = steps.reconcile(run_id)
     assert (counts["scored"], counts["rejected"]) == (4, 2)
     reasons = _query(
         "SELECT reason FROM reporting.rejected_images WHERE run_id = :r ORDER BY reason", r=run_id
@@ -140,7 +137,7 @@ def test_gone_and_changed_images_are_rejected_and_scored_when_they_are_back(trai
     assert [row["reason"] for row in reasons] == ["changed", "gone"]
     # The changed object is a new image (key and etag); the one that was gone comes back as it was.
     object_store().put(f"{prefix}/000.png", images["000.png"])
-    again = scoring.score_night("line", night.isoformat())
+    again = steps.score_night("line", night.isoformat())
     assert (again["discovered"], again["scored"], again["rejected"]) == (2, 2, 0)
     left = _query(
         "SELECT reason FROM reporting.rejected_images WHERE stream = 'line' AND night = :n", n=night
@@ -153,7 +150,7 @@ def test_too_many_rejections_fail_the_run_after_everything_good_is_stored(traine
     with pytest.raises(
         RunFailedError, match=r"6 of 10 images were rejected \(60.0%; the stream allows 50.0%\)"
     ):
-        scoring.score_night("line", night.isoformat())
+        steps.score_night("line", night.isoformat())
     (run,) = _query(
         "SELECT status, scored, rejected, error, report_uri FROM reporting.nightly_summary WHERE stream = 'line' AND night = :n",
         n=night,
@@ -166,11 +163,11 @@ def test_too_many_rejections_fail_the_run_after_everything_good_is_stored(traine
 def test_images_that_arrive_late_are_found_within_the_lookback_and_only_there(trained, night):
     before, long_ago = night - timedelta(days=2), night - timedelta(days=3)
     _put("line", before, _shades(3))
-    scoring.score_night("line", before.isoformat())
+    steps.score_night("line", before.isoformat())
     _put("line", before, _shades(2, start=50))
     _put("line", long_ago, _shades(2, start=60))
     _put("line", night, _shades(5))
-    counts = scoring.score_night("line", night.isoformat())
+    counts = steps.score_night("line", night.isoformat())
     assert counts["discovered"] == 7
     assert (
         len(
@@ -192,9 +189,9 @@ def test_a_crash_before_the_merge_leaves_nothing_and_the_retry_scores_everything
     from ml.scoring.results import Results
 
     _put("line", night, _shades(8))
-    run_id = scoring.open_run("line", night.isoformat())
-    scoring.discover(run_id)
-    (shard,) = scoring.plan_shards(run_id)
+    run_id = steps.open_run("line", night.isoformat())
+    steps.discover(run_id)
+    (shard,) = steps.plan_shards(run_id)
     merge = Results.merge
 
     def crash(self, images, seconds):
@@ -207,13 +204,13 @@ def test_a_crash_before_the_merge_leaves_nothing_and_the_retry_scores_everything
     with pytest.raises(
         RunFailedError, match="8 of 8 images are neither scored nor rejected, in shard 0"
     ):
-        scoring.reconcile(run_id)
+        steps.reconcile(run_id)
     monkeypatch.setattr(Results, "merge", merge)
-    assert scoring.score_shard(run_id, shard)["scored"] == 8
-    assert scoring.reconcile(run_id)["scored"] == 8
+    assert steps.score_shard(run_id, shard)["scored"] == 8
+    assert steps.reconcile(run_id)["scored"] == 8
     # A retry of a shard that is done finds nothing to do.
-    assert scoring.score_shard(run_id, shard)["scored"] == 0
-    assert scoring.reconcile(run_id)["scored"] == 8
+    assert steps.score_shard(run_id, shard)["scored"] == 0
+    assert steps.reconcile(run_id)["scored"] == 8
 
 
 @contextmanager
@@ -233,25 +230,25 @@ def _store_away(monkeypatch):
 
 def test_an_outage_of_the_store_fails_the_step_and_rejects_nothing(trained, night, monkeypatch):
     _put("line", night, _shades(4))
-    run_id = scoring.open_run("line", night.isoformat())
+    run_id = steps.open_run("line", night.isoformat())
     with (
         _store_away(monkeypatch),
         pytest.raises(ServiceError, match=r"object store failed at .*/streams/line/dt="),
     ):
-        scoring.discover(run_id)
-    scoring.discover(run_id)
-    (shard,) = scoring.plan_shards(run_id)
+        steps.discover(run_id)
+    steps.discover(run_id)
+    (shard,) = steps.plan_shards(run_id)
     with _store_away(monkeypatch), pytest.raises(ServiceError, match="object store failed"):
-        scoring.score_shard(run_id, shard)
+        steps.score_shard(run_id, shard)
     assert [row["count"] for row in _checksum(night)] == [0, 0]
-    assert scoring.score_shard(run_id, shard)["scored"] == 4
+    assert steps.score_shard(run_id, shard)["scored"] == 4
 
 
 def test_a_lost_database_session_fails_the_shard_and_a_retry_scores_it(trained, night, monkeypatch):
     _put("line", night, _shades(8))
-    run_id = scoring.open_run("line", night.isoformat())
-    scoring.discover(run_id)
-    (shard,) = scoring.plan_shards(run_id)
+    run_id = steps.open_run("line", night.isoformat())
+    steps.discover(run_id)
+    (shard,) = steps.plan_shards(run_id)
 
     def download_and_lose_the_sessions(store, wanted):
         for number, found in enumerate(download(store, wanted)):
@@ -265,10 +262,10 @@ def test_a_lost_database_session_fails_the_shard_and_a_retry_scores_it(trained, 
     with monkeypatch.context() as broken:
         broken.setattr("ml.scoring.shard.download", download_and_lose_the_sessions)
         with pytest.raises(ServiceError, match="Postgres failed at"):
-            scoring.score_shard(run_id, shard)
+            steps.score_shard(run_id, shard)
     assert _checksum(night)[0]["count"] == 0
-    assert scoring.score_shard(run_id, shard)["scored"] == 8
-    assert scoring.reconcile(run_id)["scored"] == 8
+    assert steps.score_shard(run_id, shard)["scored"] == 8
+    assert steps.reconcile(run_id)["scored"] == 8
 
 
 def test_a_shard_that_fails_three_times_fails_the_run_and_the_others_are_kept(
@@ -290,7 +287,7 @@ def test_a_shard_that_fails_three_times_fails_the_run_and_the_others_are_kept(
     with pytest.raises(
         RunFailedError, match="10 of 25 images are neither scored nor rejected, in shard 1"
     ) as caught:
-        scoring.score_night("line", night.isoformat())
+        steps.score_night("line", night.isoformat())
     assert tries == [0, 1, 1, 1, 2]
     assert "made to fail" in str(caught.value)
     (run,) = _query(
@@ -314,16 +311,16 @@ def test_a_shard_that_fails_three_times_fails_the_run_and_the_others_are_kept(
         assert row["image_uri"] in run["error"]
         assert row["image_uri"] in page
     monkeypatch.setattr(Results, "merge", merge)
-    assert scoring.score_night("line", night.isoformat())["scored"] == 10
+    assert steps.score_night("line", night.isoformat())["scored"] == 10
     assert _query("SELECT FROM reporting.missing_images WHERE run_id = :r", r=run["run_id"]) == []
 
 
 def test_an_image_that_one_version_has_rejected_and_another_owes_is_missing(trained, night):
     """A rejection by one model must not hide that the other has said nothing."""
     _put("both", night, _shades(4))
-    run_id = scoring.open_run("both", night.isoformat())
-    scoring.discover(run_id)
-    scoring.plan_shards(run_id)
+    run_id = steps.open_run("both", night.isoformat())
+    steps.discover(run_id)
+    steps.plan_shards(run_id)
     with transaction() as session:
         session.execute(
             sa.text(
@@ -335,36 +332,36 @@ def test_an_image_that_one_version_has_rejected_and_another_owes_is_missing(trai
             {"r": run_id},
         )
     with pytest.raises(RunFailedError, match="4 of 4 images are neither scored nor rejected"):
-        scoring.reconcile(run_id)
+        steps.reconcile(run_id)
 
 
 def test_a_reason_that_may_pass_does_not_close_a_shard_that_was_not_stored(trained, night):
     images = _shades(3)
     _put("line", night, images)
-    first = scoring.open_run("line", night.isoformat())
-    scoring.discover(first)
-    (shard,) = scoring.plan_shards(first)
+    first = steps.open_run("line", night.isoformat())
+    steps.discover(first)
+    (shard,) = steps.plan_shards(first)
     prefix = f"{configuration().stream('line').prefix}/dt={night}"
     object_store().delete([f"{prefix}/000.png"])
-    scoring.score_shard(first, shard)
-    assert scoring.reconcile(first)["rejected"] == 1
+    steps.score_shard(first, shard)
+    assert steps.reconcile(first)["rejected"] == 1
     object_store().put(f"{prefix}/000.png", images["000.png"])
-    second = scoring.open_run("line", night.isoformat())
-    assert scoring.discover(second) == 1
-    scoring.plan_shards(second)
+    second = steps.open_run("line", night.isoformat())
+    assert steps.discover(second) == 1
+    steps.plan_shards(second)
     with pytest.raises(RunFailedError, match="1 of 1 images are neither scored nor rejected"):
-        scoring.reconcile(second)
-    for number in scoring.plan_shards(second):
-        scoring.score_shard(second, number)
-    assert scoring.reconcile(second)["scored"] == 1
+        steps.reconcile(second)
+    for number in steps.plan_shards(second):
+        steps.score_shard(second, number)
+    assert steps.reconcile(second)["scored"] == 1
 
 
 def test_a_run_whose_process_has_died_is_closed_by_the_next_and_a_living_one_is_not(trained, night):
     _put("line", night, _shades(3))
-    dead = scoring.open_run("line", night.isoformat())
-    living = scoring.open_run("line", night.isoformat())
-    with runs.alive(UUID(living)):
-        scoring.score_night("line", night.isoformat())
+    dead = steps.open_run("line", night.isoformat())
+    living = steps.open_run("line", night.isoformat())
+    with runs.liveness_lock(UUID(living)):
+        steps.score_night("line", night.isoformat())
     status = {
         str(row["run_id"]): (row["status"], row["error"])
         for row in _query(
@@ -384,7 +381,7 @@ def test_runs_of_one_night_at_the_same_time_store_every_image_once(trained, nigh
 
     def one() -> None:
         try:
-            results.append(scoring.score_night("line", night.isoformat()))
+            results.append(steps.score_night("line", night.isoformat()))
         except BaseException as error:
             errors.append(error)
 
@@ -404,7 +401,7 @@ def test_every_model_of_a_stream_scores_the_images_with_its_pinned_version(train
         night,
         {f"{n}.png": drawing.mould("spot" if n < 5 else "normal", 40_000 + n) for n in range(20)},
     )
-    counts = scoring.score_night("both", night.isoformat())
+    counts = steps.score_night("both", night.isoformat())
     assert (counts["discovered"], counts["scored"]) == (20, 20)
     rows = _query(
         "SELECT model, count(*) AS n FROM reporting.predictions WHERE run_id = :r GROUP BY model ORDER BY model",
@@ -430,7 +427,7 @@ def test_what_is_unlike_anything_seen_is_marked_for_review_in_rows_views_and_rep
     images = {f"like{n}.png": drawing.mould("normal", 50_000 + n) for n in range(15)}
     images |= {f"unlike{n}.png": _noise(n) for n in range(5)}
     _put("both", night, images)
-    counts = scoring.score_night("both", night.isoformat())
+    counts = steps.score_night("both", night.isoformat())
     rows = _query(
         "SELECT image_uri, model, version, novelty, review, score, flagged FROM reporting.predictions WHERE run_id = :r",
         r=counts["run_id"],
@@ -472,7 +469,7 @@ def test_what_is_unlike_anything_seen_is_marked_for_review_in_rows_views_and_rep
 def test_what_was_scored_before_there_was_novelty_is_not_marked(trained, night):
     """The rows as an older release wrote them."""
     _put("line", night, _shades(2))
-    run_id = scoring.score_night("line", night.isoformat())["run_id"]
+    run_id = steps.score_night("line", night.isoformat())["run_id"]
     with transaction() as session:
         session.execute(
             sa.text("UPDATE nightscore.scoring_run SET to_review = NULL WHERE run_id = :r"),
@@ -492,33 +489,33 @@ def test_what_was_scored_before_there_was_novelty_is_not_marked(trained, night):
         "SELECT to_review FROM reporting.nightly_summary WHERE run_id = :r", r=run_id
     )
     assert summary["to_review"] is None
-    assert "0 to review" not in report.render(UUID(run_id))
+    assert "0 to review" not in nightly.render(UUID(run_id))
 
 
 def test_a_run_keeps_its_versions_while_the_champion_changes(trained, night):
     _put("line", night, _shades(12))
     trigger = f"test/{night}"
-    run_id = scoring.open_run("line", night.isoformat(), trigger)
-    pinned = registry.version_of_alias("shades", "champion")
-    newer = versions.other_than_champion("shades")
+    run_id = steps.open_run("line", night.isoformat(), trigger)
+    pinned = versions.version_of_alias("shades", "champion")
+    newer = registered.other_than_champion("shades")
     promotion.promote("shades", newer, reason="test", by="test")
-    assert scoring.open_run("line", night.isoformat(), trigger) == run_id
-    scoring.discover(run_id)
-    for shard in scoring.plan_shards(run_id):
-        scoring.score_shard(run_id, shard)
-    scoring.reconcile(run_id)
+    assert steps.open_run("line", night.isoformat(), trigger) == run_id
+    steps.discover(run_id)
+    for shard in steps.plan_shards(run_id):
+        steps.score_shard(run_id, shard)
+    steps.reconcile(run_id)
     used = _query("SELECT DISTINCT version FROM reporting.predictions WHERE run_id = :r", r=run_id)
     assert used == [{"version": pinned}]
     # The same night under the new champion is scored anew, beside the old result.
-    counts = scoring.score_night("line", night.isoformat())
+    counts = steps.score_night("line", night.isoformat())
     assert counts["scored"] == 12
     assert _checksum(night)[0]["count"] == 24
     promotion.rollback("shades", reason="test", by="test")
-    assert registry.version_of_alias("shades", "champion") == pinned
+    assert versions.version_of_alias("shades", "champion") == pinned
 
 
 def test_a_night_without_images_is_a_finished_run_with_a_report(trained, night):
-    counts = scoring.score_night("line", night.isoformat())
+    counts = steps.score_night("line", night.isoformat())
     assert counts["discovered"] == 0
     assert "no new images" in object_store().get(counts["report_uri"])[0].decode().lower()
 
@@ -538,32 +535,32 @@ def test_a_stream_without_a_champion_says_what_to_do(trained, night, tmp_path, m
     (tmp_path / "nightscore.yaml").write_text(text)
     monkeypatch.setenv("NIGHTSCORE_CONFIG", str(tmp_path / "nightscore.yaml"))
     with pytest.raises(DataError, match="'untrained' has no champion") as caught:
-        scoring.open_run("line", night.isoformat())
+        steps.open_run("line", night.isoformat())
     assert "nightscore train untrained" in caught.value.hint
 
 
 def test_a_program_that_was_tampered_with_is_not_run(trained, night, monkeypatch, tmp_path):
     _put("line", night, _shades(3))
-    run_id = scoring.open_run("line", night.isoformat())
-    scoring.discover(run_id)
-    (shard,) = scoring.plan_shards(run_id)
-    version = registry.version_of_alias("shades", "champion")
-    path, _ = programs.fetch(record.load_registration("shades", version))
+    run_id = steps.open_run("line", night.isoformat())
+    steps.discover(run_id)
+    (shard,) = steps.plan_shards(run_id)
+    version = versions.version_of_alias("shades", "champion")
+    path, _ = programs.fetch(registration.load_registration("shades", version))
     content = path.read_bytes()
     try:
         path.write_bytes(content[:-10] + b"0123456789")
         with pytest.raises(DataError, match="SHA-256"):
-            scoring.score_shard(run_id, shard)
+            steps.score_shard(run_id, shard)
         assert _checksum(night)[0]["count"] == 0
     finally:
         path.write_bytes(content)
-    assert scoring.score_shard(run_id, shard)["scored"] == 3
+    assert steps.score_shard(run_id, shard)["scored"] == 3
 
 
 def test_names_with_odd_characters_go_through_everything(trained, night):
     names = ["a b/ü#1.png", "tab\tand \\ slash.png", "quote'\".PNG", "100%.png"]
     _put("line", night, {name: drawing.shade("dark", n) for n, name in enumerate(names)})
-    counts = scoring.score_night("line", night.isoformat())
+    counts = steps.score_night("line", night.isoformat())
     assert counts["scored"] == 4
     found = _query(
         "SELECT image_uri FROM reporting.predictions WHERE stream = 'line' AND night = :n", n=night
@@ -574,7 +571,7 @@ def test_names_with_odd_characters_go_through_everything(trained, night):
 
 def test_the_report_shows_what_the_tables_hold_and_runs_no_script_of_an_image_name(trained, night):
     _put("both", night, _shades(5) | {"<script>alert(1)<.png": b"broken"})
-    counts = scoring.score_night("both", night.isoformat())
+    counts = steps.score_night("both", night.isoformat())
     page = object_store().get(counts["report_uri"])[0].decode()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
@@ -585,12 +582,12 @@ def test_the_report_shows_what_the_tables_hold_and_runs_no_script_of_an_image_na
 
 def test_the_steps_can_be_run_one_by_one_with_json_values(trained, night):
     _put("line", night, _shades(3))
-    run_id = scoring.open_run("line", night.isoformat())
+    run_id = steps.open_run("line", night.isoformat())
     values = [
-        scoring.discover(run_id),
-        scoring.plan_shards(run_id),
-        scoring.score_shard(run_id, 0),
-        scoring.reconcile(run_id),
-        scoring.report(run_id),
+        steps.discover(run_id),
+        steps.plan_shards(run_id),
+        steps.score_shard(run_id, 0),
+        steps.reconcile(run_id),
+        steps.report(run_id),
     ]
     assert json.loads(json.dumps(values)) == values

@@ -61,7 +61,7 @@ class TestPrivacy:
     def test_everything_listens_on_loopback_only(self, services):
         listening = {
             connection.laddr.ip
-            for process in services.supervisor.marked()
+            for process in services.supervisor.processes()
             for connection in process.net_connections("inet")
             if connection.status == psutil.CONN_LISTEN
         }
@@ -75,7 +75,7 @@ class TestPrivacy:
 
     def test_no_password_is_in_a_command_line(self, services):
         passwords = services.layout.passwords.values()
-        for process in services.supervisor.marked():
+        for process in services.supervisor.processes():
             line = " ".join(process.cmdline())
             assert not any(password in line for password in passwords), process.name()
 
@@ -224,7 +224,7 @@ def test_starting_twice_is_harmless(services):
     services.up(("postgres", "s3", "mlflow"))
     before = {process.name: process.pid for process in services.status()}
     lines: list[str] = []
-    services.up(("postgres", "s3", "mlflow"), say=lines.append)
+    services.up(("postgres", "s3", "mlflow"), on_message=lines.append)
     assert {process.name: process.pid for process in services.status()} == before
     assert lines == ["the stack is up already"]
 
@@ -253,7 +253,7 @@ def test_after_a_kill_9_of_everything_nothing_is_lost(small):
     with _owner(small).cursor() as cursor:
         cursor.execute("CREATE TABLE nightscore.kept AS SELECT generate_series(1, 1000) AS n")
     (small.layout.s3 / "nightscore" / "kept.txt").write_text("kept")
-    victims = small.supervisor.marked()
+    victims = small.supervisor.processes()
     assert len(victims) >= 3
     for process in victims:
         try:
@@ -270,20 +270,22 @@ def test_after_a_kill_9_of_everything_nothing_is_lost(small):
 
 
 def test_after_a_kill_9_of_the_supervisor_alone_up_and_down_still_work(small):
-    supervisors = [p for p in small.supervisor.marked() if "supervisord" in " ".join(p.cmdline())]
+    supervisors = [
+        p for p in small.supervisor.processes() if "supervisord" in " ".join(p.cmdline())
+    ]
     for process in supervisors:
         process.kill()
     psutil.wait_procs(supervisors, timeout=60)
-    assert small.supervisor.marked()
+    assert small.supervisor.processes()
     small.up(("postgres", "s3"))
     assert all(process.is_running for process in small.status())
     assert small.down()
-    assert small.supervisor.marked() == []
+    assert small.supervisor.processes() == []
 
 
 def test_down_leaves_nothing_running_and_can_be_repeated(small):
     assert small.down() is True
-    assert small.supervisor.marked() == []
+    assert small.supervisor.processes() == []
     assert small.status() == []
     assert small.down() is False
 
@@ -337,7 +339,7 @@ def test_a_folder_that_postgres_may_not_pass_through_is_named(tmp_path):
     folder.mkdir(parents=True)
     (tmp_path / "private").chmod(0o700)
     with pytest.raises(ConfigurationError, match=r"may not pass through \S*/private\.") as caught:
-        postgres.require_passage(folder / "initdb")
+        postgres.require_traversable(folder / "initdb")
     assert f"chmod o+x {tmp_path / 'private'}" in caught.value.hint
 
 
@@ -399,7 +401,7 @@ class TestPorts:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", old))
             taken.listen()
-            small.up(("postgres", "s3"), say=lines.append)
+            small.up(("postgres", "s3"), on_message=lines.append)
         new = json.loads((small.layout.conf / "ports.json").read_text())["s3"]
         assert new > old
         assert f"port {old} is taken; s3 listens on {new}" in lines

@@ -146,17 +146,16 @@ def work_requests(import_requests) -> list[Request]:
     """What a retraining of both kinds of model and a night ask for."""
     from ml.report import nightly
     from ml.retrain import steps as retrain
-    from ml.scoring import run
-    from ml.scoring import steps as scoring
-    from ml.stack.doctor import examine
+    from ml.scoring import runs, steps
+    from ml.stack.doctor import run_checks
 
     with _record_requests() as requests:
         for name in ("policy-shades", "policy-moulds"):
             retrain.retrain(name)
-        counts = scoring.score_night("both-of-policy", NIGHT.isoformat())
+        counts = steps.score_night("both-of-policy", NIGHT.isoformat())
         assert counts["anomalies"]
-        assert nightly.read(run.newest("both-of-policy", NIGHT))
-        assert {check.name: check.ok for check in examine()}["s3"]
+        assert nightly.read(runs.newest_run("both-of-policy", NIGHT))
+        assert {check.name: check.ok for check in run_checks()}["s3"]
     return requests
 
 

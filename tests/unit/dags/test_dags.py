@@ -44,7 +44,7 @@ print(json.dumps({
 def parsed(tmp_path_factory):
     home = tmp_path_factory.mktemp("airflow")
     environment = os.environ | {"AIRFLOW_HOME": str(home), "PYTHONPATH": str(REPOSITORY)}
-    found = {}
+    summaries = {}
     for file in FILES:
         done = subprocess.run(
             [sys.executable, "-c", PARSE, f"dags/{file}"],
@@ -54,8 +54,8 @@ def parsed(tmp_path_factory):
             text=True,
         )
         assert done.returncode == 0, done.stderr
-        found[file] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        summaries[file] = json.loads(done.stdout.splitlines()[-1])
+    return summaries
 
 
 def test_parsing_imports_nothing_heavy(parsed):
@@ -95,16 +95,17 @@ def test_a_night_goes_before_training_and_a_trained_version_before_another_train
     assert {rule for _, rule in {**retrain, **score}.values()} == {"absolute"}
 
 
-CONNECT = """
+EXPORT = """
 import json, os, sys
 sys.path[:0] = ["dags"]
-from nightscore_wiring import connect
-connect()
+from nightscore_wiring import export_connections
+export_connections()
 from ml.settings import Settings
-found = Settings(_env_file=None)
+settings = Settings(_env_file=None)
 print(json.dumps([
-    found.database_url.get_secret_value(), found.s3_endpoint, found.s3_access_key,
-    found.s3_secret_key.get_secret_value(), found.s3_region, found.mlflow_uri, found.mlflow_username,
+    settings.database_url.get_secret_value(), settings.s3_endpoint, settings.s3_access_key,
+    settings.s3_secret_key.get_secret_value(), settings.s3_region, settings.mlflow_uri,
+    settings.mlflow_username,
 ]))
 """
 
@@ -122,7 +123,7 @@ def test_airflow_connections_serve_where_the_environment_says_nothing(tmp_path):
         "MLFLOW_TRACKING_URI": "http://mlflow:1234",
     }
     done = subprocess.run(
-        [sys.executable, "-c", CONNECT],
+        [sys.executable, "-c", EXPORT],
         cwd=REPOSITORY,
         env=environment,
         capture_output=True,

@@ -17,18 +17,18 @@ TAKES_SQL = {
 # File and function → why its statement may be what it is.
 ALLOWED = {
     ("ml/cli/database.py", "_query"): "the analyst's own query, run as the analyst",
-    ("ml/stack/postgres.py", "_make_database"): "privileges named in DATABASES; names are quoted",
+    ("ml/stack/postgres.py", "_ensure_database"): "privileges named in DATABASES; names are quoted",
     (
         "ml/registry/versions.py",
-        "_named",
+        "_name_filter",
     ): "MLflow binds nothing: the name is checked by a pattern first",
     (
-        "ml/registry/library.py",
-        "versions",
-    ): "handed over by ml/registry/versions.py, whose `_named` makes it",
+        "ml/registry/library_api.py",
+        "search_versions",
+    ): "handed over by ml/registry/versions.py, whose `_name_filter` makes it",
     (
         "ml/registry/tracking.py",
-        "_runs_of",
+        "_search_runs",
     ): "MLflow binds nothing: quotes are taken out of the value",
 }
 

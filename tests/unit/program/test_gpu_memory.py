@@ -61,7 +61,9 @@ def test_a_full_gpu_has_a_name_and_a_way_out(error, monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 5 * GIB)
     with pytest.raises(GpuMemoryError) as caught, memory_errors("cuda"):
         raise error
-    detail = "this process holds 5120 MiB, 300 of 81920 MiB are free; NIGHTSCORE_GPU_MEMORY is 8GiB."
+    detail = (
+        "this process holds 5120 MiB, 300 of 81920 MiB are free; NIGHTSCORE_GPU_MEMORY is 8GiB."
+    )
     assert detail in str(caught.value)
     assert caught.value.hint
     assert isinstance(caught.value, ServiceError)  # so that a shard is tried again

@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from ml.config.schema import Limits
 from ml.images.rejection import Reason, RejectedError
 from ml.models import build
 from ml.program.info import ProgramInfo, sha256
 from ml.program.program import Program
 from ml.program.program_file import export
 from ml.scoring import engine
-from ml.scoring.engine import Item, Limits, score
+from ml.scoring.engine import BatchResult, Item, Prediction, Rejection, score
 from ml.storage.download import DownloadResult
 
 LIMITS = Limits(max_pixels=10_000, max_bytes=100_000)
@@ -66,8 +67,8 @@ class Bucket:
         self.objects = objects
         self.fetched: list[str] = []
 
-    def fetch(self, wanted):
-        for item, uri, *_ in wanted:
+    def fetch(self, requests):
+        for item, uri, *_ in requests:
             self.fetched.append(uri)
             if uri in self.objects:
                 yield DownloadResult(item, self.objects[uri], f"etag of {uri}")
@@ -81,21 +82,34 @@ class Bucket:
         ]
 
 
-def _all(items, programs, bucket, **options):
-    return [r for batch in score(items, programs, bucket.fetch, LIMITS, **options) for r in batch]
+def _score(items, programs, bucket, **options) -> BatchResult:
+    """The results of all batches."""
+    results = BatchResult()
+    for batch in score(items, programs, bucket.fetch, LIMITS, **options):
+        results.predictions.extend(batch.predictions)
+        results.rejections.extend(batch.rejections)
+    return results
+
+
+def _predict(items, programs, bucket, **options) -> list[Prediction]:
+    """The predictions, where nothing is rejected."""
+    results = _score(items, programs, bucket, **options)
+    assert results.rejections == []
+    return results.predictions
 
 
 def test_each_image_is_fetched_once_and_scored_by_every_program(programs):
     bucket = Bucket({f"s3://b/{n}.png": _png(n) for n in range(50)})
-    results = _all(bucket.items(), programs, bucket, batch_size=16)
+    results = _predict(bucket.items(), programs, bucket, batch_size=16)
     assert sorted(bucket.fetched) == sorted(bucket.objects)
     for program in programs:
         own = [r for r in results if r.model == program.info.model]
         assert sorted(r.item.image_id for r in own) == list(range(50))
-        assert all(r.reason is None and r.version == 3 for r in own)
-    judged = [r for r in results if r.model == "detector"]
+        assert all(r.version == 3 for r in own)
+    detected = [r for r in results if r.model == "detector"]
     assert all(
-        r.flagged and r.pixels.shape == (3, 16, 24) and r.heat.shape == (8, 12) for r in judged
+        r.flagged and r.pixels.shape == (3, 16, 24) and r.anomaly_map.shape == (8, 12)
+        for r in detected
     )
     classified = [r for r in results if r.model == "classifier"]
     assert all(
@@ -112,7 +126,7 @@ def test_an_image_is_marked_for_review_exactly_when_its_novelty_reaches_the_thre
     bucket = Bucket({f"s3://b/{n}.png": content for n, content in enumerate(contents)})
     detector = programs[1]
     # That of one of the images, which reaches it.
-    before = _all(bucket.items(), [detector], bucket)
+    before = _predict(bucket.items(), [detector], bucket)
     assert not any(r.review for r in before)
     threshold = sorted(r.novelty for r in before)[30]
     marking = Program(
@@ -121,13 +135,13 @@ def test_an_image_is_marked_for_review_exactly_when_its_novelty_reaches_the_thre
         "cpu",
         detector.float32_runtime,
     )
-    results = _all(bucket.items(), [programs[0], marking], bucket)
-    judged = [r for r in results if r.model == "detector"]
-    assert all(0 <= r.novelty <= 1 and r.review == (r.novelty >= threshold) for r in judged)
-    assert sum(r.review for r in judged) == 11
-    assert max(judged, key=lambda r: r.novelty).item.image_id == 40
+    results = _predict(bucket.items(), [programs[0], marking], bucket)
+    detected = [r for r in results if r.model == "detector"]
+    assert all(0 <= r.novelty <= 1 and r.review == (r.novelty >= threshold) for r in detected)
+    assert sum(r.review for r in detected) == 11
+    assert max(detected, key=lambda r: r.novelty).item.image_id == 40
     # The mark changes nothing else, and a classifier's images have none.
-    assert all(r.flagged and r.predicted_class == "anomalous" for r in judged)
+    assert all(r.flagged and r.predicted_class == "anomalous" for r in detected)
     classified = [r for r in results if r.model == "classifier"]
     assert all(r.novelty is None and not r.review for r in classified)
 
@@ -154,21 +168,26 @@ def test_a_program_without_novelty_scores_and_one_that_is_no_number_rejects(nove
     program = Program.load(path, info, "cpu")
     # A mean shade of 0.31 and of 0.65.
     bucket = Bucket({"s3://b/dark.png": _png(0), "s3://b/light.png": _png(255)})
-    dark, light = _all(bucket.items(), [program], bucket)
-    assert (light.flagged, light.review, light.reason) == (True, False, None)
+    results = _score(bucket.items(), [program], bucket)
+    light = results.predictions[-1]
+    assert (light.item.uri, light.flagged, light.review) == ("s3://b/light.png", True, False)
     if novelty:
+        (dark,) = results.rejections
+        assert len(results.predictions) == 1
         assert light.novelty == pytest.approx(0.497, abs=1e-3)
-        assert (dark.reason, dark.novelty, dark.review) == ("not_finite", None, False)
+        assert (dark.item.uri, dark.reason) == ("s3://b/dark.png", Reason.NOT_FINITE)
         assert (dark.model, dark.version) == ("shade", 1)
     else:
+        dark = results.predictions[0]
+        assert results.rejections == []
         assert light.novelty is None
-        assert (dark.reason, dark.novelty, dark.flagged, dark.review) == (None, None, False, False)
+        assert (dark.novelty, dark.flagged, dark.review) == (None, False, False)
 
 
 def test_the_batch_size_changes_nothing(programs):
     bucket = Bucket({f"s3://b/{n}.png": _png(n * 5) for n in range(37)})
-    one = _all(bucket.items(), programs[:1], bucket, batch_size=1)
-    many = _all(bucket.items(), programs[:1], bucket, batch_size=64)
+    one = _predict(bucket.items(), programs[:1], bucket, batch_size=1)
+    many = _predict(bucket.items(), programs[:1], bucket, batch_size=64)
     assert [r.predicted_class for r in one] == [r.predicted_class for r in many]
     np.testing.assert_allclose([r.confidence for r in one], [r.confidence for r in many], rtol=1e-4)
 
@@ -187,7 +206,7 @@ def test_batches_are_of_the_size_but_for_a_smaller_first_and_the_rest():
 
 
 def test_a_batch_of_large_images_is_handed_over_earlier(monkeypatch):
-    monkeypatch.setattr(engine, "_BYTES_A_BATCH", 10)
+    monkeypatch.setattr(engine, "_MAX_BATCH_BYTES", 10)
     rejected = RejectedError(Reason.GONE)
     assert _batched([b"123"] * 10, 64) == [4, 4, 2]
     assert _batched([b"12345"] * 6, 64) == [2, 2, 2]
@@ -212,12 +231,13 @@ def test_bad_images_are_rejected_with_a_reason_and_the_others_are_scored(program
         Item(day, 11, "s3://b/good.png", "another", 10),
         Item(day, 12, "s3://b/good.png", "etag of s3://b/good.png", 10**9),
     ]
-    results = _all(items, programs, bucket)
-    reasons = {(r.model, r.item.image_id): r.reason for r in results}
+    results = _score(items, programs, bucket)
+    assert len(results) == 2 * len(items)
+    reasons = {(r.model, r.item.image_id): r.reason for r in results.rejections}
     for model in ("classifier", "detector"):
-        found = [reasons[model, image] for image in (0, 1, 2, 3, 4, 10, 11, 12)]
-        assert found == [
-            None,
+        (good,) = (r for r in results.predictions if r.model == model)
+        assert good.item.image_id == 0
+        assert [reasons[model, image] for image in (1, 2, 3, 4, 10, 11, 12)] == [
             "empty",
             "not_an_image",
             "truncated",
@@ -226,32 +246,32 @@ def test_bad_images_are_rejected_with_a_reason_and_the_others_are_scored(program
             "changed",
             "too_many_bytes",
         ]
-    assert all(r.detail for r in results if r.reason)
-    assert all(r.version == 3 for r in results)
+    assert all(isinstance(r, Rejection) and r.detail for r in results.rejections)
+    assert all(r.version == 3 for r in (*results.predictions, *results.rejections))
 
 
 def test_it_reads_only_a_bounded_way_ahead(programs):
     content = _png(7)
-    taken = 0
+    read = 0
 
     def items():
-        nonlocal taken
+        nonlocal read
         for number in range(100_000):
-            taken += 1
+            read += 1
             yield Item(date(2026, 1, 1), number, "s3://b/x.png", "e", len(content))
 
-    def fetch(wanted):
-        return (DownloadResult(item, content, "e") for item, *_ in wanted)
+    def fetch(requests):
+        return (DownloadResult(item, content, "e") for item, *_ in requests)
 
     batches = score(items(), programs[:1], fetch, LIMITS, batch_size=8)
     next(batches)
     batches.close()
-    assert taken < 8 * 4 * (os.cpu_count() + 2)
+    assert read < 8 * 4 * (os.cpu_count() + 2)
 
 
 def test_an_outage_is_not_a_rejection(programs):
-    def fetch(wanted):
-        for number, (item, *_) in enumerate(wanted):
+    def fetch(requests):
+        for number, (item, *_) in enumerate(requests):
             if number == 3:
                 raise ConnectionError("the store is away")
             yield DownloadResult(item, _png(1), item.etag)

@@ -72,21 +72,21 @@ def follow(monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = Settings(NIGHTSCORE_AIRFLOW_URL=f"http://127.0.0.1:{server.server_port}")
 
-    def followed(*, verbose: bool) -> tuple[list[str], list[airflow_client.TaskState]]:
+    def follow_run(*, verbose: bool) -> tuple[list[str], list[airflow_client.TaskState]]:
         lines: list[str] = []
         states: list[airflow_client.TaskState] = []
         run = airflow_client.DagRun("retrain_a", "run-1")
         with airflow_client.AirflowApi(address) as api:
-            ended = api.wait(
+            final_states = api.wait(
                 [run],
                 lambda run, task: states.append(task),
                 lambda run, task, line: lines.append(f"{task}: {line}"),
                 verbose=verbose,
             )
-        assert ended == {run: "success"}
+        assert final_states == {run: "success"}
         return lines, states
 
-    yield followed
+    yield follow_run
     server.shutdown()
 
 
@@ -111,8 +111,10 @@ def test_verbose_shows_every_line_once(follow):
 
 
 def test_how_a_task_failed_is_told_with_what_libraries_said():
-    shown = [line for event in (OWN, LIBRARY, FAILED) for line in airflow_client._shown(event)]
-    assert shown == [
+    lines = [
+        line for event in (OWN, LIBRARY, FAILED) for line in airflow_client._important_lines(event)
+    ]
+    assert lines == [
         "epoch 3 of 8",
         "warning: Retrying (Retry(...))",
         "error: Task failed with exception",

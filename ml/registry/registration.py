@@ -1,8 +1,8 @@
-"""What Postgres holds of a registered version, and whether a program fits it.
+"""What Postgres has recorded of a registered version, and whether a program matches it.
 
-MLflow keeps what is recorded of a program beside it, where no hash covers it: whoever changes the
-threshold there would move a plant's alarms. So registration records it in our own tables as well,
-and nothing is loaded that says otherwise.
+MLflow keeps the description of a program beside it, where no hash covers it: whoever changes the
+threshold there would change a plant's alarms. Registration therefore records the description in
+Nightscore's own tables too, and a program that is described differently is not loaded.
 """
 
 import json
@@ -18,8 +18,14 @@ from ml.program.info import ConvertedInfo, ProgramInfo
 
 @dataclass(frozen=True)
 class Registration:
-    """What was recorded of a version: its file's SHA-256, fields of `ProgramInfo` in their JSON
-    form, and its form for OpenVINO if one is recorded.
+    """The record of a registered version.
+
+    Attributes:
+        model: the model's name.
+        version: the version's number.
+        sha256: the hash of the program's file.
+        fields: the fields of `ProgramInfo` in their JSON form.
+        converted: the version's form for OpenVINO; None when none is recorded.
     """
 
     model: str
@@ -30,30 +36,42 @@ class Registration:
 
     @property
     def name(self) -> str:
+        """MODEL/VERSION."""
         return f"{self.model}/{self.version}"
 
-    def check(self, info: ProgramInfo, where: str) -> None:
-        """Raise DataError unless everything that `info` says is what was recorded; `where` names
-        the place that it is from.
+    def check(self, info: ProgramInfo, source: str) -> None:
+        """Compare a description with the recorded one.
+
+        Args:
+            info: the description of the program.
+            source: where it comes from, for messages.
+
+        Raises:
+            DataError: a field differs from what was recorded.
         """
-        found = described(info)
-        for name in sorted(found.keys() & self.fields.keys()):
-            if found[name] != self.fields[name]:
+        document = program_info_json(info)
+        for name in sorted(document.keys() & self.fields.keys()):
+            if document[name] != self.fields[name]:
                 raise DataError(
-                    f"The program of {self.model}/{self.version} has {name} {found[name]!r} in "
-                    f"{where}; at its registration {self.fields[name]!r} was recorded.",
+                    f"The program of {self.model}/{self.version} has {name} {document[name]!r} in "
+                    f"{source}; at its registration {self.fields[name]!r} was recorded.",
                     "Find out by whom it was changed; restore it, or promote another version.",
                 )
 
 
-def described(info: ProgramInfo) -> dict[str, Any]:
-    """`info` as JSON has it."""
-    found: dict[str, Any] = json.loads(json.dumps(asdict(info)))
-    return found
+def program_info_json(info: ProgramInfo) -> dict[str, Any]:
+    """Return `info` as JSON represents it: tuples become lists."""
+    document: dict[str, Any] = json.loads(json.dumps(asdict(info)))
+    return document
 
 
 def load_registration(model: str, version: int) -> Registration:
-    """What was recorded of a version; raises DataError when nothing was."""
+    """Read the record of a version.
+
+    Raises:
+        DataError: nothing is recorded of the version, or its columns contradict each other.
+        ServiceError: Postgres failed.
+    """
     with transaction() as session:
         row = session.get(ModelVersion, (model, version))
         if row is None:
@@ -61,7 +79,7 @@ def load_registration(model: str, version: int) -> Registration:
                 f"{model}/{version} is not registered in nightscore.model_version.",
                 f"Register a version with `nightscore train {model}`, which says what it is worth.",
             )
-        # Of a version from before there was `program`, the columns are all there is.
+        # A version from before the column `program` existed has only the other columns.
         fields = (row.program or {}) | {
             "model": model,
             "version": version,

@@ -18,22 +18,29 @@ from ml.registry import promotion
 
 log = logging.getLogger(__name__)
 
+# The trigger of a run that the command line opened begins with it.
 _MANUAL = "manual-"
-_ALIVE = sa.text("SELECT pg_advisory_lock_shared(hashtext('run'), hashtext(:run_id))")
-_IS_ABANDONED = sa.text("SELECT pg_try_advisory_xact_lock(hashtext('run'), hashtext(:run_id))")
+_LOCK = sa.text("SELECT pg_advisory_lock_shared(hashtext('run'), hashtext(:run_id))")
+_TRY_LOCK = sa.text("SELECT pg_try_advisory_xact_lock(hashtext('run'), hashtext(:run_id))")
 
 
 def open_run(stream_name: str, night: date, trigger: str | None = None) -> UUID:
     """Open a run for a night and pin the champion of each model of the stream.
 
     Args:
-        trigger: who asked, for instance Airflow's run id. Opening again for the same trigger
-            returns the same run with the versions it was opened with, so a retried or cleared task
-            cannot mix versions.
+        stream_name: a stream of nightscore.yaml.
+        night: the night to score.
+        trigger: who asks, for instance Airflow's run id. Opening again for the same trigger returns
+            the same run, with the versions that it was opened with. So a task that is retried or
+            cleared cannot mix versions. None for a new run.
+
+    Returns:
+        The run's id.
 
     Raises:
+        ConfigurationError: there is no such stream.
         DataError: a model of the stream has no champion yet.
-        ServiceError: MLflow cannot be reached.
+        ServiceError: Postgres or MLflow failed.
     """
     stream = configuration().stream(stream_name)
     trigger = trigger or f"{_MANUAL}{uuid4()}"
@@ -60,7 +67,7 @@ def open_run(stream_name: str, night: date, trigger: str | None = None) -> UUID:
             .on_conflict_do_nothing()
             .returning(ScoringRun.run_id)
         ).scalar_one_or_none()
-        if run_id is None:  # another try for the same trigger was quicker
+        if run_id is None:  # another try for the same trigger was faster
             return session.scalars(
                 sa.select(ScoringRun.run_id).where(ScoringRun.trigger == trigger)
             ).one()
@@ -84,24 +91,28 @@ def _champion(model: str) -> int:
 
 
 @contextmanager
-def alive(run_id: UUID) -> Iterator[None]:
-    """Shows to others, by a lock that ends with this process, that somebody works on the run."""
+def liveness_lock(run_id: UUID) -> Iterator[None]:
+    """Hold an advisory lock that shows that a process works on the run.
+
+    Postgres releases the lock when the process ends, however it ends.
+    """
     with engine().connect() as connection:
-        # It must not go back to the pool with the lock.
+        # The connection must not go back to the pool with the lock.
         connection.detach()
-        connection.execute(_ALIVE, {"run_id": str(run_id)})
+        connection.execute(_LOCK, {"run_id": str(run_id)})
         connection.commit()
         yield
 
 
 def close_abandoned(stream: str, night: date) -> None:
-    """Mark failed the runs of a night that the command line opened and whose process has died.
+    """Mark failed the open runs of a night whose process, a command line, has died.
 
-    Raises ConfigurationError when there is no such stream.
+    Raises:
+        ConfigurationError: there is no such stream.
     """
     configuration().stream(stream)
     with transaction() as session:
-        left = session.scalars(
+        open_runs = session.scalars(
             sa.select(ScoringRun).where(
                 ScoringRun.stream == stream,
                 ScoringRun.night == night,
@@ -109,29 +120,37 @@ def close_abandoned(stream: str, night: date) -> None:
                 ScoringRun.trigger.startswith(_MANUAL),
             )
         )
-        for run in left:
-            if session.scalar(_IS_ABANDONED, {"run_id": str(run.run_id)}):
+        for run in open_runs:
+            if session.scalar(_TRY_LOCK, {"run_id": str(run.run_id)}):
                 run.status, run.finished_at = FAILED, sa.func.clock_timestamp()
                 run.error = "its process ended before the run was closed"
                 log.warning("Run %s is marked failed: %s", run.run_id, run.error)
 
 
-def get(session: Session, run_id: UUID) -> ScoringRun:
-    """The run of that id; raises DataError when there is none."""
+def get_run(session: Session, run_id: UUID) -> ScoringRun:
+    """Return a run.
+
+    Raises:
+        DataError: there is no such run.
+    """
     run = session.get(ScoringRun, run_id)
     if run is None:
         raise DataError(f"There is no scoring run {run_id}.")
     return run
 
 
-def pinned(session: Session, run_id: UUID) -> dict[str, int]:
-    """Model → version of a run."""
-    found = session.scalars(sa.select(ScoringRunModel).where(ScoringRunModel.run_id == run_id))
-    return {row.model: row.version for row in found}
+def pinned_versions(session: Session, run_id: UUID) -> dict[str, int]:
+    """Return the versions that a run was opened with, model → version."""
+    pinned = session.scalars(sa.select(ScoringRunModel).where(ScoringRunModel.run_id == run_id))
+    return {row.model: row.version for row in pinned}
 
 
-def newest(stream: str, night: date) -> UUID:
-    """The id of the newest run of a night; raises DataError when the night was never scored."""
+def newest_run(stream: str, night: date) -> UUID:
+    """Return the id of the newest run of a night.
+
+    Raises:
+        DataError: the night was never scored.
+    """
     with transaction() as session:
         run_id = session.scalar(
             sa.select(ScoringRun.run_id)

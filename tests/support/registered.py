@@ -31,7 +31,7 @@ def folder(model: str, version: int) -> Path:
 def other_than_champion(model: str) -> int:
     """A registered version of a model that is not the champion; one is trained if there is none."""
     champion = promotion.champion(model)
-    for version in versions.versions(model):
+    for version in versions.list_versions(model):
         if version != champion:
             return version
     trained = retrain.retrain(model)["version"]
