@@ -364,7 +364,7 @@ def _needs_training(name: str, config: Configuration, say: Say) -> bool:
             return True
         version, trained_from = champion.version, champion.snapshot_uri
     model = config.model(name)
-    uri = snapshot.take(
+    uri = snapshot.take_snapshot(
         model.dataset,
         config.storage,
         holdout_share=model.holdout_share,

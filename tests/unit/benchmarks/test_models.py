@@ -151,7 +151,9 @@ def test_images_are_divided_as_in_a_snapshot_and_copies_stay_together(moulds, tm
     assert len(parts.train) + len(parts.holdout) == 330
     assert (len(parts.test), parts.test.labels.sum()) == (40, 10)
     assert parts.train.pixels.shape[1:] == (3, *MODEL.input_size)
-    assert {row.group for row in parts.train.rows}.isdisjoint(row.group for row in parts.holdout.rows)
+    assert {row.group for row in parts.train.rows}.isdisjoint(
+        row.group for row in parts.holdout.rows
+    )
     for part in (parts.train, parts.holdout):
         assert 0 < part.labels.sum() < len(part)
     with tarfile.open(tmp_path / "moulds.tar", "w") as tar:
