@@ -68,7 +68,7 @@ def train(
     if model.task == CLASSIFICATION:
         reached = [(epoch.seconds, epoch.validation["accuracy"]) for epoch in epochs]
         figures |= {key: test.metrics[key] for key in ("accuracy", "macro_f1")}
-        measured = calibration(test.values, test.answers == test.labels)
+        measured = calibration(test.drift_values, test.predictions == test.labels)
         figures["calibration_error"] = measured.error
         figures["seconds_to_wanted"] = seconds_to(WANTED, reached)
         figures["epoch_seconds"] = float(np.mean([seconds for seconds, _ in reached]))
