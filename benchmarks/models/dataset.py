@@ -11,7 +11,7 @@ import numpy as np
 
 from ml.config.schema import Model
 from ml.data import scenes, snapshot
-from ml.data.archive import Labelled, labelled
+from ml.data.archive import LabelledImage, labelled_images
 from ml.data.snapshot import Row, Snapshot
 from ml.errors import DataError
 from ml.images.decoding import decode
@@ -45,11 +45,13 @@ def load(path: Path, model: Model, most: int | None = None) -> "Splits":
     pixels: dict[str, np.ndarray] = {}
     thumbnails: dict[str, np.ndarray] = {}
 
-    def read(image: Labelled) -> tuple[Listed, np.ndarray, np.ndarray]:
+    def read(image: LabelledImage) -> tuple[Listed, np.ndarray, np.ndarray]:
         small = scenes.thumbnail(_decoded(image, (scenes.HEIGHT, scenes.WIDTH)))
         return _listed(image), _pixels(image, model.input_size), small
 
-    images = parallel_map(read, _first(labelled(path), most), threads=_THREADS, buffer_size=256)
+    images = parallel_map(
+        read, _first(labelled_images(path), most), threads=_THREADS, buffer_size=256
+    )
     for found, image, small in images:
         listed.append(found)
         pixels[found[0].uri], thumbnails[found[0].uri] = image, small
@@ -73,7 +75,7 @@ def _divided(
     return Snapshot(str(path), path.stem, tuple(rows))
 
 
-def _first(images: Iterator[Labelled], most: int | None) -> Iterator[Labelled]:
+def _first(images: Iterator[LabelledImage], most: int | None) -> Iterator[LabelledImage]:
     seen: Counter[tuple[str, str]] = Counter()
     for image in images:
         seen[image.split, image.label] += 1
@@ -81,7 +83,7 @@ def _first(images: Iterator[Labelled], most: int | None) -> Iterator[Labelled]:
             yield image
 
 
-def _listed(image: Labelled) -> Listed:
+def _listed(image: LabelledImage) -> Listed:
     """As S3 would list it: its ETag is the MD5 of its content."""
     etag = hashlib.md5(image.content, usedforsecurity=False).hexdigest()
     uri = f"{image.split}/{image.label}/{image.name}"
@@ -89,11 +91,11 @@ def _listed(image: Labelled) -> Listed:
     return found, image.split, image.label
 
 
-def _pixels(image: Labelled, size: tuple[int, int]) -> np.ndarray:
+def _pixels(image: LabelledImage, size: tuple[int, int]) -> np.ndarray:
     return resize(_decoded(image, size), size)
 
 
-def _decoded(image: Labelled, size: tuple[int, int]) -> np.ndarray:
+def _decoded(image: LabelledImage, size: tuple[int, int]) -> np.ndarray:
     try:
         return decode(image.content, max_pixels=_MAX_PIXELS, target_size=size)
     except RejectedError as rejected:

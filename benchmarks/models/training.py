@@ -18,7 +18,8 @@ from ml.evaluation.metrics import calibration
 from ml.parallel import parallel_map
 from ml.program.device import Device
 from ml.program.info import CLASSIFICATION, ProgramInfo, sha256
-from ml.program.program import Program, export
+from ml.program.program import Program
+from ml.program.program_file import export
 
 if TYPE_CHECKING:
     from ml.models import Network
@@ -67,7 +68,7 @@ def train(
     if model.task == CLASSIFICATION:
         reached = [(epoch.seconds, epoch.validation["accuracy"]) for epoch in epochs]
         figures |= {key: test.metrics[key] for key in ("accuracy", "macro_f1")}
-        measured = calibration(test.values, test.answers == test.labels)
+        measured = calibration(test.drift_values, test.predictions == test.labels)
         figures["calibration_error"] = measured.error
         figures["seconds_to_wanted"] = seconds_to(WANTED, reached)
         figures["epoch_seconds"] = float(np.mean([seconds for seconds, _ in reached]))

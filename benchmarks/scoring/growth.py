@@ -30,7 +30,7 @@ from benchmarks.scoring.nightscore import load_program
 from benchmarks.scoring.runner import Pass, run_pass
 from benchmarks.scoring.synthetic_bucket import DISTINCT, HOST
 from benchmarks.scoring.workloads import NIGHT, WORKLOADS
-from ml.program.program import export
+from ml.program.program_file import export
 from ml.settings import settings
 from ml.stack.local import LocalStack
 from ml.storage.object_store import split_uri
@@ -97,7 +97,7 @@ def _job(folder: Path) -> Job:
         key_id=current.s3_access_key,
         secret=current.s3_secret_key.get_secret_value(),
         region=current.s3_region,
-        bucket=split_uri(_WORKLOAD.prefix)[0],
+        bucket=split_uri(_WORKLOAD.prefix)[0].removeprefix("s3://"),
         keys=(),
         program=str(program),
         task=_WORKLOAD.task,

@@ -33,7 +33,7 @@ from benchmarks.scoring.report import OURS
 from benchmarks.scoring.runner import LONGEST_S, Pass, run_passes
 from benchmarks.scoring.workloads import WORKLOADS, Workload
 from ml.program.device import select_device
-from ml.program.program import export
+from ml.program.program_file import export
 from ml.settings import settings
 from ml.stack.local import LocalStack
 from ml.storage.object_store import split_uri
@@ -220,7 +220,7 @@ def _prepare(workload: Workload, contents: Sequence[bytes], folder: Path) -> Job
     """Put the images into S3 and export the model; the job less its turn and table."""
     bucket, key = split_uri(workload.prefix)
     keys = tuple(f"{key}/{number:07}.jpg" for number in range(len(contents)))
-    pairs = ((f"s3://{bucket}/{k}", content) for k, content in zip(keys, contents, strict=True))
+    pairs = ((f"{bucket}/{k}", content) for k, content in zip(keys, contents, strict=True))
     upload(pairs, [], lambda done: None)
     network = workloads.network(workload)
     threshold = workloads.threshold(workload, network, list(contents))
@@ -236,7 +236,7 @@ def _prepare(workload: Workload, contents: Sequence[bytes], folder: Path) -> Job
         key_id=current.s3_access_key,
         secret=current.s3_secret_key.get_secret_value(),
         region=current.s3_region,
-        bucket=bucket,
+        bucket=bucket.removeprefix("s3://"),
         keys=keys,
         program=str(program),
         task=workload.task,

@@ -12,7 +12,8 @@ from ruamel.yaml import YAML
 
 from ml.config.architectures import options_model
 from ml.config.schema import (
-    S3_URI,
+    FOLDER_URI,
+    SCHEMES,
     Configuration,
     Gate,
     Limits,
@@ -145,9 +146,10 @@ def _describe(path: Path, document: Any, problem: Any) -> str:
         message = f"unknown key; allowed: {', '.join(_allowed_keys(document, location))}"
     elif problem["type"] == "missing":
         message = "is required"
-    elif problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"] == S3_URI:
+    elif problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"] == FOLDER_URI:
         value = short_repr(problem["input"])
-        message = f"{value} is not of the form s3://BUCKET/PREFIX without a final slash"
+        forms = " or ".join(f"{scheme}://BUCKET/PREFIX" for scheme in SCHEMES)
+        message = f"{value} is not of the form {forms} without a final slash"
     elif problem["type"] == "string_pattern_mismatch":
         value = short_repr(problem["input"])
         message = f"{value} may hold lower-case letters, digits, '-' and '_' only"

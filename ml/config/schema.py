@@ -22,7 +22,9 @@ from ml.config.architectures import architectures, options_model
 from ml.errors import ConfigurationError
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
-S3_URI = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/]+)*$"
+# Of the URIs of objects, as `ml.storage.clients` knows them.
+SCHEMES = ("s3",)
+FOLDER_URI = rf"^({'|'.join(SCHEMES)})://[a-z0-9][a-z0-9.-]{{1,61}}[a-z0-9](/[^/]+)*$"
 _MAX_CRON_LENGTH, _MAX_VALUE_LENGTH = 200, 100
 # The limit for labelled images, and for those of a stream that sets no limit.
 MAX_PIXELS = 64_000_000
@@ -62,7 +64,7 @@ def _check_architecture(name: str) -> str:
 
 
 Name = Annotated[str, Field(pattern=NAME)]
-Prefix = Annotated[str, Field(pattern=S3_URI)]
+Prefix = Annotated[str, Field(pattern=FOLDER_URI)]
 Cron = Annotated[str, AfterValidator(_check_cron)]
 Share = Annotated[float, Field(ge=0, le=1)]
 

@@ -1,4 +1,4 @@
-"""The image files of a folder or a tar, as a stream; nothing is unpacked to disk."""
+"""Read the image files of a folder or a tar, one after the other; nothing is unpacked to disk."""
 
 import bz2
 import gzip
@@ -17,26 +17,38 @@ from ml.images.formats import SUFFIXES
 MAX_BYTES = 64 * 1024 * 1024
 # S3's limit for a key.
 MAX_NAME_BYTES = 1024
-# Of one member, with the extended headers before it, and of those that hold for all members.
-_MOST_HEADER_BYTES = 2**20
-# A compressed tar may come to so many times its own size, and to this in any case.
-_MOST_EXPANSION, _ALWAYS_EXPANDED = 100, 2**30
-_XZ_MEMORY = 256 * 2**20
-_CHUNK = 2**16
+# The headers of one member: its own, the extended ones before it, and those of the whole archive.
+_MAX_HEADER_BYTES = 2**20
+# A compressed tar may expand to this many times its size, and in any case to this many bytes.
+_MAX_EXPANSION, _MIN_EXPANDED_LIMIT = 100, 2**30
+_MAX_XZ_MEMORY = 256 * 2**20
+_CHUNK_BYTES = 2**16
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An image file: its path within the source, with slashes, and its bytes, undecoded."""
+    """An image file.
+
+    Attributes:
+        path: within the folder or tar, with slashes.
+        content: its bytes, not decoded.
+    """
 
     path: PurePosixPath
     content: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
-    """An entry laid out SPLIT/CLASS/FILE."""
+class LabelledImage:
+    """An image file laid out SPLIT/CLASS/FILE.
+
+    Attributes:
+        split: the name of the split.
+        label: the name of the class.
+        name: of the file.
+        content: its bytes, not decoded.
+    """
 
     split: str
     label: str
@@ -45,42 +57,49 @@ class Labelled:
 
 
 def entries(path: Path) -> Iterator[Entry]:
-    """The image files of a folder or tar, by suffix, in a fixed order for a folder.
+    """Iterate over the image files of a folder or tar.
 
-    Hidden files and files that are no images by name are passed over.
+    The suffix decides what is an image. Other files and hidden files are skipped. The files of a
+    folder come in the order of their names.
 
     Raises:
-        DataError: `path` is neither folder nor tar, the tar is damaged or cut short, or a member is
-            hostile: an absolute path, a path with `..`, a name that is no text or too long for S3,
-            a link, a device, sparse, larger than 64 MiB, or with more than 1 MiB of headers. So is
-            a compressed tar that comes to more than 100 times its size (and more than 1 GiB).
+        DataError: `path` is neither a folder nor a tar, the tar is damaged or cut short, or it is
+            hostile. It is if a member has an absolute path, a path with `..`, a name that is not
+            text or too long for S3, or more than 1 MiB of headers; if a member is a link, a device,
+            sparse, or larger than 64 MiB; or if a compressed tar expands to more than 100 times its
+            size and more than 1 GiB.
     """
     if path.is_dir():
-        yield from _of_folder(path)
+        yield from _iter_folder(path)
     elif path.is_file() and path.name.lower().endswith(_TAR_SUFFIXES):
-        yield from _of_tar(path)
+        yield from _iter_tar(path)
     elif path.exists():
         raise DataError(f"{path} is neither a folder nor a tar file.")
     else:
         raise DataError(f"{path} does not exist.")
 
 
-def labelled(
+def labelled_images(
     path: Path, on_other: Callable[[Entry], None] = lambda entry: None
-) -> Iterator[Labelled]:
-    """The entries laid out SPLIT/CLASS/FILE, whatever folders stand before.
+) -> Iterator[LabelledImage]:
+    """Iterate over the image files laid out SPLIT/CLASS/FILE, in whatever folders these are.
 
-    Others are left out; `on_other` hears of each.
+    Args:
+        path: a folder or tar.
+        on_other: is called with each image file that is laid out otherwise.
+
+    Raises:
+        DataError: see `entries`.
     """
     for entry in entries(path):
         if len(entry.path.parts) >= 3:
             split, label, name = entry.path.parts[-3:]
-            yield Labelled(split, label, name, entry.content)
+            yield LabelledImage(split, label, name, entry.content)
         else:
             on_other(entry)
 
 
-def _of_folder(folder: Path) -> Iterator[Entry]:
+def _iter_folder(folder: Path) -> Iterator[Entry]:
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
@@ -95,20 +114,20 @@ def _of_folder(folder: Path) -> Iterator[Entry]:
             yield Entry(relative, file.read_bytes())
 
 
-def _of_tar(path: Path) -> Iterator[Entry]:
+def _iter_tar(path: Path) -> Iterator[Entry]:
     try:
         with path.open("rb") as file:
-            forward = _Forward(file, path.stat().st_size)
-            # "r:" leaves decompression, and how much is read at once, to `forward`.
-            with tarfile.open(fileobj=cast(BinaryIO, forward), mode="r:") as tar:
+            reader = _TarReader(file, path.stat().st_size)
+            # "r:" leaves decompression, and how much is read at once, to `reader`.
+            with tarfile.open(fileobj=cast(BinaryIO, reader), mode="r:") as tar:
                 while (member := tar.next()) is not None:
-                    relative = _checked(member, path)
+                    relative = _check_member(member, path)
                     if relative is not None:
-                        yield Entry(relative, forward.member(member.offset_data, member.size))
+                        yield Entry(relative, reader.read_member(member.offset_data, member.size))
                     # tarfile keeps a list of its members, which would grow with the archive.
                     tar.members = []  # type: ignore[attr-defined]
-                    forward.begin_header(tar.pax_headers)
-            forward.check_end()
+                    reader.begin_header(tar.pax_headers)
+            reader.check_end()
     except (DataError, MemoryError):
         raise
     except Exception as error:  # a parser may raise anything on hostile bytes
@@ -118,113 +137,133 @@ def _of_tar(path: Path) -> Iterator[Entry]:
         ) from error
 
 
-class _Forward:
-    """A tar's bytes, decompressed, as tarfile reads them: forwards only, and bounded.
+class _TarReader:
+    """The decompressed bytes of a tar: read forwards only, and with limits.
 
     Args:
         file: the archive, at its start.
-        size: its bytes as stored.
+        size: the archive's size in bytes, as it is stored.
     """
 
     def __init__(self, file: BinaryIO, size: int) -> None:
-        start = file.read(6)
+        signature = file.read(6)
         file.seek(0)
         self._file = file
         self._is_plain = False
-        self._most = max(_MOST_EXPANSION * size, _ALWAYS_EXPANDED)
-        if start.startswith(b"\x1f\x8b"):
+        self._max_bytes = max(_MAX_EXPANSION * size, _MIN_EXPANDED_LIMIT)
+        if signature.startswith(b"\x1f\x8b"):
             self._file = cast(BinaryIO, gzip.GzipFile(fileobj=file))
-        elif start.startswith(b"BZh"):
+        elif signature.startswith(b"BZh"):
             self._file = cast(BinaryIO, bz2.BZ2File(file))
-        elif start.startswith((b"\xfd7zXZ", b"]\0\0")):
-            self._file = cast(BinaryIO, io.BufferedReader(_Xz(file), _CHUNK))
+        elif signature.startswith((b"\xfd7zXZ", b"]\0\0")):
+            self._file = cast(BinaryIO, io.BufferedReader(_XzReader(file), _CHUNK_BYTES))
         else:
             self._is_plain = True
-        self._place = 0
+        self._position = 0
         self._header_bytes = 0
-        self._last = b""
+        self._last_read = b""
 
-    def begin_header(self, for_all: Mapping[str, str]) -> None:
-        """The next member's headers begin; `for_all` has been said of all members so far."""
-        self._header_bytes = sum(len(key) + len(value) for key, value in for_all.items())
+    def begin_header(self, global_headers: Mapping[str, str]) -> None:
+        """Begin to count the header bytes of the next member.
+
+        Args:
+            global_headers: the headers of the whole archive that have been read so far.
+        """
+        self._header_bytes = sum(len(key) + len(value) for key, value in global_headers.items())
 
     def read(self, size: int) -> bytes:
-        """A header, or a part of one; tarfile takes the length of some from the archive."""
+        """Read a header or a part of it; some lengths are given by the archive."""
         self._header_bytes += size
-        if size < 0 or self._header_bytes > _MOST_HEADER_BYTES:
-            raise tarfile.ReadError(f"the headers of a member exceed {_MOST_HEADER_BYTES} bytes")
-        self._last = self._taken(size)
-        return self._last
+        if size < 0 or self._header_bytes > _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"the headers of a member exceed {_MAX_HEADER_BYTES} bytes")
+        self._last_read = self._read(size)
+        return self._last_read
 
-    def member(self, place: int, size: int) -> bytes:
-        """A member's content."""
-        self.seek(place)
-        content = self._taken(size)
+    def read_member(self, position: int, size: int) -> bytes:
+        """Read the content of a member."""
+        self.seek(position)
+        content = self._read(size)
         if len(content) < size:
             raise tarfile.ReadError("unexpected end of data")
         return content
 
     def tell(self) -> int:
-        return self._place
+        return self._position
 
-    def seek(self, place: int) -> None:
-        if place < self._place:
+    def seek(self, position: int) -> None:
+        """Move forwards.
+
+        Raises:
+            tarfile.ReadError: the position is behind the current one.
+        """
+        if position < self._position:
             raise tarfile.ReadError("a header leads back")
         if self._is_plain:
-            self._place = self._file.seek(place)
+            self._position = self._file.seek(position)
             return
-        while self._place < place and self._taken(min(_CHUNK, place - self._place)):
+        while self._position < position and self._read(
+            min(_CHUNK_BYTES, position - self._position)
+        ):
             pass
 
     def check_end(self) -> None:
-        """Whether tarfile stopped at the end mark, zeros; it also stops at a broken header."""
-        if not self._last or self._last.strip(b"\0"):
+        """Check that tarfile stopped at the end mark, a block of zeros, and not before.
+
+        Raises:
+            tarfile.ReadError: it stopped at a broken header, or where the archive is cut short.
+        """
+        if not self._last_read or self._last_read.strip(b"\0"):
             raise tarfile.ReadError("it is cut short, or the header of a member is broken")
 
     def close(self) -> None:
         self._file.close()
 
-    def _taken(self, size: int) -> bytes:
+    def _read(self, size: int) -> bytes:
         content = self._file.read(size)
-        self._place += len(content)
-        if not self._is_plain and self._place > self._most:
-            raise tarfile.ReadError(f"it comes to more than {self._most} bytes unpacked")
+        self._position += len(content)
+        if not self._is_plain and self._position > self._max_bytes:
+            raise tarfile.ReadError(f"it comes to more than {self._max_bytes} bytes unpacked")
         return content
 
 
-class _Xz(io.RawIOBase):
-    """What an xz file holds. Unlike `lzma.open` it refuses one that asks for a dictionary of
-    gigabytes.
+class _XzReader(io.RawIOBase):
+    """The decompressed bytes of an xz file.
+
+    Unlike `lzma.open` it refuses a file whose dictionary would take gigabytes of memory.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._decoder = lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
+        self._decoder = lzma.LZMADecompressor(memlimit=_MAX_XZ_MEMORY)
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, room) -> int:  # type: ignore[no-untyped-def]  # any writable buffer
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]  # any writable buffer
         while True:
             if self._decoder.eof:
-                data = (self._decoder.unused_data or self._file.read(_CHUNK)).lstrip(b"\0")
+                data = (self._decoder.unused_data or self._file.read(_CHUNK_BYTES)).lstrip(b"\0")
                 if not data:
                     return 0
-                self._decoder = lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
+                self._decoder = lzma.LZMADecompressor(memlimit=_MAX_XZ_MEMORY)
             elif self._decoder.needs_input:
-                data = self._file.read(_CHUNK)
+                data = self._file.read(_CHUNK_BYTES)
                 if not data:
                     raise EOFError("the compressed data are cut short")
             else:
                 data = b""
-            found = self._decoder.decompress(data, max_length=len(room))
-            if found:
-                room[: len(found)] = found
-                return len(found)
+            chunk = self._decoder.decompress(data, max_length=len(buffer))
+            if chunk:
+                buffer[: len(chunk)] = chunk
+                return len(chunk)
 
 
-def _checked(member: tarfile.TarInfo, path: Path) -> PurePosixPath | None:
-    """The member's path, None when it is no image file; raises DataError when it is hostile."""
+def _check_member(member: tarfile.TarInfo, path: Path) -> PurePosixPath | None:
+    """The path of a member, or None if it is not an image file.
+
+    Raises:
+        DataError: the member is hostile.
+    """
     relative = PurePosixPath(member.name)
     name = f"{path}: member {member.name[:100]!r}"
     if relative.is_absolute() or ".." in relative.parts:
@@ -241,8 +280,8 @@ def _checked(member: tarfile.TarInfo, path: Path) -> PurePosixPath | None:
 
 
 def _is_image(path: PurePosixPath) -> bool:
-    hidden = any(part.startswith(".") for part in path.parts)
-    return not hidden and path.suffix.lower() in SUFFIXES
+    is_hidden = any(part.startswith(".") for part in path.parts)
+    return not is_hidden and path.suffix.lower() in SUFFIXES
 
 
 def _check_size(name: str, size: int) -> None:
@@ -251,7 +290,7 @@ def _check_size(name: str, size: int) -> None:
 
 
 def _check_name(name: str, path: PurePosixPath) -> None:
-    """`name` is how to speak of the file, `path` what it is stored under."""
+    """Raise DataError unless `path` can be a key in S3; `name` is the file's name in messages."""
     text = path.as_posix()
     if any(ord(letter) < 32 or 0x7F <= ord(letter) < 0xA0 for letter in text):
         raise DataError(f"{name} has control characters in its name.")

@@ -86,7 +86,9 @@ def _fetch(url: str, sha256: str, path: Path) -> None:
         return digest.hexdigest()
 
     try:
-        found = retrying(lambda error: isinstance(error, httpx.TransportError), max_attempts=3)(fetch)
+        found = retrying(lambda error: isinstance(error, httpx.TransportError), max_attempts=3)(
+            fetch
+        )
     except (httpx.HTTPError, OSError) as error:
         raise ServiceError(f"{url} cannot be downloaded: {error}", _WITHOUT_INTERNET) from error
     if found != sha256:

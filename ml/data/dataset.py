@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from ml.config.schema import MAX_PIXELS
-from ml.data.archive import Entry, labelled
+from ml.data.archive import Entry, labelled_images
 from ml.data.samples import is_synthetic
 from ml.errors import DataError
 from ml.images.decoding import decode
@@ -24,23 +24,26 @@ log = logging.getLogger(__name__)
 
 LAYOUT = "SPLIT/CLASS/FILE, for instance train/normal/0001.jpg"
 _THREADS = 16
-_PROGRESS_EVERY_S = 10.0
+_LOG_INTERVAL_S = 10.0
 
 
-class Listed(Protocol):
-    """An image as it was listed: its object and the ETag that it had."""
+class ListedImage(Protocol):
+    """An image as it was when it was listed."""
 
     @property
-    def uri(self) -> str: ...
+    def uri(self) -> str:
+        """The URI of its object."""
+
     @property
-    def etag(self) -> str: ...
+    def etag(self) -> str:
+        """The ETag that the object had."""
 
 
 def class_folders(storage: str, name: str) -> list[str]:
-    """The URIs of a data set's folders SPLIT/CLASS.
+    """List the URIs of a data set's folders SPLIT/CLASS.
 
-    Listing folder by folder is what keeps the local S3 server quick: for each page of a listing it
-    reads everything below the prefix again.
+    It lists folder by folder, as the local S3 server reads everything below a prefix again for each
+    page of a listing.
     """
     store = object_store()
     return [
@@ -52,8 +55,15 @@ def class_folders(storage: str, name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class ImportResult:
-    """Numbers of images: in the source, written, there already, and removed; `left_out` are those
-    of the source that are not laid out SPLIT/CLASS/FILE; `classes` counts as SPLIT/CLASS.
+    """The numbers of images of an import.
+
+    Attributes:
+        images: in the source.
+        uploaded: written to S3.
+        skipped: already in S3.
+        removed: removed from S3.
+        left_out: in the source, but not laid out SPLIT/CLASS/FILE.
+        classes: SPLIT/CLASS → images in the source.
     """
 
     images: int
@@ -66,7 +76,14 @@ class ImportResult:
 
 @dataclass(frozen=True)
 class Summary:
-    """A data set in S3: its images by SPLIT/CLASS and their bytes."""
+    """A data set in S3.
+
+    Attributes:
+        name: of the data set.
+        images: their number.
+        bytes: their size.
+        classes: SPLIT/CLASS → number of images.
+    """
 
     name: str
     images: int
@@ -75,7 +92,7 @@ class Summary:
 
 
 def folder(storage: str, name: str) -> str:
-    """The URI below which a data set lies."""
+    """The URI of a data set's folder."""
     return f"{storage}/datasets/{name}"
 
 
@@ -87,52 +104,58 @@ def import_(
     replace: bool = False,
     on_progress: OnProgress = lambda done: None,
 ) -> ImportResult:
-    """Copy a folder or tar laid out SPLIT/CLASS/FILE into S3; one that broke off can be repeated.
+    """Copy images into S3. An import that was interrupted can be repeated.
 
     Args:
+        path: a folder or tar laid out SPLIT/CLASS/FILE.
+        name: the data set.
+        storage: the URI below which all data sets are.
         replace: also remove the data set's objects that the source does not have.
+        on_progress: is called with the number of images done so far.
 
     Raises:
-        DataError: there is no image so laid out, or the source is damaged or hostile
+        DataError: there is no image with this layout, or the source is damaged or hostile
             (`ml.data.archive`).
     """
     target = folder(storage, name)
     classes: Counter[str] = Counter()
-    others = 0
+    left_out = 0
 
-    def count_other(_: Entry) -> None:
-        nonlocal others
-        others += 1
+    def count_left_out(_: Entry) -> None:
+        nonlocal left_out
+        left_out += 1
 
     def objects() -> Iterator[tuple[str, bytes]]:
-        for image in labelled(path, count_other):
+        for image in labelled_images(path, count_left_out):
             classes[f"{image.split}/{image.label}"] += 1
             yield f"{target}/{image.split}/{image.label}/{image.name}", image.content
 
     folders = class_folders(storage, name)
-    done = upload(objects(), folders, on_progress)
-    if not done.uris:
+    result = upload(objects(), folders, on_progress)
+    images = len(result.uris)
+    if not images:
         raise DataError(f"{path} holds no image.", f"Expected files laid out {LAYOUT}.")
-    removed = _remove_others(folders, done.uris) if replace else 0
-    skipped = len(done.uris) - done.written
-    return ImportResult(len(done.uris), done.written, skipped, removed, others, dict(classes))
+    removed = _remove_others(folders, result.uris) if replace else 0
+    return ImportResult(
+        images, result.written, images - result.written, removed, left_out, dict(classes)
+    )
 
 
 def _remove_others(folders: list[str], keep: frozenset[str]) -> int:
     store = object_store()
     others = [
-        found.uri
+        image.uri
         for folder in folders
         for page in store.list_pages(folder)
-        for found in page
-        if found.uri not in keep
+        for image in page
+        if image.uri not in keep
     ]
     store.delete(others)
     return len(others)
 
 
 def summaries(storage: str) -> list[Summary]:
-    """The data sets that are in S3, by name."""
+    """Summarize the data sets that are in S3, in the order of their names."""
     return [
         _summary(storage, uri.rsplit("/", 1)[-1])
         for uri in object_store().list_folders(f"{storage}/datasets")
@@ -145,49 +168,53 @@ def _summary(storage: str, name: str) -> Summary:
     for uri in class_folders(storage, name):
         for page in object_store().list_pages(uri):
             classes["/".join(uri.split("/")[-2:])] += len(page)
-            size += sum(found.size for found in page)
+            size += sum(image.size for image in page)
     return Summary(name, classes.total(), size, dict(classes))
 
 
 def holds_real_images(storage: str, name: str) -> bool:
-    """Whether a data set in S3 has any image that is not one of the built-in samples."""
+    """Whether a data set in S3 has an image that is not one of the built-in samples."""
     return any(
-        not is_synthetic(found.uri)
+        not is_synthetic(image.uri)
         for uri in class_folders(storage, name)
         for page in object_store().list_pages(uri)
-        for found in page
+        for image in page
     )
 
 
 def read(
-    images: Sequence[Listed],
+    images: Sequence[ListedImage],
     target_size: tuple[int, int],
     convert: Callable[[np.ndarray], np.ndarray],
 ) -> Iterator[np.ndarray]:
-    """Fetch, decode and convert images on several threads, in their order; logs the progress.
+    """Fetch, decode and convert images on several threads; logs the progress.
 
     Args:
-        target_size: (height, width) in pixels that suffices, see `ml.images.decoding.decode`.
-        convert: takes uint8 (height, width, 3), RGB.
+        images: their URIs and ETags.
+        target_size: height and width in pixels that suffice, see `ml.images.decoding.decode`.
+        convert: takes the pixels, uint8 (height, width, 3), RGB.
+
+    Yields:
+        What `convert` returns, in the order of `images`.
 
     Raises:
-        DataError: an image is gone, was changed since it was listed, or cannot be decoded.
+        DataError: an image is gone, has changed since it was listed, or cannot be decoded.
     """
 
-    def one(image: Listed) -> np.ndarray:
-        return convert(_pixels(image, target_size))
+    def load(image: ListedImage) -> np.ndarray:
+        return convert(_fetch_pixels(image, target_size))
 
-    reported = time.monotonic()
-    for number, done in enumerate(
-        parallel_map(one, images, threads=_THREADS, buffer_size=256), start=1
+    last_log = time.monotonic()
+    for number, result in enumerate(
+        parallel_map(load, images, threads=_THREADS, buffer_size=256), start=1
     ):
-        yield done
-        if time.monotonic() - reported > _PROGRESS_EVERY_S:
-            reported = time.monotonic()
+        yield result
+        if time.monotonic() - last_log > _LOG_INTERVAL_S:
+            last_log = time.monotonic()
             log.info("%s of %s images are read", f"{number:,}", f"{len(images):,}")
 
 
-def _pixels(image: Listed, target_size: tuple[int, int]) -> np.ndarray:
+def _fetch_pixels(image: ListedImage, target_size: tuple[int, int]) -> np.ndarray:
     try:
         content, etag = object_store().get(image.uri)
         if etag != image.etag:
@@ -195,7 +222,7 @@ def _pixels(image: Listed, target_size: tuple[int, int]) -> np.ndarray:
         return decode(content, max_pixels=MAX_PIXELS, target_size=target_size)
     except FileNotFoundError:
         raise DataError(f"{image.uri} is gone since the snapshot.", "Take a new one.") from None
-    except RejectedError as rejected:
+    except RejectedError as error:
         raise DataError(
-            f"{image.uri} cannot be trained from: {rejected}.", "Remove it from the data set."
+            f"{image.uri} cannot be trained from: {error}.", "Remove it from the data set."
         ) from None

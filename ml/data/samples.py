@@ -1,8 +1,8 @@
-"""Built-in sample images, drawn by a program so that Nightscore can be tried anywhere.
+"""Built-in sample images, which are generated so that Nightscore can be tried anywhere.
 
-They are synthetic and named so: every file begins with `synthetic-`, and whatever is computed from
-one is shown as synthetic. Two sets: ten classes of shapes, and crops of a line of moulds with
-several kinds of anomaly. The same seed draws the same images.
+The name of every file begins with `synthetic-`, and all results that are computed from such images
+are shown as synthetic. There are two data sets: ten classes of shapes, and crops of a line of
+moulds with several kinds of anomaly. The same seed generates the same images.
 """
 
 import io
@@ -31,8 +31,11 @@ _OVERSAMPLING = 3
 
 @dataclass(frozen=True)
 class Samples:
-    """Where the samples were written, by data set: folders laid out SPLIT/CLASS/FILE, and folders
-    of broken files for a night.
+    """Where the samples are.
+
+    Attributes:
+        datasets: data set → its folder, laid out SPLIT/CLASS/FILE.
+        broken: data set → a folder of broken files, to be put into a night.
     """
 
     datasets: dict[str, Path]
@@ -40,12 +43,17 @@ class Samples:
 
 
 def is_synthetic(uri: str) -> bool:
-    """Whether a URI or path names one of these images."""
+    """Whether a URI or path is one of the built-in samples."""
     return uri.rsplit("/", 1)[-1].startswith(PREFIX)
 
 
 def write(folder: Path, seed: int = 20260101) -> Samples:
-    """Draw all samples into `folder`."""
+    """Generate all samples.
+
+    Args:
+        folder: where to write them.
+        seed: of the random numbers.
+    """
     _write_shapes(folder / "cifar10", np.random.default_rng(seed))
     _write_moulds(folder / "spill", np.random.default_rng(seed + 1))
     _write_broken(folder / "spill-broken", np.random.default_rng(seed + 2))
@@ -55,16 +63,14 @@ def write(folder: Path, seed: int = 20260101) -> Samples:
 # --- ten classes of shapes ---------------------------------------------------------------------
 
 
-def _polygon(corners: int, centre: Point, radius: float, turn: float) -> list[Point]:
-    angles = [turn + 2 * math.pi * corner / corners for corner in range(corners)]
+def _polygon(corners: int, centre: Point, radius: float, rotation: float) -> list[Point]:
+    angles = [rotation + 2 * math.pi * corner / corners for corner in range(corners)]
     return [(centre[0] + radius * math.cos(a), centre[1] + radius * math.sin(a)) for a in angles]
 
 
-def _star(centre: Point, radius: float, turn: float) -> list[Point]:
-    outer, inner = (
-        _polygon(5, centre, radius, turn),
-        _polygon(5, centre, radius * 0.42, turn + 0.63),
-    )
+def _star(centre: Point, radius: float, rotation: float) -> list[Point]:
+    outer = _polygon(5, centre, radius, rotation)
+    inner = _polygon(5, centre, radius * 0.42, rotation + 0.63)
     return [point for pair in zip(outer, inner, strict=True) for point in pair]
 
 
@@ -73,49 +79,51 @@ def _box(centre: Point, radius: float) -> list[Point]:
     return [(x - radius, y - radius), (x + radius, y + radius)]
 
 
-Draw = Callable[[ImageDraw.ImageDraw, Point, float, float], None]
+# Draws a shape with a centre, a radius and a rotation.
+DrawShape = Callable[[ImageDraw.ImageDraw, Point, float, float], None]
 
 
-def _crescent(draw: ImageDraw.ImageDraw, centre: Point, radius: float, turn: float) -> None:
+def _crescent(draw: ImageDraw.ImageDraw, centre: Point, radius: float, rotation: float) -> None:
     draw.ellipse(_box(centre, radius), fill=255)
-    shifted = centre[0] + 0.5 * radius * math.cos(turn), centre[1] + 0.5 * radius * math.sin(turn)
-    draw.ellipse(_box(shifted, 0.8 * radius), fill=0)
+    x = centre[0] + 0.5 * radius * math.cos(rotation)
+    y = centre[1] + 0.5 * radius * math.sin(rotation)
+    draw.ellipse(_box((x, y), 0.8 * radius), fill=0)
 
 
-def _cross(draw: ImageDraw.ImageDraw, centre: Point, radius: float, turn: float) -> None:
-    for angle in (turn, turn + math.pi / 2):
+def _cross(draw: ImageDraw.ImageDraw, centre: Point, radius: float, rotation: float) -> None:
+    for angle in (rotation, rotation + math.pi / 2):
         dx, dy = radius * math.cos(angle), radius * math.sin(angle)
         ends = [(centre[0] - dx, centre[1] - dy), (centre[0] + dx, centre[1] + dy)]
         draw.line(ends, fill=255, width=round(0.5 * radius))
 
 
-def _zigzag(draw: ImageDraw.ImageDraw, centre: Point, radius: float, turn: float) -> None:
-    along, across = (math.cos(turn), math.sin(turn)), (-math.sin(turn), math.cos(turn))
+def _zigzag(draw: ImageDraw.ImageDraw, centre: Point, radius: float, rotation: float) -> None:
+    cos, sin = math.cos(rotation), math.sin(rotation)
     points = []
     for step in range(6):
-        s, t = radius * (step / 2.5 - 1), radius * (0.5 if step % 2 else -0.5)
+        along, across = radius * (step / 2.5 - 1), radius * (0.5 if step % 2 else -0.5)
         points.append(
-            (centre[0] + s * along[0] + t * across[0], centre[1] + s * along[1] + t * across[1])
+            (centre[0] + along * cos - across * sin, centre[1] + along * sin + across * cos)
         )
     draw.line(points, fill=255, width=round(0.28 * radius), joint="curve")
 
 
-def _stripes(draw: ImageDraw.ImageDraw, centre: Point, radius: float, turn: float) -> None:
-    dx, dy = math.cos(turn), math.sin(turn)
+def _stripes(draw: ImageDraw.ImageDraw, centre: Point, radius: float, rotation: float) -> None:
+    dx, dy = math.cos(rotation), math.sin(rotation)
     for shift in (-0.7, 0.0, 0.7):
         x, y = centre[0] - shift * radius * dy, centre[1] + shift * radius * dx
         ends = [(x - radius * dx, y - radius * dy), (x + radius * dx, y + radius * dy)]
         draw.line(ends, fill=255, width=round(0.32 * radius))
 
 
-def _ring(draw: ImageDraw.ImageDraw, centre: Point, radius: float, turn: float) -> None:
+def _ring(draw: ImageDraw.ImageDraw, centre: Point, radius: float, rotation: float) -> None:
     draw.ellipse(_box(centre, radius), outline=255, width=round(0.38 * radius))
 
 
-SHAPES: dict[str, Draw] = {
+SHAPES: dict[str, DrawShape] = {
     "crescent": _crescent,
     "cross": _cross,
-    "disc": lambda draw, centre, radius, turn: draw.ellipse(_box(centre, radius), fill=255),
+    "disc": lambda draw, centre, radius, rotation: draw.ellipse(_box(centre, radius), fill=255),
     "hexagon": lambda d, c, r, t: d.polygon(_polygon(6, c, r, t), fill=255),
     "ring": _ring,
     "square": lambda d, c, r, t: d.polygon(_polygon(4, c, r, t), fill=255),
@@ -127,30 +135,36 @@ SHAPES: dict[str, Draw] = {
 
 
 def shape(name: str, random: Generator) -> Image.Image:
-    """A 32 x 32 RGB image of a shape: any colours, place, size and turn, on a noisy ground."""
+    """Generate an RGB image of 32 x 32 pixels with a shape on a noisy background.
+
+    Args:
+        name: one of `SHAPES`.
+        random: chooses colours, position, size and rotation.
+    """
     side = SHAPE_SIZE * _OVERSAMPLING
     mask = Image.new("L", (side, side))
     radius = side * random.uniform(0.22, 0.42)
     low, high = 0.75 * radius, side - 0.75 * radius
     centre = random.uniform(low, high), random.uniform(low, high)
     SHAPES[name](ImageDraw.Draw(mask), centre, radius, random.uniform(0, 2 * math.pi))
-    small = np.asarray(mask.resize((SHAPE_SIZE, SHAPE_SIZE), Image.Resampling.BOX))[..., None] / 255
-    ground, colour = _two_colours(random)
-    texture = _clouds(SHAPE_SIZE, SHAPE_SIZE, random)[..., None] * random.uniform(10, 45)
-    pixels = ground + texture + small * (colour - ground)
+    mask = mask.resize((SHAPE_SIZE, SHAPE_SIZE), Image.Resampling.BOX)
+    opacity = np.asarray(mask)[..., None] / 255
+    background, colour = _two_colours(random)
+    texture = _smooth_noise(SHAPE_SIZE, SHAPE_SIZE, random)[..., None] * random.uniform(10, 45)
+    pixels = background + texture + opacity * (colour - background)
     pixels = pixels + random.normal(0, random.uniform(4, 16), pixels.shape)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 def _two_colours(random: Generator) -> tuple[np.ndarray, np.ndarray]:
-    ground = random.uniform(20, 235, 3)
+    background = random.uniform(20, 235, 3)
     while True:
         colour = random.uniform(20, 235, 3)
-        if np.abs(colour - ground).sum() > 130:
-            return ground, colour
+        if np.abs(colour - background).sum() > 130:
+            return background, colour
 
 
-def _clouds(height: int, width: int, random: Generator) -> np.ndarray:
+def _smooth_noise(height: int, width: int, random: Generator) -> np.ndarray:
     """Smooth noise of mean 0, about -1 to 1."""
     coarse = random.normal(0, 1, (4, 5)).astype(np.float32)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
@@ -168,7 +182,13 @@ def _write_shapes(folder: Path, random: Generator) -> None:
 
 @dataclass(frozen=True)
 class _Mould:
-    """A crop with one mould: its pixels so far, as float (H, W, 3), and where its inside is."""
+    """A crop with one filled mould.
+
+    Attributes:
+        pixels: float (H, W, 3), without light and sensor noise.
+        inside: float (H, W) in [0, 1], 1 inside of the mould.
+        light: float (H, W, 1), a factor for the brightness.
+    """
 
     pixels: np.ndarray
     inside: np.ndarray
@@ -176,30 +196,33 @@ class _Mould:
 
 
 def mould(random: Generator, kind: str = NORMAL) -> Image.Image:
-    """A crop of about 50 x 28 px of a mould seen from above.
+    """Generate a crop of about 50 x 28 pixels with a mould, seen from above.
 
-    `kind`: normal (filled), or one of `ANOMALIES`.
+    Args:
+        random: chooses everything that differs between the images.
+        kind: one of `ANOMALIES`; `normal`, which is filled and sometimes occluded; or any other
+            word, which is filled and never occluded.
     """
     width, height = int(random.integers(46, 55)), int(random.integers(26, 31))
-    made = _filled(width, height, random)
-    pixels = ANOMALIES[kind](made, random) if kind in ANOMALIES else made.pixels
+    filled = _filled_mould(width, height, random)
+    pixels = ANOMALIES[kind](filled, random) if kind in ANOMALIES else filled.pixels
     if kind == NORMAL and random.random() < 0.15:
-        pixels = _passing_by(pixels, random)
-    pixels = pixels * made.light + random.normal(0, random.uniform(1.5, 5), pixels.shape)
+        pixels = _occlude(pixels, random)
+    pixels = pixels * filled.light + random.normal(0, random.uniform(1.5, 5), pixels.shape)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def _filled(width: int, height: int, random: Generator) -> _Mould:
+def _filled_mould(width: int, height: int, random: Generator) -> _Mould:
     centre = width * random.uniform(0.42, 0.58), height * random.uniform(0.42, 0.58)
     radii = width * random.uniform(0.3, 0.4), height * random.uniform(0.3, 0.4)
-    distance = _distance(width, height, centre, radii, random.uniform(2.5, 5))
+    distance = _superellipse(width, height, centre, radii, random.uniform(2.5, 5))
     inside = 1 / (1 + np.exp((distance - 1) * 18))
     rim = np.exp(-(((distance - 1.12) / 0.09) ** 2))
     metal = np.array([96, 100, 106]) * random.uniform(0.75, 1.2)
     fill = np.array([150, 142, 128]) * random.uniform(0.8, 1.15)
-    ground = metal + _clouds(height, width, random)[..., None] * 10
-    surface = fill + _clouds(height, width, random)[..., None] * 5
-    pixels = ground * (1 - inside[..., None]) + surface * inside[..., None]
+    background = metal + _smooth_noise(height, width, random)[..., None] * 10
+    surface = fill + _smooth_noise(height, width, random)[..., None] * 5
+    pixels = background * (1 - inside[..., None]) + surface * inside[..., None]
     pixels = pixels + rim[..., None] * random.uniform(18, 40)
     y, x = np.mgrid[0:height, 0:width]
     light = (
@@ -210,46 +233,50 @@ def _filled(width: int, height: int, random: Generator) -> _Mould:
     return _Mould(pixels, inside, light[..., None])
 
 
-def _distance(width: int, height: int, centre: Point, radii: Point, power: float) -> np.ndarray:
-    """1 on a superellipse, less inside."""
+def _superellipse(width: int, height: int, centre: Point, radii: Point, power: float) -> np.ndarray:
+    """The distance of each pixel to a centre, float (H, W); 1 on a superellipse, less inside."""
     y, x = np.mgrid[0:height, 0:width]
-    parts = np.abs((x - centre[0]) / radii[0]) ** power, np.abs((y - centre[1]) / radii[1]) ** power
-    return (parts[0] + parts[1]) ** (1 / power)
+    across = np.abs((x - centre[0]) / radii[0]) ** power
+    up = np.abs((y - centre[1]) / radii[1]) ** power
+    distance: np.ndarray = (across + up) ** (1 / power)
+    return distance
 
 
-def _spill(made: _Mould, random: Generator) -> np.ndarray:
-    """Bright, torn, sparkling material over the lip."""
-    height, width = made.inside.shape
-    lip = np.argwhere((made.inside > 0.25) & (made.inside < 0.75))
+def _spill(filled: _Mould, random: Generator) -> np.ndarray:
+    """Put bright, torn, sparkling material over the lip."""
+    height, width = filled.inside.shape
+    lip = np.argwhere((filled.inside > 0.25) & (filled.inside < 0.75))
     y, x = lip[random.integers(len(lip))] if len(lip) else (height // 2, width // 2)
     radii = random.uniform(5, 11), random.uniform(3.5, 8)
-    blob = _distance(width, height, (float(x), float(y)), radii, 2) + random.normal(
-        0, 0.22, (height, width)
-    )
-    mask = np.clip((1.15 - blob) * 3, 0, 1)[..., None]
+    distance = _superellipse(width, height, (float(x), float(y)), radii, 2)
+    distance = distance + random.normal(0, 0.22, (height, width))
+    mask = np.clip((1.15 - distance) * 3, 0, 1)[..., None]
     sparkle = np.where(random.random((height, width)) < 0.25, random.uniform(30, 70), -18)
     material = np.array([205, 200, 190]) + sparkle[..., None]
-    return made.pixels * (1 - mask) + material * mask
+    pixels: np.ndarray = filled.pixels * (1 - mask) + material * mask
+    return pixels
 
 
-def _empty(made: _Mould, random: Generator) -> np.ndarray:
-    """The smooth dark inside shows, with a shadow along one side."""
-    height, width = made.inside.shape
+def _empty(filled: _Mould, random: Generator) -> np.ndarray:
+    """Show the smooth dark inside, with a darker rim."""
+    height, width = filled.inside.shape
     y = np.mgrid[0:height, 0:width][0] / height
     hollow = np.array([58, 60, 64]) * random.uniform(0.75, 1.15) * (0.75 + 0.5 * y[..., None])
-    inside = made.inside[..., None]
-    edge = np.clip(4 * inside * (1 - inside), 0, 1)
-    return made.pixels * (1 - inside) + hollow * inside - 35 * edge
+    inside = filled.inside[..., None]
+    rim = np.clip(4 * inside * (1 - inside), 0, 1)
+    pixels: np.ndarray = filled.pixels * (1 - inside) + hollow * inside - 35 * rim
+    return pixels
 
 
-def _torn(made: _Mould, random: Generator) -> np.ndarray:
-    """A part of the fill is rough."""
-    height, width = made.inside.shape
+def _torn(filled: _Mould, random: Generator) -> np.ndarray:
+    """Roughen a part of the fill."""
+    height, width = filled.inside.shape
     centre = width * random.uniform(0.35, 0.65), height * random.uniform(0.35, 0.65)
     radii = random.uniform(5, 10), random.uniform(4, 7)
-    mask = np.clip(2 * (1.2 - _distance(width, height, centre, radii, 2)), 0, 1) * made.inside
-    rough = random.normal(0, random.uniform(26, 42), (height, width))
-    return made.pixels + (rough * mask)[..., None]
+    mask = np.clip(2 * (1.2 - _superellipse(width, height, centre, radii, 2)), 0, 1) * filled.inside
+    texture = random.normal(0, random.uniform(26, 42), (height, width))
+    pixels: np.ndarray = filled.pixels + (texture * mask)[..., None]
+    return pixels
 
 
 ANOMALIES: dict[str, Callable[[_Mould, Generator], np.ndarray]] = {
@@ -259,8 +286,8 @@ ANOMALIES: dict[str, Callable[[_Mould, Generator], np.ndarray]] = {
 }
 
 
-def _passing_by(pixels: np.ndarray, random: Generator) -> np.ndarray:
-    """A glove or a belt in front of a part of the crop: harmless."""
+def _occlude(pixels: np.ndarray, random: Generator) -> np.ndarray:
+    """Put a glove or a belt in front of a part of the crop, which is harmless."""
     height, width = pixels.shape[:2]
     image = Image.new("L", (width, height))
     angle = random.uniform(-0.6, 0.6)
@@ -277,7 +304,7 @@ def _write_moulds(folder: Path, random: Generator) -> None:
     for index in range(MOULDS_TRAIN):
         _save(mould(random), normal / f"synthetic-{index:06}.jpg")
     for index in range(MOULDS_COPIES):
-        # As a camera that sends a frame twice: the same bytes under another name.
+        # As if the camera sent a frame twice: the same bytes under another name.
         content = (normal / f"synthetic-{index * 7:06}.jpg").read_bytes()
         (normal / f"synthetic-copy-{index:06}.jpg").write_bytes(content)
     for index in range(MOULDS_CALIBRATION):
@@ -299,7 +326,7 @@ def _write_broken(folder: Path, random: Generator) -> None:
 
 
 def jpeg(image: Image.Image) -> bytes:
-    """The image as a JPEG file."""
+    """Encode an image as a JPEG file."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=92)
     return buffer.getvalue()

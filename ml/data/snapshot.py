@@ -1,7 +1,7 @@
-"""An immutable list of a data set's images: what a training run can be repeated from.
+"""An immutable list of a data set's images, from which a training run can be reproduced.
 
-A snapshot is a Parquet file in S3 named by a hash of what it lists and how it is divided. It also
-says what each image is for (`part`), so that nothing is decided later.
+A snapshot is a Parquet file in S3, which is named by a hash of the images and of how they are
+split. It also records what each image is used for (`part`), so that no later step decides it.
 """
 
 import hashlib
@@ -22,21 +22,32 @@ from ml.storage.object_store import ObjectInfo, content_hash, object_store
 
 log = logging.getLogger(__name__)
 
+# The splits of a data set, which are folders.
 TRAIN, CALIBRATION, TEST = "train", "calibration", "test"
+# The parts of a snapshot, see `Row`.
 FIT, HOLDOUT, THRESHOLD, REPORT, EXCLUDED = "fit", "holdout", "threshold", "report", "excluded"
 
 HoldoutBy = Literal["image", "scene"]
+# Objects with their split and label.
 Listing = Sequence[tuple[ObjectInfo, str, str]]
 
 
 class Row(NamedTuple):
     """An image of a snapshot.
 
-    `group` is the same for byte-identical images. `part`: `fit` trains; `holdout` (of the split
-    train) and `threshold` (of calibration) are held out for the gate and the threshold; `report`
-    is only reported; `excluded` has a copy in a split that is reported. `scene` is the same for
-    images of one scene of a split (`ml.data.scenes`), where images are held out by scene; else it
-    is the group.
+    Attributes:
+        uri: of the object.
+        etag: of the object.
+        size: of the object in bytes.
+        split: the folder SPLIT of the data set.
+        label: the folder CLASS.
+        group: equal for images with the same bytes.
+        part: what the image is used for. `fit`: to train. `holdout` (of the split train) and
+            `threshold` (of calibration): for the gate and the threshold. `report`: for metrics that
+            are only reported. `excluded`: for nothing, as an image with the same bytes is in a
+            split that is only reported.
+        scene: equal for images of the same scene (`ml.data.scenes`) and split, if scenes are held
+            out; else the group.
     """
 
     uri: str
@@ -51,7 +62,13 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot as loaded: its rows are in the order of their URIs."""
+    """A snapshot.
+
+    Attributes:
+        uri: of its file.
+        dataset: the name of the data set.
+        rows: in the order of their URIs.
+    """
 
     uri: str
     dataset: str
@@ -59,11 +76,12 @@ class Snapshot:
 
     @property
     def hash(self) -> str:
+        """The hash that names the file."""
         return self.uri.rsplit("/", 1)[-1].removesuffix(".parquet")
 
     @property
     def synthetic(self) -> bool:
-        """Whether any image was drawn by Nightscore's own generator."""
+        """Whether any image is one of the built-in samples."""
         return any(is_synthetic(row.uri) for row in self.rows)
 
     @property
@@ -74,7 +92,7 @@ class Snapshot:
     def select(
         self, *, split: str | None = None, part: str | None = None, label: str | None = None
     ) -> list[Row]:
-        """The rows of a split, part and label; None is any."""
+        """The rows of a split, part and label; None means any."""
         return [
             row
             for row in self.rows
@@ -84,44 +102,60 @@ class Snapshot:
         ]
 
 
-def take(name: str, storage: str, *, holdout_share: float, holdout_by: HoldoutBy = "image") -> str:
-    """List a data set and store the list; returns its URI, the same for the same content.
+def take_snapshot(
+    name: str, storage: str, *, holdout_share: float, holdout_by: HoldoutBy = "image"
+) -> str:
+    """List a data set, decide what each image is used for, and store the list.
 
-    To hold out scenes the images of train and calibration are read, unless the same images were
-    divided before.
+    To hold out scenes, it reads the images of train and calibration, unless there is a snapshot of
+    the same images already.
+
+    Args:
+        name: the data set.
+        storage: the URI below which all data sets and snapshots are.
+        holdout_share: the share of the split train to hold out.
+        holdout_by: whether to hold out single images or whole scenes.
+
+    Returns:
+        The URI of the snapshot; equal for equal content and arguments.
 
     Raises:
-        DataError: the data set has no images in the split train; to hold out scenes, one of its
-            images cannot be decoded.
+        DataError: the data set has no images in the split train; or scenes are held out, and an
+            image cannot be decoded.
     """
-    listed = list(_listed(name, storage))
-    if not any(split == TRAIN for _, split, _ in listed):
+    listing = list(_list_images(name, storage))
+    if not any(split == TRAIN for _, split, _ in listing):
         raise DataError(
             f"Data set {name!r} has no training images in {dataset.folder(storage, name)}/train.",
             f"Bring them with `nightscore dataset import PATH --name {name}`.",
         )
-    rows = assign(listed, holdout_share)
+    rows = assign(listing, holdout_share)
     digest = _digest(rows, "" if holdout_by == "image" else f"scene {scenes.LIMIT} {holdout_share}")
     uri = f"{storage}/snapshots/{name}/{digest}.parquet"
     if not object_store().exists(uri):
         if holdout_by == "scene":
-            rows = assign(listed, holdout_share, find_scenes(rows))
+            rows = assign(listing, holdout_share, find_scenes(rows))
         object_store().put(uri, _to_parquet(rows))
     return uri
 
 
-def _digest(rows: Sequence[Row], division: str) -> str:
-    """Of the rows as divided by image, without `scene`: what is read from the images follows from
-    their ETags and from how they are divided.
+def _digest(rows: Sequence[Row], scene_settings: str) -> str:
+    """Hash the rows as they are if single images are held out, and how scenes are held out.
+
+    The scenes themselves are not needed: they follow from the ETags and these settings.
     """
     content = ["\t".join(map(str, row[:-1])) for row in rows]
-    if division:
-        content.append(division)
+    if scene_settings:
+        content.append(scene_settings)
     return hashlib.sha256("\n".join(content).encode()).hexdigest()[:32]
 
 
-def load(uri: str) -> Snapshot:
-    """Read a snapshot; raises DataError when it is not there."""
+def load_snapshot(uri: str) -> Snapshot:
+    """Read a snapshot.
+
+    Raises:
+        DataError: there is no snapshot at this URI.
+    """
     import pyarrow.parquet as parquet
 
     try:
@@ -129,89 +163,97 @@ def load(uri: str) -> Snapshot:
     except FileNotFoundError:
         raise DataError(f"There is no snapshot {uri}.") from None
     columns = parquet.read_table(io.BytesIO(content)).to_pydict()
-    columns.setdefault("scene", columns["group"])  # of a version before scenes
+    columns.setdefault("scene", columns["group"])  # snapshots of older versions have no scenes
     rows = tuple(Row(*values) for values in zip(*(columns[f] for f in Row._fields), strict=True))
     return Snapshot(uri, uri.split("/")[-2], rows)
 
 
 def assign(
-    listed: Listing,
+    listing: Listing,
     holdout_share: float,
     scenes_of: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[Row]:
-    """Group (object, split, label) by content and decide what each image is for.
+    """Decide what each image is used for.
 
-    A group goes as a whole. By image, where it goes depends on its content alone: an image that was
-    held out once is held out in every later snapshot, and its copies with it. By scene its whole
-    scene goes with it (`ml.data.scenes.hold_out`); new images may join scenes, and then more moves.
+    Images with the same bytes are one group, which stays together. Without scenes, the part of a
+    group depends on its content alone: an image that is held out once is held out in every later
+    snapshot, and so are its copies. With scenes, a whole scene is held out or not
+    (`ml.data.scenes.hold_out`); when new images join scenes, other scenes may be held out.
 
     Args:
-        scenes_of: split → group → scene, for train and calibration; None divides by image.
+        listing: the images of the data set.
+        holdout_share: the share of the split train to hold out.
+        scenes_of: split → group → scene, for train and calibration. None: single images are held
+            out.
+
+    Returns:
+        The rows of a snapshot, in the order of their URIs.
     """
-    groups = _groups(listed)
-    splits: dict[str, set[str]] = defaultdict(set)
-    for (_, split, _), group in zip(listed, groups, strict=True):
-        splits[group].add(split)
+    groups = _groups(listing)
+    splits_of: dict[str, set[str]] = defaultdict(set)
+    for (_, split, _), group in zip(listing, groups, strict=True):
+        splits_of[group].add(split)
     scenes_of = scenes_of or {}
     labels = {
         split: {
             (group, label)
-            for (_, of, label), group in zip(listed, groups, strict=True)
-            if of == split and _divides(split, splits[group])
+            for (_, image_split, label), group in zip(listing, groups, strict=True)
+            if image_split == split and _decides(split, splits_of[group])
         }
         for split in (TRAIN, CALIBRATION)
     }
-    held = _held_out(TRAIN, labels[TRAIN], holdout_share, scenes_of.get(TRAIN))
-    # Kinds of anomalies are often one scene each, and nothing is lost when one only measures.
+    holdout = _choose_holdout(TRAIN, labels[TRAIN], holdout_share, scenes_of.get(TRAIN))
+    # Without labels: often all images of a kind of anomaly are one scene, which may be held out.
     anomalies = {(group, "") for group, _ in labels[CALIBRATION]}
-    held |= _held_out(CALIBRATION, anomalies, 0.5, scenes_of.get(CALIBRATION))
+    holdout |= _choose_holdout(CALIBRATION, anomalies, 0.5, scenes_of.get(CALIBRATION))
     rows = [
-        Row(found.uri, found.etag, found.size, split, label, group,
-            _part(split, splits[group], group in held),
+        Row(image.uri, image.etag, image.size, split, label, group,
+            _part(split, splits_of[group], is_holdout=group in holdout),
             scenes_of.get(split, {}).get(group, group))
-        for (found, split, label), group in zip(listed, groups, strict=True)
+        for (image, split, label), group in zip(listing, groups, strict=True)
     ]  # fmt: skip
     return sorted(rows)
 
 
-def _divides(split: str, splits: set[str]) -> bool:
-    """Whether the division of `split` decides about an image that is in `splits`."""
-    # An image in both train and calibration follows the calibration's division.
+def _decides(split: str, splits: set[str]) -> bool:
+    """Whether the holdout of `split` decides about an image that is in `splits`."""
+    # For an image in both train and calibration, calibration decides.
     return not splits - {TRAIN, CALIBRATION} and (split == CALIBRATION or splits == {TRAIN})
 
 
-def _held_out(
+def _choose_holdout(
     split: str, labels: set[tuple[str, str]], share: float, scene_of: Mapping[str, str] | None
 ) -> set[str]:
-    """Which of the images (group, label) of a split are held out."""
+    """Choose the images to hold out from those of a split, given as pairs (group, label)."""
     images = {group for group, _ in labels}
     if scene_of is not None and images:
-        held = scenes.hold_out({group: scene_of[group] for group in images}, share, labels)
-        if held:
+        holdout = scenes.hold_out({group: scene_of[group] for group in images}, share, labels)
+        if holdout:
             log.info(
-                "%s: %s of %s images are held out, in %s of %s scenes", split, len(held),
-                len(images), len({scene_of[group] for group in held}),
+                "%s: %s of %s images are held out, in %s of %s scenes", split, len(holdout),
+                len(images), len({scene_of[group] for group in holdout}),
                 len({scene_of[group] for group in images}),
             )  # fmt: skip
-            return held
+            return holdout
         log.warning(
             "%s: too few scenes to hold one out; single images are held out, and what is measured "
             "on them is better than what will be seen at another place",
             split,
         )
-    return {group for group in images if _place(group) >= 1 - share}
+    return {group for group in images if _fraction(group) >= 1 - share}
 
 
-def _place(group: str) -> float:
+def _fraction(group: str) -> float:
+    """A number in [0, 1) that follows from the hash of a group."""
     return int(hashlib.sha256(group.encode()).hexdigest()[:12], 16) / 16**12
 
 
-def _part(split: str, splits: set[str], held: bool) -> str:
+def _part(split: str, splits: set[str], *, is_holdout: bool) -> str:
     if split not in (TRAIN, CALIBRATION):
         return REPORT
     if splits - {TRAIN, CALIBRATION}:
         return EXCLUDED
-    if not held:
+    if not is_holdout:
         return FIT
     return HOLDOUT if split == TRAIN else THRESHOLD
 
@@ -224,40 +266,46 @@ def find_scenes(
     rows: Sequence[Row],
     thumbnails_of: Callable[[Sequence[Row]], Iterable[np.ndarray]] = _thumbnails,
 ) -> dict[str, dict[str, str]]:
-    """Split → group → scene, named by the smallest of its groups, for train and calibration.
+    """Find the scenes of the splits train and calibration.
 
     Args:
-        thumbnails_of: gives `ml.data.scenes.thumbnail` of each row; by default from S3.
+        rows: the images.
+        thumbnails_of: computes `ml.data.scenes.thumbnail` of rows; by default from S3.
+
+    Returns:
+        split → group → scene, which is named by the smallest of its groups.
     """
-    found = {}
+    scenes_of = {}
     for split in (TRAIN, CALIBRATION):
         distinct = {row.group: row for row in rows if row.split == split}
         groups = sorted(distinct)
         log.info("looking for scenes among %s images of %s", f"{len(groups):,}", split)
         thumbnails = np.zeros((len(groups), scenes.HEIGHT * scenes.WIDTH), dtype=np.int16)
-        for index, seen in enumerate(thumbnails_of([distinct[group] for group in groups])):
-            thumbnails[index] = seen
+        for index, thumbnail in enumerate(thumbnails_of([distinct[group] for group in groups])):
+            thumbnails[index] = thumbnail
         numbers = scenes.group(thumbnails).tolist()
-        # The groups are sorted: the first of a scene is its smallest.
+        # The groups are sorted: the first one of a scene is the smallest.
         names: dict[int, str] = {}
         for number, group in zip(numbers, groups, strict=True):
             names.setdefault(number, group)
-        found[split] = {g: names[number] for number, g in zip(numbers, groups, strict=True)}
-    return found
+        scenes_of[split] = {
+            group: names[number] for number, group in zip(numbers, groups, strict=True)
+        }
+    return scenes_of
 
 
-def _groups(listed: Iterable[tuple[ObjectInfo, str, str]]) -> list[str]:
-    return [f"{content_hash(found)}-{found.size}" for found, _, _ in listed]
+def _groups(listing: Listing) -> list[str]:
+    return [f"{content_hash(image)}-{image.size}" for image, _, _ in listing]
 
 
-def _listed(name: str, storage: str) -> Iterable[tuple[ObjectInfo, str, str]]:
+def _list_images(name: str, storage: str) -> Iterable[tuple[ObjectInfo, str, str]]:
     for folder in dataset.class_folders(storage, name):
         split, label = folder.split("/")[-2:]
         for page in object_store().list_pages(folder):
-            for found in page:
+            for image in page:
                 # Deeper folders are not part of the layout.
-                if found.uri.rsplit("/", 1)[0] == folder and found.uri.lower().endswith(SUFFIXES):
-                    yield found, split, label
+                if image.uri.rsplit("/", 1)[0] == folder and image.uri.lower().endswith(SUFFIXES):
+                    yield image, split, label
 
 
 def _to_parquet(rows: Sequence[Row]) -> bytes:

@@ -1,0 +1,1 @@
+"""Postgres: connections, tables, views, migrations and bulk loading."""

@@ -1,4 +1,4 @@
-"""Postgres: connections, migrations, and statements read from `.sql` files."""
+"""Connections to Postgres, and statements read from `.sql` files."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,90 +15,103 @@ from ml.settings import settings
 from ml.timeouts import client_limits, retrying
 
 POSTGRES_PORT = 5432
-# Refusals that asking again does not change.
-_LASTING = ("authentication failed", "does not exist", "permission denied", "translate host name")
+# Parts of the messages of errors that a retry does not change.
+_PERMANENT = ("authentication failed", "does not exist", "permission denied", "translate host name")
 
 
 @lru_cache(maxsize=4)
-def engine_of(url: str) -> sa.Engine:
-    made = sa.create_engine(
+def engine_for(url: str) -> sa.Engine:
+    """Return the engine for a database URL, which is created once per process."""
+    engine = sa.create_engine(
         url,
         pool_size=2,
         max_overflow=4,
         pool_pre_ping=True,
-        connect_args={"application_name": "nightscore", **client_limits().postgres_arguments()},
+        connect_args={
+            "application_name": "nightscore",
+            **client_limits().postgres_arguments(),
+        },
     )
-    sa.event.listen(made, "do_connect", _connect)
-    sa.event.listen(made, "handle_error", _explain_connection_error)
-    return made
+    sa.event.listen(engine, "do_connect", _connect)
+    sa.event.listen(engine, "handle_error", _explain_connection_error)
+    return engine
 
 
 def _connect(dialect: sa.Dialect, record: Any, arguments: Any, parameters: Any) -> Any:
-    """A connection, asked for again while the server restarts."""
-    return retrying(_may_pass, timeout_s=client_limits().connect_for_s)(
+    """Connect, with retries that bridge a restart of the server."""
+    return retrying(_is_transient, timeout_s=client_limits().connect_for_s)(
         dialect.connect, *arguments, **parameters
     )
 
 
-def _may_pass(error: BaseException) -> bool:
-    refused = isinstance(error, psycopg2.OperationalError)
-    return refused and not any(lasting in str(error) for lasting in _LASTING)
+def _is_transient(error: BaseException) -> bool:
+    is_refused = isinstance(error, psycopg2.OperationalError)
+    return is_refused and not any(message in str(error) for message in _PERMANENT)
 
 
 def _explain_connection_error(context: sa.engine.ExceptionContext) -> ServiceError | None:
-    """Turn a lost or refused connection into a line that says where and what to do."""
-    lost = isinstance(context.original_exception, psycopg2.OperationalError)
-    if not lost or context.is_pre_ping or context.engine is None:
+    is_lost = isinstance(context.original_exception, psycopg2.OperationalError)
+    if not is_lost or context.is_pre_ping or context.engine is None:
         return None
-    return connection_lost(context.engine, context.original_exception)
+    return connection_error(context.engine, context.original_exception)
 
 
-def connection_lost(engine: sa.Engine, error: BaseException) -> ServiceError:
+def connection_error(engine: sa.Engine, error: BaseException) -> ServiceError:
+    """Return the error to raise when a connection is refused or lost.
+
+    Its message has the server's address and the user name, and no password.
+    """
     url = engine.url
     reason = " ".join(str(error).split())
     return ServiceError(
-        f"Postgres failed at {place(url)} as {url.username}: {reason}",
+        f"Postgres failed at {describe_address(url)} as {url.username}: {reason}",
         "Run `nightscore up` for the local stack, or `nightscore doctor` to see what is wrong.",
     )
 
 
-def place(url: sa.URL) -> str:
-    """Where a URL leads, in words: HOST:PORT/DATABASE with the defaults of Postgres's clients."""
+def describe_address(url: sa.URL) -> str:
+    """Return HOST:PORT/DATABASE of a URL, with the defaults of Postgres's clients."""
     host = f"{url.host}:{url.port or POSTGRES_PORT}" if url.host else "the local socket"
     return f"{host}/{url.database}"
 
 
 def engine() -> sa.Engine:
-    """The writer's engine of this process."""
-    return engine_of(settings().require_database_url())
+    """Return the engine with the writer's login."""
+    return engine_for(settings().require_database_url())
 
 
 def analyst_engine() -> sa.Engine:
-    """The read-only analyst's engine of this process."""
-    return engine_of(settings().require_analyst_url())
+    """Return the engine with the read-only analyst's login."""
+    return engine_for(settings().require_analyst_url())
 
 
 @contextmanager
-def transaction(*, frozen: bool = False) -> Iterator[Session]:
-    """A transaction as the writer: committed at the end, rolled back on an error.
+def transaction(*, repeatable_read: bool = False) -> Iterator[Session]:
+    """Run a transaction as the writer: commit it at the end, roll it back on an error.
 
-    `frozen` lets all its queries see the tables as they were at the first of them.
+    Args:
+        repeatable_read: Whether all queries see the tables as they were at the first query.
+
+    Yields:
+        The session to execute statements with.
     """
     with Session(engine()) as session, session.begin():
-        if frozen:
+        if repeatable_read:
             session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
         yield session
 
 
 @lru_cache(maxsize=64)
 def statement(name: str) -> sa.TextClause:
-    """The SQL statement in `ml/NAME.sql`, such as "scoring/sql/plan_shards", with
-    `:parameters`.
+    """Return the statement in `ml/NAME.sql`, with `:parameters`.
+
+    Args:
+        name: Path without its ending, such as "scoring/sql/merge_scored".
     """
     path = resources.files("ml") / f"{name}.sql"
     return sa.text(path.read_text(encoding="utf-8"))
 
 
 def rows(session: Session | sa.Connection, name: str, **parameters: Any) -> list[Mapping[str, Any]]:
-    """The rows of the statement `NAME.sql`, as mappings."""
+    """Return the rows of the statement `ml/NAME.sql`, as mappings of column names to values."""
     return [dict(row) for row in session.execute(statement(name), parameters).mappings()]

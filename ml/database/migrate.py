@@ -4,26 +4,29 @@ from importlib import resources
 
 import sqlalchemy as sa
 
-from ml.database.connection import engine, engine_of
+from ml.database.connection import engine, engine_for
 from ml.settings import settings
 
-ADVISORY = {"migrate": 7_310_001}
+# The key of the advisory lock that lets one migration wait for another.
+_LOCK_KEY = 7_310_001
 
 
 def migrate() -> None:
-    """Bring the tables, the views and the grants up to date, as the owner; safe to repeat.
+    """Bring the tables, the views and the grants up to date, as the owner of the tables.
 
-    Two migrations at once wait for each other.
+    It can be repeated, and processes that migrate at the same time wait for each other.
+
+    Raises:
+        ConfigurationError: The owner's database URL is not set.
+        ServiceError: Postgres cannot be reached.
     """
     from alembic import command
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(resources.files("ml.database") / "migrations"))
-    with engine_of(settings().require_owner_url()).begin() as connection:
-        connection.execute(
-            sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY["migrate"]}
-        )
+    with engine_for(settings().require_owner_url()).begin() as connection:
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
         connection.exec_driver_sql("CREATE SCHEMA IF NOT EXISTS nightscore")
         connection.exec_driver_sql("CREATE SCHEMA IF NOT EXISTS reporting")
         config.attributes["connection"] = connection
@@ -35,7 +38,7 @@ def migrate() -> None:
 
 
 def is_migrated() -> bool:
-    """Whether the tables are there at the newest revision, as far as the writer can see."""
+    """Return whether the tables exist in the latest revision, seen with the writer's login."""
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 
@@ -45,6 +48,5 @@ def is_migrated() -> bool:
     with engine().connect() as connection:
         if not connection.scalar(sa.text("SELECT to_regclass('nightscore.alembic_version')")):
             return False
-        return (
-            connection.scalar(sa.text("SELECT version_num FROM nightscore.alembic_version")) == head
-        )
+        version = sa.text("SELECT version_num FROM nightscore.alembic_version")
+        return bool(connection.scalar(version) == head)

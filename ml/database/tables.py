@@ -1,8 +1,8 @@
-"""The tables of schema `nightscore`, as SQLAlchemy sees them.
+"""The tables of schema `nightscore`, as classes of SQLAlchemy.
 
-The statements that made them are in `ml/database/migrations/versions/*.sql`; a test compares the
-two. Code reads and writes small tables through these classes. The large ones (image, manifest,
-prediction, rejection) are filled by COPY and the set-based statements in `ml/scoring/sql/`.
+The migrations in `ml/database/migrations/versions/*.sql` make the tables; a test compares the two.
+Code reads and writes small tables through these classes. The large ones (image, manifest,
+prediction, rejection) are filled by COPY and by the set-based statements in `ml/scoring/sql/`.
 """
 
 from datetime import date, datetime
@@ -20,6 +20,8 @@ PENDING, DONE, ABANDONED = "pending", "done", "abandoned"
 
 
 class Base(DeclarativeBase):
+    """The base class of all tables."""
+
     metadata = MetaData(schema=SCHEMA)
     type_annotation_map = {  # noqa: RUF012  # SQLAlchemy reads a plain class attribute
         datetime: TIMESTAMP(timezone=True),
@@ -28,7 +30,7 @@ class Base(DeclarativeBase):
 
 
 class ScoringRun(Base):
-    """One attempt at a night; its versions are in `ScoringRunModel`."""
+    """One attempt at a night; `ScoringRunModel` has its versions."""
 
     __tablename__ = "scoring_run"
 
@@ -53,7 +55,7 @@ class ScoringRun(Base):
 
 
 class ScoringRunModel(Base):
-    """A version pinned by a run."""
+    """A model version that a run was opened with."""
 
     __tablename__ = "scoring_run_model"
 
@@ -63,9 +65,11 @@ class ScoringRunModel(Base):
 
 
 class Shard(Base):
-    """A slice of a run's manifest; `started_at` is that of the first attempt, `error` says how the
-    newest one failed. `engine_images` is how many images the attempt that finished has scored, in
-    `engine_seconds` from the request of the first to the result of the last.
+    """A slice of a run's manifest.
+
+    `started_at` is the start of the first attempt, and `error` the error of the last. The attempt
+    that finished scored `engine_images` images in `engine_seconds`, from the request of the first
+    image to the result of the last.
     """
 
     __tablename__ = "shard"
@@ -82,7 +86,7 @@ class Shard(Base):
 
 
 class Image(Base):
-    """An image as discovered: a URI with one content (ETag)."""
+    """An image as discovered: a URI and one content of it (ETag)."""
 
     __tablename__ = "image"
 
@@ -108,10 +112,10 @@ class Manifest(Base):
 
 
 class Prediction(Base):
-    """What a version said of an image.
+    """The result of a version for an image.
 
-    `confidence` is set for classification; `score`, `threshold` and `flagged` for anomaly, and
-    `novelty` and `review` where the version gives a novelty.
+    `confidence` is set for the task classification. `score`, `threshold` and `flagged` are set for
+    the task anomaly, `novelty` and `review` if the version has a novelty, too.
     """
 
     __tablename__ = "prediction"
@@ -148,15 +152,16 @@ class Rejection(Base):
 
 
 class ModelVersion(Base):
-    """A registered version: what MLflow holds of it, for SQL, and its score distribution.
+    """A registered version: the facts of MLflow, for SQL, and the distribution of its scores.
 
-    `reference_edges` are the inner edges of the bins of the held-out scores, `reference_shares`
-    the share of held-out images in each bin, one more than there are edges. `gate` is the decision
-    as `ml.evaluation.gate.Decision`, `threshold_detail` an
-    `ml.training.thresholds.ChosenThreshold`, `program` the whole `ml.program.info.ProgramInfo`,
-    with which what is loaded has to agree; null for a version registered before there were such.
-    `openvino_sha256` and `openvino_version` are a `ml.program.info.ConvertedInfo`; null where the
-    program was not converted.
+    - `reference_edges`: the inner edges of the bins of the held-out scores.
+    - `reference_shares`: the share of held-out images in each bin, one more than there are edges.
+    - `gate`: the decision, an `ml.evaluation.gate.Decision`.
+    - `threshold_detail`: an `ml.training.thresholds.ChosenThreshold`.
+    - `program`: an `ml.program.info.ProgramInfo`, to which a program must conform when it is
+      loaded; null for a version that was registered before the column existed.
+    - `openvino_sha256`, `openvino_version`: an `ml.program.info.ConvertedInfo`; null if the program
+      was not converted.
     """
 
     __tablename__ = "model_version"
@@ -185,7 +190,7 @@ class ModelVersion(Base):
 
 
 class ModelAlias(Base):
-    """Which version an alias names; written together with MLflow's own alias."""
+    """The version that an alias names; written together with MLflow's own alias."""
 
     __tablename__ = "model_alias"
 
@@ -196,10 +201,10 @@ class ModelAlias(Base):
 
 
 class Promotion(Base):
-    """A change of champion, by `promote` or `rollback`, or `outside` of Nightscore.
+    """A change of champion: `action` is `promote`, `rollback`, or `outside` (of Nightscore).
 
-    `state` is pending from before MLflow is told until after, then done; or abandoned, when MLflow
-    never heard of it.
+    `state` is pending before and while MLflow is called, and done afterwards. It is abandoned if
+    the call did not reach MLflow.
     """
 
     __tablename__ = "promotion"

@@ -1,0 +1,1 @@
+"""Evaluation: metrics, the comparison of two versions, the gate, plots."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ml.config.schema import MAX_PIXELS
-from ml.data.archive import labelled
+from ml.data.archive import LabelledImage, labelled_images
 from ml.errors import DataError
 from ml.evaluation.metrics import anomaly_metrics, classification_metrics
 from ml.images.decoding import decode
@@ -25,10 +25,12 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics and what they came from.
+    """A program's metrics, and what they were computed from.
 
-    `labels` are indices into the classes, or 1 for anomalous and 0 for normal; `outputs` are
-    without heat maps, which are made again for the few images that are shown.
+    Attributes:
+        metrics: see `evaluate`.
+        labels: int64 (N,), indices into the classes; of an anomaly model 1 for anomalous images.
+        outputs: the program's outputs, without anomaly maps, which would take much memory.
     """
 
     metrics: dict[str, Any]
@@ -36,103 +38,131 @@ class Evaluation:
     outputs: Outputs
 
     @property
-    def values(self) -> np.ndarray:
-        """What drift is measured on: the anomaly scores, or the confidences."""
+    def drift_values(self) -> np.ndarray:
+        """The values that drift is measured on, float (N,): anomaly scores, or confidences."""
         if len(self.outputs.scores):
             return self.outputs.scores
-        return self.outputs.probabilities.max(axis=1)
+        confidences: np.ndarray = self.outputs.probabilities.max(axis=1)
+        return confidences
 
     @property
-    def answers(self) -> np.ndarray:
-        """What the program says of each image, to compare with `labels`: int (N,)."""
+    def predictions(self) -> np.ndarray:
+        """The predicted label of each image, int64 (N,), to compare with `labels`."""
+        predictions: np.ndarray
         if len(self.outputs.scores):
-            return (self.outputs.scores >= self.metrics["threshold"]).astype(np.int64)
-        return self.outputs.probabilities.argmax(axis=1)
+            predictions = (self.outputs.scores >= self.metrics["threshold"]).astype(np.int64)
+        else:
+            predictions = self.outputs.probabilities.argmax(axis=1)
+        return predictions
 
 
 def label_indices(program: Program, labels: Sequence[str]) -> np.ndarray:
-    """Labels as the program counts them; for task anomaly everything not `normal` is anomalous.
+    """Map labels to a program's indices; for the task `anomaly`, all but `normal` are anomalous.
 
-    Raises DataError for a class the program does not know.
+    Returns:
+        int64 (N,).
+
+    Raises:
+        DataError: the program does not know a class.
     """
     if program.info.task != CLASSIFICATION:
         return np.array([int(label != NORMAL) for label in labels], dtype=np.int64)
-    known = {name: index for index, name in enumerate(program.info.classes)}
-    if unknown := sorted(set(labels) - known.keys()):
+    indices = {name: index for index, name in enumerate(program.info.classes)}
+    if unknown := sorted(set(labels) - indices.keys()):
         raise DataError(
             f"{program.info.name} does not know the class {', '.join(unknown[:5])}.",
             f"Its classes: {', '.join(program.info.classes)}.",
         )
-    return np.array([known[label] for label in labels], dtype=np.int64)
+    return np.array([indices[label] for label in labels], dtype=np.int64)
 
 
 def evaluate(program: Program, pixels: np.ndarray, labels: np.ndarray) -> Evaluation:
-    """Measure on uint8 pixels (N, 3, H, W) and int labels (N,).
+    """Measure a program.
 
-    Metrics of classification: n, accuracy, macro_f1, per_class; of anomaly: n, auroc,
-    average_precision, threshold, tpr, tnr at the threshold stored with the version.
+    Args:
+        program: the program.
+        pixels: uint8 (N, 3, H, W).
+        labels: int64 (N,), see `label_indices`.
+
+    Returns:
+        An evaluation with these metrics: for classification n, accuracy, macro_f1, per_class; for
+        anomaly n, auroc, average_precision, threshold, tpr, tnr at the program's threshold.
     """
     batches = (pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH))
-    outputs = list(_predicted(program, batches))
-    return _measured(program, _joined(outputs), labels)
+    outputs = list(_predict_batches(program, batches))
+    return _evaluation(program, _concatenate(outputs), labels)
 
 
 def evaluate_files(
     program: Program, path: Path, split: str, on_progress: Callable[[int], None] = lambda done: None
 ) -> Evaluation:
-    """Measure on a split of a folder or tar laid out SPLIT/CLASS/FILE, with bounded memory.
+    """Measure a program on image files, with bounded memory.
 
-    `on_progress` is called with the number of images done so far.
+    Args:
+        program: the program.
+        path: a folder or tar laid out SPLIT/CLASS/FILE.
+        split: which split to measure on.
+        on_progress: is called with the number of images done so far.
+
+    Returns:
+        See `evaluate`.
 
     Raises:
-        DataError: there is no such image, or one of them cannot be decoded.
+        DataError: there is no such image, one of them cannot be decoded, or the program does not
+            know a class.
     """
     size = program.info.input_size
 
-    def read(image: Any) -> tuple[np.ndarray, str]:
+    def load(image: LabelledImage) -> tuple[np.ndarray, str]:
         try:
-            found = decode(image.content, max_pixels=MAX_PIXELS, target_size=size)
-        except RejectedError as rejected:
+            pixels = decode(image.content, max_pixels=MAX_PIXELS, target_size=size)
+        except RejectedError as error:
             name = f"{image.split}/{image.label}/{image.name}"
-            raise DataError(f"{path}: {name} cannot be decoded: {rejected}") from None
-        return resize(found, size), image.label
+            raise DataError(f"{path}: {name} cannot be decoded: {error}") from None
+        return resize(pixels, size), image.label
 
-    images = (image for image in labelled(path) if image.split == split)
+    images = (image for image in labelled_images(path) if image.split == split)
     outputs: list[Outputs] = []
     labels: list[str] = []
 
     def batches() -> Iterator[np.ndarray]:
-        for batch in batched(parallel_map(read, images, threads=4, buffer_size=2 * BATCH), BATCH):
+        for batch in batched(parallel_map(load, images, threads=4, buffer_size=2 * BATCH), BATCH):
             labels.extend(label for _, label in batch)
             yield np.stack([pixels for pixels, _ in batch])
 
-    for done in _predicted(program, batches()):
-        outputs.append(done)
+    for batch_outputs in _predict_batches(program, batches()):
+        outputs.append(batch_outputs)
         on_progress(sum(len(batch) for batch in outputs))
     if not labels:
         raise DataError(f"{path} holds no image laid out {split}/CLASS/FILE.")
-    return _measured(program, _joined(outputs), label_indices(program, labels))
+    return _evaluation(program, _concatenate(outputs), label_indices(program, labels))
 
 
-def predict(program: Program, pixels: np.ndarray, *, heatmaps: bool = False) -> Outputs:
-    """Outputs for uint8 pixels (N, 3, H, W)."""
+def predict(program: Program, pixels: np.ndarray, *, anomaly_maps: bool = False) -> Outputs:
+    """Compute a program's outputs.
+
+    Args:
+        program: the program.
+        pixels: uint8 (N, 3, H, W).
+        anomaly_maps: keep the anomaly maps.
+    """
     outputs = program.predict(pixels)
-    return outputs if heatmaps else replace(outputs, heatmaps=np.empty(0, dtype=np.float32))
+    return outputs if anomaly_maps else replace(outputs, heatmaps=np.empty(0, dtype=np.float32))
 
 
-def _predicted(program: Program, batches: Iterable[np.ndarray]) -> Iterator[Outputs]:
+def _predict_batches(program: Program, batches: Iterable[np.ndarray]) -> Iterator[Outputs]:
     cores = os.cpu_count() or 1
     return parallel_map(partial(predict, program), batches, threads=cores, buffer_size=cores + 1)
 
 
-def _joined(outputs: Sequence[Outputs]) -> Outputs:
+def _concatenate(outputs: Sequence[Outputs]) -> Outputs:
     return Outputs(
         probabilities=np.concatenate([batch.probabilities for batch in outputs]),
         scores=np.concatenate([batch.scores for batch in outputs]),
     )
 
 
-def _measured(program: Program, outputs: Outputs, labels: np.ndarray) -> Evaluation:
+def _evaluation(program: Program, outputs: Outputs, labels: np.ndarray) -> Evaluation:
     info = program.info
     if info.task == CLASSIFICATION:
         metrics = classification_metrics(outputs.probabilities, labels, info.classes)

@@ -1,0 +1,1 @@
+"""Exported programs: their files, their conversion for OpenVINO, and what runs them."""

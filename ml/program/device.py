@@ -1,4 +1,4 @@
-"""Where to compute."""
+"""The device to compute on."""
 
 import os
 from pathlib import Path
@@ -8,29 +8,31 @@ from ml.errors import ConfigurationError
 
 Device = Literal["cpu", "cuda"]
 
-# Driver files: NVIDIA's on Linux, and that of the Windows subsystem for Linux.
+# Device files of NVIDIA's driver on Linux, and of the Windows subsystem for Linux.
 _DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 
 
 def select_device() -> Device:
-    """`cuda` when there is a usable GPU, else `cpu`; `NIGHTSCORE_DEVICE` (cpu, cuda) overrides.
+    """Return `cuda` if there is a usable GPU, else `cpu`; `NIGHTSCORE_DEVICE` overrides.
 
-    Raises ConfigurationError when the device asked for is not there.
+    Raises:
+        ConfigurationError: `NIGHTSCORE_DEVICE` is neither cpu nor cuda, or there is no such device.
     """
-    wish = os.environ.get("NIGHTSCORE_DEVICE", "").strip().lower()
-    if wish not in ("", "cpu", "cuda"):
-        raise ConfigurationError(f"NIGHTSCORE_DEVICE is {wish!r}; allowed: cpu, cuda.")
-    if wish == "cpu":
+    requested = os.environ.get("NIGHTSCORE_DEVICE", "").strip().lower()
+    if requested not in ("", "cpu", "cuda"):
+        raise ConfigurationError(f"NIGHTSCORE_DEVICE is {requested!r}; allowed: cpu, cuda.")
+    if requested == "cpu":
         return "cpu"
-    found = has_gpu()
-    if wish == "cuda" and not found:
+    if has_gpu():
+        return "cuda"
+    if requested == "cuda":
         raise ConfigurationError("NIGHTSCORE_DEVICE is 'cuda', but torch sees no usable GPU.")
-    return "cuda" if found else "cpu"
+    return "cpu"
 
 
 def has_gpu() -> bool:
-    """Whether torch can compute on a GPU of this machine."""
-    # Two seconds of every scoring task on a machine without a GPU would go into importing torch.
+    """Return whether torch can compute on a GPU of this machine."""
+    # Importing torch would take two seconds of every scoring task on a machine without a GPU.
     if not any(driver.exists() for driver in _DRIVERS):
         return False
     import torch
@@ -39,14 +41,14 @@ def has_gpu() -> bool:
 
 
 def profile(device: Device) -> Literal["cpu", "gpu"]:
-    """The name of the training parameters for a device in `nightscore.yaml`."""
+    """Return the name of a device's training parameters in `nightscore.yaml`."""
     return "cpu" if device == "cpu" else "gpu"
 
 
-def has_fast_bfloat16(kind: str = "cpu") -> bool:
-    """Whether this processor, or GPU (`cuda`), multiplies bfloat16 faster than float32."""
+def has_fast_bfloat16(device_type: str = "cpu") -> bool:
+    """Return whether this processor, or GPU (`cuda`), multiplies bfloat16 faster than float32."""
     import torch
 
-    if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if device_type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -5,14 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CLASSIFICATION, ANOMALY = "classification", "anomaly"
-# The classes of the task anomaly, in the order in which a data set counts them.
+# The classes of the task anomaly, in the order of their labels.
 NORMAL, ANOMALOUS = "normal", "anomalous"
 
 
 @dataclass(frozen=True)
 class ConvertedInfo:
-    """What is recorded of a program's form for OpenVINO (`ml.program.conversion`): the SHA-256 of
-    its file, and the version of OpenVINO that made it.
+    """What is recorded of a program converted for OpenVINO (`ml.program.conversion`).
+
+    Attributes:
+        sha256: SHA-256 of its file.
+        openvino: Version of OpenVINO that converted it.
     """
 
     sha256: str
@@ -23,8 +26,17 @@ class ConvertedInfo:
 class ProgramInfo:
     """What is recorded of a program beside its file.
 
-    `input_size` is (height, width) in pixels; `threshold` is set for the task `anomaly`, and
-    `novelty_threshold` where the program gives novelties; `version` is None before registration.
+    Attributes:
+        model: Name of the model.
+        version: Its version; None before registration.
+        task: `CLASSIFICATION` or `ANOMALY`.
+        classes: Names of the classes, in the order of the outputs.
+        input_size: Height and width in pixels.
+        threshold: For the task anomaly: scores of at least this value are flagged.
+        sha256: SHA-256 of the program's file.
+        synthetic: Whether it was trained on the built-in synthetic samples.
+        novelty_threshold: If the program measures novelty: images of at least this novelty are
+            marked for review.
     """
 
     model: str
@@ -39,10 +51,11 @@ class ProgramInfo:
 
     @property
     def name(self) -> str:
+        """MODEL/VERSION, or MODEL before registration."""
         return f"{self.model}/{self.version}" if self.version else self.model
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -62,17 +62,17 @@ def convert(model: str) -> list[Conversion]:
 
 
 def _convert(registration: Registration, aliases: tuple[str, ...]) -> Conversion:
-    from ml.program import conversion, program
+    from ml.program import conversion, selection
 
     result = partial(Conversion, registration.model, registration.version, aliases)
     path, info = programs.fetch(registration)
     if registration.converted and registration.converted.openvino == conversion.version():
         try:
-            program.check_form(download_openvino_model(registration), info)
+            selection.check_converted(download_openvino_model(registration), info)
             return result(registration.converted.openvino, made=False)
         except NightscoreError as error:
             log.warning("%s", error)
-    content = program.convert(path, info)
+    content = selection.convert_program(path, info)
     if content is None:
         return result(None, made=False)
     converted = log_openvino_model(artifacts.logged_model_id(registration), content)

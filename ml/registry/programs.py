@@ -56,7 +56,7 @@ def log_program(
     import numpy as np
     from mlflow.models import ModelSignature
 
-    from ml.program.program import quiet_export
+    from ml.program.program_file import quiet_export
 
     height, width = info.input_size
     signature_json = {part: json.dumps(specs) for part, specs in signature(info).items() if specs}

@@ -75,7 +75,7 @@ def render(run_id: UUID) -> str:
         DataError: there is no such run.
         ServiceError: Postgres or S3 failed.
     """
-    with transaction(frozen=True) as session:
+    with transaction(repeatable_read=True) as session:
         summary = _summary(session, run_id)
         sections: dict[str, list[Any]] = {
             "versions": rows(session, "report/sql/versions", run_id=run_id),

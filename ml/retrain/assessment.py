@@ -69,7 +69,11 @@ def run(
 def _reference(held: Evaluation) -> np.ndarray:
     """What a normal night looks like: an anomaly's score says nothing about drift."""
     normal = held.labels == 0
-    return held.values[normal] if len(held.outputs.scores) and normal.any() else held.values
+    return (
+        held.drift_values[normal]
+        if len(held.outputs.scores) and normal.any()
+        else held.drift_values
+    )
 
 
 def _champion(
@@ -94,7 +98,7 @@ def _champion(
     if program.info.input_size != challenger.info.input_size:
         return noted("it takes images of another size")
     other = evaluate(program, parts.holdout.pixels, parts.holdout.labels)
-    if not np.isfinite(other.values).all():
+    if not np.isfinite(other.drift_values).all():
         return noted("its outputs are not all numbers")
     return Champion(version, other.metrics, compare(held, other, confidence)), other
 
@@ -109,7 +113,7 @@ def _calibration(measured: Evaluation) -> Calibration | None:
     kinds to tell apart.
     """
     if not len(measured.outputs.scores):
-        return calibration(measured.values, measured.answers == measured.labels)
+        return calibration(measured.drift_values, measured.predictions == measured.labels)
     if len(np.unique(measured.labels)) < 2:
         return None
     return calibration(measured.outputs.scores, measured.labels == 1)
@@ -133,7 +137,7 @@ def _figures(program: Program, holdout: data.Split, held: Evaluation) -> dict[st
         axes = ("confidence", "accuracy") if classifies else ("anomaly score", "share anomalous")
         figures["reliability"] = plots.reliability(found, *axes)
     if classifies:
-        matrix = plots.confusion_matrix(held.labels, held.answers, program.info.classes)
+        matrix = plots.confusion_matrix(held.labels, held.predictions, program.info.classes)
         per_class = plots.per_class(held.metrics["per_class"])
         return figures | {"confusion_matrix": matrix, "per_class": per_class}
     judged = held.outputs.scores, held.labels == 1, program.info.threshold or 0.0

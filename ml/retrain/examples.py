@@ -23,7 +23,7 @@ def worst(program: Program, holdout: Split, held: Evaluation) -> bytes:
     """
     order = np.argsort(_merit(program, held), kind="stable")
     chosen = order[:SHOWN] if _classifies(program) else _of_each_label(held, order)
-    wrong = int((held.answers != held.labels).sum())
+    wrong = int((held.predictions != held.labels).sum())
     title = f"Judged worst: {len(chosen)} of {len(held.labels):,} held-out images, {wrong:,} wrong"
     return _gallery(program, holdout, chosen, _captions(program, held, chosen), title)
 
@@ -31,7 +31,7 @@ def worst(program: Program, holdout: Split, held: Evaluation) -> bytes:
 def right(program: Program, holdout: Split, held: Evaluation) -> bytes:
     """Images that were judged right, from the barely to the most certainly right."""
     merit = _merit(program, held)
-    found = np.flatnonzero(held.answers == held.labels)
+    found = np.flatnonzero(held.predictions == held.labels)
     order = found[np.argsort(merit[found], kind="stable")]
     if _classifies(program):
         chosen = _evenly(order, SHOWN)
@@ -48,7 +48,7 @@ def disagreements(
     """The images that the champion, `version`, judges otherwise, those first that it judged most
     differently; None when there is none.
     """
-    found = np.flatnonzero(held.answers != champion.answers)
+    found = np.flatnonzero(held.predictions != champion.predictions)
     if not len(found):
         return None
     gained = _merit(program, held)[found] - _merit(program, champion)[found]
@@ -61,7 +61,7 @@ def disagreements(
     ]
     title = (
         f"Judged otherwise by version {version}: {len(chosen)} of {len(found):,} held-out images, "
-        f"{int((held.answers[found] == held.labels[found]).sum()):,} now right"
+        f"{int((held.predictions[found] == held.labels[found]).sum()):,} now right"
     )
     return _gallery(program, holdout, chosen, captions, title)
 
@@ -96,14 +96,14 @@ def _captions(program: Program, held: Evaluation, chosen: np.ndarray) -> list[st
     names = _names(program)
     captions = []
     for i in chosen:
-        verdict = "right" if held.answers[i] == held.labels[i] else "WRONG"
+        verdict = "right" if held.predictions[i] == held.labels[i] else "WRONG"
         captions.append(f"{names[held.labels[i]]}, {verdict}\n{_said(program, held, i)}")
     return captions
 
 
 def _said(program: Program, held: Evaluation, index: int) -> str:
     """What was answered: the class with its probability, or the score and whether it is flagged."""
-    answer = held.answers[index]
+    answer = held.predictions[index]
     if _classifies(program):
         probability = held.outputs.probabilities[index, answer]
         return f"{program.info.classes[answer]} {probability:.2f}"
@@ -117,6 +117,6 @@ def _gallery(
     pixels = np.array(holdout.pixels[chosen])
     if _classifies(program) or not len(chosen):
         return plots.gallery([heatmap.to_image(image) for image in pixels], captions, title)
-    heat = predict(program, pixels, heatmaps=True).heatmaps
+    heat = predict(program, pixels, anomaly_maps=True).heatmaps
     overlaid = [heatmap.overlay(image, warm) for image, warm in zip(pixels, heat, strict=True)]
     return plots.gallery([Image.fromarray(picture) for picture in overlaid], captions, title)

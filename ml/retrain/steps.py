@@ -18,7 +18,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from ml.config.loading import configuration
 from ml.config.schema import Model
-from ml.data import snapshot as snapshots
+from ml.data.snapshot import load_snapshot, take_snapshot
 from ml.database.connection import transaction
 from ml.database.tables import CHAMPION, ModelVersion
 from ml.evaluation.gate import Champion, Decision, decide
@@ -39,7 +39,7 @@ _REPEATS = tracking.REPEATS_TAG
 def snapshot(model: str) -> Value:
     """Take a snapshot of the model's data set: {model, snapshot_uri}."""
     settings = configuration().model(model)
-    uri = snapshots.take(
+    uri = take_snapshot(
         settings.dataset,
         configuration().storage,
         holdout_share=settings.holdout_share,
@@ -69,7 +69,7 @@ def train(value: Value, attempt_key: str | None = None) -> Value:
     repeated = reproduction.recording(model, value["repeats"]) if "repeats" in value else None
     settings = repeated.settings if repeated else configuration().model(model)
     threads = int(repeated.environment["threads"]) if repeated else None
-    taken = snapshots.load(value["snapshot_uri"])
+    taken = load_snapshot(value["snapshot_uri"])
     tags = {_SNAPSHOT: taken.uri, _SYNTHETIC: str(taken.synthetic).lower()}
     tags |= {tracking.MODEL_TAG: model} | ({_REPEATS: repeated.run_id} if repeated else {})
     run_id = tracking.start_run(model, attempt_key, tags)
@@ -89,7 +89,7 @@ def evaluate(value: Value) -> Value:
 
     model, run_id = value["model"], value["run_id"]
     tags = tracking.run_tags(run_id)
-    taken = snapshots.load(tags[_SNAPSHOT])
+    taken = load_snapshot(tags[_SNAPSHOT])
     champion = versions.version_of_alias(model, CHAMPION)
     result = assessment.run(model, _settings(model, run_id, tags), taken, run_id, champion)
     tracking.log_json(run_id, _EVALUATION, result)
@@ -168,9 +168,9 @@ def register(value: Value) -> Value:
 
 def _converted(run_id: str, path: Path, info: ProgramInfo) -> ConvertedInfo | None:
     """Store the form in which CPUs run a run's program; None when OpenVINO cannot run it."""
-    from ml.program import program
+    from ml.program.selection import convert_program
 
-    form = program.convert(path, info)
+    form = convert_program(path, info)
     return (
         log_openvino_model(artifacts.logged_model_id_of_run(run_id), form)
         if form is not None

@@ -35,7 +35,7 @@ def needs_training(model: str, config: Configuration, on_message: OnMessage) -> 
             return True
         version, trained_from = champion.version, champion.snapshot_uri
     settings = config.model(model)
-    uri = snapshot.take(
+    uri = snapshot.take_snapshot(
         settings.dataset,
         config.storage,
         holdout_share=settings.holdout_share,

@@ -134,10 +134,10 @@ def _connect(url: str) -> str:
     import psycopg2
     import sqlalchemy as sa
 
-    from ml.database.connection import POSTGRES_PORT, place
+    from ml.database.connection import POSTGRES_PORT, describe_address
 
     parsed = sa.make_url(url)
-    where = f"{parsed.username} at {place(parsed)}"
+    where = f"{parsed.username} at {describe_address(parsed)}"
     try:
         psycopg2.connect(
             host=parsed.host,
@@ -169,7 +169,7 @@ def _check_s3(config: Settings) -> str:
     from ml.config.loading import configuration
     from ml.storage.object_store import split_uri
 
-    bucket, _ = split_uri(configuration().storage)
+    bucket = split_uri(configuration().storage)[0].removeprefix("s3://")
     address = config.s3_endpoint or f"AWS {config.s3_region}"
     client = boto3.client(
         "s3",

@@ -22,6 +22,7 @@ import pycurl
 
 from ml.errors import ServiceError
 from ml.parallel import batched
+from ml.storage.clients import can_sign
 from ml.storage.object_store import ObjectStore, needs_boto, split_uri, store_errors
 from ml.timeouts import client_limits, retrying
 
@@ -102,16 +103,16 @@ def download(
 def _sign(
     store: ObjectStore, requests: Iterable[DownloadRequest[Key]]
 ) -> Iterator[tuple[DownloadRequest[Key], str | None]]:
-    """Yield each request with a signed URL, or with None for a key that obstore refuses."""
+    """Yield each request with a signed URL, or with None where obstore does not sign."""
     for batch in batched(requests, _SIGNING_BATCH):
         for (bucket, is_refused), group in groupby(batch, _bucket):
             members = list(group)
-            if is_refused:
+            if is_refused or not can_sign(store.client(bucket)):
                 yield from ((request, None) for request in members)
                 continue
             keys = [split_uri(request.uri)[1] for request in members]
             with store_errors(members[0].uri):
-                urls = obstore.sign(store.bucket(bucket), "GET", keys, _SIGNATURE_LIFETIME)
+                urls = obstore.sign(store.client(bucket), "GET", keys, _SIGNATURE_LIFETIME)
             yield from zip(members, urls, strict=True)
 
 

@@ -1,6 +1,7 @@
 """The object store: all that Nightscore reads from S3 and writes to it passes through here.
 
-Objects are addressed by URI, `s3://BUCKET/KEY`. obstore, a client in Rust, reads and writes them,
+Objects are addressed by URI, `s3://BUCKET/KEY`; `ml.storage.clients` has other schemes, if there
+are any. obstore, a client in Rust, reads and writes them,
 with about a tenth of boto3's CPU time per object (docs/decisions/0003-s3-client.md). boto3 is used
 for the rare keys that obstore refuses: those with control characters, or with an empty, `.` or `..`
 segment.
@@ -18,10 +19,11 @@ from typing import Any
 
 import obstore
 from obstore.exceptions import BaseError as ObstoreError
-from obstore.store import S3Store
+from obstore.store import ObjectStore as Client
 
 from ml.errors import DataError, ServiceError
 from ml.settings import Settings, settings
+from ml.storage.clients import CLIENTS
 from ml.timeouts import client_limits
 
 # A listing in XML has this in place of a control character; boto3 asks for URL-encoded keys.
@@ -47,49 +49,35 @@ class ObjectInfo:
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """Return bucket and key of `s3://BUCKET/KEY`.
+    """Split `s3://BUCKET/KEY` into `s3://BUCKET` and `KEY`.
 
     Raises:
         DataError: The URI is of another form.
     """
     scheme, _, rest = uri.partition("://")
-    bucket, _, key = rest.partition("/")
-    if scheme != "s3" or not bucket:
-        raise DataError(f"{uri!r} is not of the form s3://BUCKET/KEY.")
-    return bucket, key
+    name, _, key = rest.partition("/")
+    if scheme not in CLIENTS or not name:
+        forms = " or ".join(f"{known}://BUCKET/KEY" for known in CLIENTS)
+        raise DataError(f"{uri!r} is not of the form {forms}.")
+    return f"{scheme}://{name}", key
 
 
 class ObjectStore:
-    """An S3 service, with the credentials in `settings`; threads may share it.
+    """The buckets of an S3 service, with the credentials in `settings`; threads may share it.
 
     Its methods raise ServiceError when the service fails or cannot be reached.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._buckets: dict[str, S3Store] = {}
+        self._clients: dict[str, Client] = {}
 
-    def bucket(self, name: str) -> S3Store:
-        """Return obstore's client of a bucket, which is created once."""
-        if name not in self._buckets:
-            self._buckets[name] = S3Store(name, **self._options())
-        return self._buckets[name]
-
-    def _options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {
-            "region": self.settings.s3_region,
-            **client_limits().obstore_options(),
-        }
-        if self.settings.s3_endpoint:
-            options["endpoint"] = self.settings.s3_endpoint
-            options["virtual_hosted_style_request"] = False
-            options["client_options"]["allow_http"] = self.settings.s3_endpoint.startswith("http:")
-        if self.settings.s3_access_key:
-            options["access_key_id"] = self.settings.s3_access_key
-            options["secret_access_key"] = self.settings.s3_secret_key.get_secret_value()
-        if token := self.settings.s3_session_token.get_secret_value():
-            options["session_token"] = token
-        return options
+    def client(self, bucket: str) -> Client:
+        """Return obstore's client of a bucket such as `s3://images`; it is created once."""
+        if bucket not in self._clients:
+            scheme, _, name = bucket.partition("://")
+            self._clients[bucket] = CLIENTS[scheme](name, self.settings)
+        return self._clients[bucket]
 
     @cached_property
     def boto(self) -> Any:
@@ -115,14 +103,14 @@ class ObjectStore:
         folder, last = key.rstrip("/") + "/", ""
         with store_errors(prefix):
             try:
-                for page in obstore.list(self.bucket(bucket), folder, chunk_size=1000):
+                for page in obstore.list(self.client(bucket), folder, chunk_size=1000):
                     if any(_REPLACEMENT_CHARACTER in meta["path"] for meta in page):
                         yield from self._list_pages_with_boto(bucket, folder, after=last)
                         return
                     last = page[-1]["path"]
                     yield [
                         ObjectInfo(
-                            f"s3://{bucket}/{meta['path']}",
+                            f"{bucket}/{meta['path']}",
                             (meta["e_tag"] or "").strip('"'),
                             meta["size"],
                             meta["last_modified"],
@@ -139,10 +127,10 @@ class ObjectStore:
     ) -> Iterator[list[ObjectInfo]]:
         """Yield the pages behind the key `after`; obstore fails at a page with a key it refuses."""
         listing = self.boto.get_paginator("list_objects_v2")
-        for page in listing.paginate(Bucket=bucket, Prefix=folder, StartAfter=after):
+        for page in listing.paginate(Bucket=_name(bucket), Prefix=folder, StartAfter=after):
             yield [
                 ObjectInfo(
-                    f"s3://{bucket}/{meta['Key']}",
+                    f"{bucket}/{meta['Key']}",
                     meta["ETag"].strip('"'),
                     meta["Size"],
                     meta["LastModified"],
@@ -159,7 +147,7 @@ class ObjectStore:
         parent = key.rstrip("/") + "/"
         with store_errors(prefix):
             try:
-                listing = obstore.list_with_delimiter(self.bucket(bucket), parent)
+                listing = obstore.list_with_delimiter(self.client(bucket), parent)
                 folders = listing["common_prefixes"]
             except ObstoreError as error:
                 if "invalid path" not in str(error):
@@ -167,13 +155,13 @@ class ObjectStore:
                 folders = [_REPLACEMENT_CHARACTER]
             if any(_REPLACEMENT_CHARACTER in folder for folder in folders):
                 folders = self._list_folders_with_boto(bucket, parent)
-        return sorted(f"s3://{bucket}/{folder}" for folder in folders)
+        return sorted(f"{bucket}/{folder}" for folder in folders)
 
     def _list_folders_with_boto(self, bucket: str, parent: str) -> list[str]:
         listing = self.boto.get_paginator("list_objects_v2")
         return [
             meta["Prefix"].rstrip("/")
-            for page in listing.paginate(Bucket=bucket, Prefix=parent, Delimiter="/")
+            for page in listing.paginate(Bucket=_name(bucket), Prefix=parent, Delimiter="/")
             for meta in page.get("CommonPrefixes", ())
         ]
 
@@ -187,9 +175,9 @@ class ObjectStore:
         bucket, key = split_uri(uri)
         with store_errors(uri):
             if needs_boto(key):
-                response = self.boto.get_object(Bucket=bucket, Key=key)
+                response = self.boto.get_object(Bucket=_name(bucket), Key=key)
                 return response["Body"].read(), response["ETag"].strip('"')
-            result = obstore.get(self.bucket(bucket), key)
+            result = obstore.get(self.client(bucket), key)
             return bytes(result.bytes()), (result.meta["e_tag"] or "").strip('"')
 
     def put(self, uri: str, content: bytes, content_type: str = "") -> str:
@@ -198,9 +186,9 @@ class ObjectStore:
         attributes = {"Content-Type": content_type} if content_type else None
         with store_errors(uri):
             if needs_boto(key):
-                response = self.boto.put_object(Bucket=bucket, Key=key, Body=content)
+                response = self.boto.put_object(Bucket=_name(bucket), Key=key, Body=content)
                 return str(response["ETag"]).strip('"')
-            result = obstore.put(self.bucket(bucket), key, content, attributes=attributes)
+            result = obstore.put(self.client(bucket), key, content, attributes=attributes)
             return (result["e_tag"] or "").strip('"')
 
     def exists(self, uri: str) -> bool:
@@ -208,7 +196,7 @@ class ObjectStore:
         bucket, key = split_uri(uri)
         try:
             with store_errors(uri):
-                obstore.head(self.bucket(bucket), key)
+                obstore.head(self.client(bucket), key)
         except FileNotFoundError:
             return False
         return True
@@ -220,11 +208,23 @@ class ObjectStore:
             with store_errors(uri):
                 try:
                     if needs_boto(key):
-                        self.boto.delete_object(Bucket=bucket, Key=key)
+                        self.boto.delete_object(Bucket=_name(bucket), Key=key)
                     else:
-                        obstore.delete(self.bucket(bucket), key)
+                        obstore.delete(self.client(bucket), key)
                 except FileNotFoundError:
                     continue
+
+
+def _name(bucket: str) -> str:
+    """Return a bucket's name, as boto3 wants it.
+
+    Raises:
+        DataError: It is not a bucket of S3, so boto3 cannot stand in for obstore.
+    """
+    scheme, _, name = bucket.partition("://")
+    if scheme != "s3":
+        raise DataError(f"{bucket} holds a key with control characters, or an odd segment.")
+    return name
 
 
 def needs_boto(key: str) -> bool:
@@ -257,7 +257,7 @@ def store_errors(uri: str) -> Iterator[None]:
 
 
 def _is_no_such_key(error: Exception) -> bool:
-    response: Any = getattr(error, "response", {})
+    response: Any = getattr(error, "response", None) or {}
     return _is_boto_error(error) and response.get("Error", {}).get("Code") == "NoSuchKey"
 
 

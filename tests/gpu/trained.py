@@ -14,7 +14,7 @@ from ml.data import samples
 from ml.models import Network, build
 from ml.program.device import Device
 from ml.program.info import ANOMALY, CLASSIFICATION, ProgramInfo, sha256
-from ml.program.program import export
+from ml.program.program_file import export
 from ml.training import environment, loop, thresholds
 from ml.training.train import training_parameters
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from ml.config.schema import Limits
 from ml.images.rejection import Reason
 from ml.program.info import ProgramInfo, sha256
-from ml.program.program import Program, export
+from ml.program.program import Program
+from ml.program.program_file import export
 from ml.scoring.engine import Item, Prediction, Rejection, score
 from ml.storage.download import DownloadRequest, DownloadResult
 

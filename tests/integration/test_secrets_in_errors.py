@@ -16,8 +16,9 @@ from ml.errors import NightscoreError
 from ml.registry import client, tracking, versions
 from ml.settings import settings
 from ml.stack.airflow_client import AirflowApi
+from ml.storage import clients
 from ml.storage.download import DownloadRequest, download
-from ml.storage.object_store import ObjectStore, object_store
+from ml.storage.object_store import object_store
 from ml.timeouts import client_limits
 
 WRONG = "wr0ng-s3cret-of-a-user"
@@ -118,9 +119,11 @@ def pretend(monkeypatch, services):
         _clear()
 
     # The store as it is set up, without a minute of retries.
-    options = ObjectStore._options
+    options = clients.s3_options
     monkeypatch.setattr(
-        ObjectStore, "_options", lambda self: options(self) | {"retry_config": {"max_retries": 0}}
+        clients,
+        "s3_options",
+        lambda settings: options(settings) | {"retry_config": {"max_retries": 0}},
     )
     yield change
     monkeypatch.undo()

@@ -90,7 +90,7 @@ def _downloads(port: int) -> object:
 
 
 def _connects(port: int) -> object:
-    return database.engine_of(f"postgresql+psycopg2://someone@127.0.0.1:{port}/none").connect()
+    return database.engine_for(f"postgresql+psycopg2://someone@127.0.0.1:{port}/none").connect()
 
 
 def _asks_airflow(port: int) -> object:
@@ -118,7 +118,7 @@ def test_an_mlflow_that_never_answers_is_given_up(impatient, monkeypatch):
 def test_a_statement_that_never_ends_is_ended(store_and_database, monkeypatch):
     monkeypatch.setenv("NIGHTSCORE_STATEMENT_TIMEOUT_S", "0.5")
     _forget()
-    database.engine_of.cache_clear()
+    database.engine_for.cache_clear()
     try:
         with (
             database.transaction() as session,
@@ -128,7 +128,7 @@ def test_a_statement_that_never_ends_is_ended(store_and_database, monkeypatch):
     finally:
         monkeypatch.undo()
         _forget()
-        database.engine_of.cache_clear()
+        database.engine_for.cache_clear()
 
 
 def test_a_limit_that_is_no_number_is_named(monkeypatch):

@@ -1,4 +1,4 @@
-"""Run by Alembic: migrates with the connection that `ml.database.migrate.migrate` hands over."""
+"""Alembic's entry point: migrate with the connection that `ml.database.migrate` passes."""
 
 from alembic import context
 

@@ -1,27 +1,26 @@
--- What the roles may do: what the statements of `ml` need, and no more. A role that does not exist
--- (an installation with other names) is left to the administrator, who takes this file as the list.
--- Privileges on the tables that are divided by night are those of the whole table; the partitions
--- themselves are granted to nobody.
+-- The privileges of the roles: those that the statements of `ml` need, and no more. In an
+-- installation with other names of roles, the administrator grants the privileges listed here.
+-- Privileges on a partitioned table are granted on the whole table, and none on its partitions.
 DO $$
 DECLARE
-    held regclass;
+    relation regclass;
 BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'nightscore_writer') THEN
         -- Earlier versions granted more.
-        FOR held IN
+        FOR relation IN
             SELECT oid FROM pg_class
             WHERE relnamespace = 'nightscore'::regnamespace
                 AND relkind IN ('r', 'p')
                 AND EXISTS (SELECT FROM aclexplode(relacl) WHERE grantee = 'nightscore_writer'::regrole)
         LOOP
-            EXECUTE format('REVOKE ALL ON TABLE %s FROM nightscore_writer', held);
+            EXECUTE format('REVOKE ALL ON TABLE %s FROM nightscore_writer', relation);
         END LOOP;
         REVOKE ALL ON ALL SEQUENCES IN SCHEMA nightscore FROM nightscore_writer;
 
         GRANT USAGE ON SCHEMA nightscore, reporting TO nightscore_writer;
         GRANT SELECT ON ALL TABLES IN SCHEMA reporting TO nightscore_writer;
         GRANT SELECT ON nightscore.alembic_version TO nightscore_writer;
-        -- Written once.
+        -- Rows are inserted and never changed.
         GRANT SELECT, INSERT ON
             nightscore.image,
             nightscore.manifest,
@@ -29,7 +28,7 @@ BEGIN
             nightscore.scoring_run_model,
             nightscore.promotion
             TO nightscore_writer;
-        -- Brought up to date.
+        -- Rows are inserted and updated.
         GRANT SELECT, INSERT, UPDATE ON
             nightscore.scoring_run,
             nightscore.shard,
@@ -38,7 +37,7 @@ BEGIN
             TO nightscore_writer;
         -- A rejected image that is scored later is no longer rejected.
         GRANT SELECT, INSERT, UPDATE, DELETE ON nightscore.rejection TO nightscore_writer;
-        -- The audit is added to; only how far a change has come is brought up to date.
+        -- Of the audit log, only the state of a change is updated.
         IF EXISTS (
             SELECT FROM pg_attribute
             WHERE attrelid = 'nightscore.promotion'::regclass AND attname = 'state' AND NOT attisdropped

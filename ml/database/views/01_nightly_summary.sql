@@ -35,23 +35,23 @@ LEFT JOIN LATERAL (
     WHERE pinned.run_id = run.run_id
 ) AS versions ON true;
 
-COMMENT ON VIEW reporting.nightly_summary IS 'A row is a scoring run: one attempt at a night of a stream.';
+COMMENT ON VIEW reporting.nightly_summary IS 'One row per scoring run, which is one attempt at a night of a stream.';
 COMMENT ON COLUMN reporting.nightly_summary.stream IS 'The stream, as nightscore.yaml names it.';
-COMMENT ON COLUMN reporting.nightly_summary.night IS 'The night the run was for (UTC date). Late images of earlier nights count in this run and keep their own night in the other views.';
-COMMENT ON COLUMN reporting.nightly_summary.run_id IS 'Identifies the run.';
-COMMENT ON COLUMN reporting.nightly_summary.status IS 'open while it runs, then finished or failed. A failed run keeps every result it stored.';
+COMMENT ON COLUMN reporting.nightly_summary.night IS 'The night of the run (UTC date). Late images of earlier nights count in this run, and have their own night in the other views.';
+COMMENT ON COLUMN reporting.nightly_summary.run_id IS 'Identifier of the run.';
+COMMENT ON COLUMN reporting.nightly_summary.status IS 'open while it runs, then finished or failed. The results of a failed run are kept.';
 COMMENT ON COLUMN reporting.nightly_summary.discovered IS 'New images found by the run. For a finished run it is scored + rejected.';
 COMMENT ON COLUMN reporting.nightly_summary.scored IS 'Images scored by every version of the run.';
-COMMENT ON COLUMN reporting.nightly_summary.rejected IS 'Images that could not be scored; reporting.rejected_images says why.';
+COMMENT ON COLUMN reporting.nightly_summary.rejected IS 'Images that could not be scored; reporting.rejected_images has the reasons.';
 COMMENT ON COLUMN reporting.nightly_summary.anomalies IS 'Images flagged by at least one anomaly model of the run.';
 COMMENT ON COLUMN reporting.nightly_summary.anomaly_rate IS 'anomalies / scored, from 0 to 1; null when nothing was scored.';
-COMMENT ON COLUMN reporting.nightly_summary.images_per_second IS 'Images of the finished shards per second, from the first shard''s start to the last one''s end: with the loading of programs, the storing of results and whatever lay between shards.';
+COMMENT ON COLUMN reporting.nightly_summary.images_per_second IS 'Images of the finished shards per second, from the start of the first shard to the end of the last: with the time to load programs, to store results, and between shards.';
 COMMENT ON COLUMN reporting.nightly_summary.started_at IS 'When the run was opened and its versions were pinned.';
 COMMENT ON COLUMN reporting.nightly_summary.finished_at IS 'When the run was reconciled; null while it is open.';
 COMMENT ON COLUMN reporting.nightly_summary.versions IS 'The model versions pinned when the run was opened, as MODEL/VERSION.';
 COMMENT ON COLUMN reporting.nightly_summary.synthetic IS 'True when an image or a model of the run comes from the built-in synthetic sample data.';
 COMMENT ON COLUMN reporting.nightly_summary.error IS 'Why the run failed; null otherwise.';
 COMMENT ON COLUMN reporting.nightly_summary.report_uri IS 'The HTML report in S3; Airflow shows it under Nightscore > Reports.';
-COMMENT ON COLUMN reporting.nightly_summary.to_review IS 'Images marked for review by at least one model of the run; null for runs that are older than the mark, or open.';
-COMMENT ON COLUMN reporting.nightly_summary.seconds IS 'The whole time of the run: from when it was opened until it was reconciled; null while it is open.';
-COMMENT ON COLUMN reporting.nightly_summary.engine_images_per_second IS 'How fast one worker''s engine scores: images per second from the request of a shard''s first image to the result of its last, without loading programs and storing results. Null when nothing was scored, and for older runs.';
+COMMENT ON COLUMN reporting.nightly_summary.to_review IS 'Images marked for review by at least one model of the run; null for an open run, and for runs from before there were such marks.';
+COMMENT ON COLUMN reporting.nightly_summary.seconds IS 'Seconds from when the run was opened until it was reconciled; null while it is open.';
+COMMENT ON COLUMN reporting.nightly_summary.engine_images_per_second IS 'Throughput of one worker''s engine: images per second from the request of a shard''s first image to the result of its last image, without the time to load programs and to store results. Null when nothing was scored, and for older runs.';

@@ -17,18 +17,18 @@ SELECT
 FROM nightscore.prediction
 JOIN nightscore.image USING (night, image_id);
 
-COMMENT ON VIEW reporting.predictions IS 'A row is an image scored by a model version, once per version.';
-COMMENT ON COLUMN reporting.predictions.stream IS 'The stream the image came through.';
+COMMENT ON VIEW reporting.predictions IS 'One row per image and model version that scored it.';
+COMMENT ON COLUMN reporting.predictions.stream IS 'The stream of the image.';
 COMMENT ON COLUMN reporting.predictions.night IS 'The night of the image: the date in its key, dt=YYYY-MM-DD.';
 COMMENT ON COLUMN reporting.predictions.image_uri IS 'The image in S3.';
 COMMENT ON COLUMN reporting.predictions.model IS 'The registered model.';
 COMMENT ON COLUMN reporting.predictions.version IS 'The version of the model.';
 COMMENT ON COLUMN reporting.predictions.predicted_class IS 'The most probable class; for an anomaly model normal or anomalous.';
-COMMENT ON COLUMN reporting.predictions.confidence IS 'Probability of predicted_class, from 0 to 1; null for an anomaly model, see score.';
+COMMENT ON COLUMN reporting.predictions.confidence IS 'Probability of predicted_class, from 0 to 1; null for an anomaly model, which has a score instead.';
 COMMENT ON COLUMN reporting.predictions.scored_at IS 'When the result was stored.';
 COMMENT ON COLUMN reporting.predictions.score IS 'Anomaly score, larger is more anomalous; null for a classifier.';
 COMMENT ON COLUMN reporting.predictions.threshold IS 'The version''s threshold that score was compared with; null for a classifier.';
 COMMENT ON COLUMN reporting.predictions.flagged IS 'True when score reached threshold; false for a classifier.';
-COMMENT ON COLUMN reporting.predictions.run_id IS 'The scoring run that stored the row.';
-COMMENT ON COLUMN reporting.predictions.novelty IS 'How unlike the normal training images it is, from 0 to 1, apart from score; null for a version that does not measure it.';
-COMMENT ON COLUMN reporting.predictions.review IS 'True when novelty reached the version''s novelty_threshold: somebody should look, flagged or not.';
+COMMENT ON COLUMN reporting.predictions.run_id IS 'The scoring run that stored the result.';
+COMMENT ON COLUMN reporting.predictions.novelty IS 'How much the image differs from the normal training images, from 0 to 1, independent of score; null for a version that does not measure it.';
+COMMENT ON COLUMN reporting.predictions.review IS 'True when novelty reached the version''s novelty_threshold: a person should look at the image, flagged or not.';

@@ -13,11 +13,11 @@ FROM nightscore.prediction
 JOIN nightscore.image USING (night, image_id)
 GROUP BY image.stream, prediction.night, prediction.model, prediction.version, prediction.predicted_class;
 
-COMMENT ON VIEW reporting.class_mix IS 'A row is a class that a version predicted in a night.';
+COMMENT ON VIEW reporting.class_mix IS 'One row per night, model version and class that it predicted.';
 COMMENT ON COLUMN reporting.class_mix.stream IS 'The stream.';
 COMMENT ON COLUMN reporting.class_mix.night IS 'The night of the images.';
 COMMENT ON COLUMN reporting.class_mix.model IS 'The registered model.';
 COMMENT ON COLUMN reporting.class_mix.version IS 'The version of the model.';
 COMMENT ON COLUMN reporting.class_mix.predicted_class IS 'The predicted class; for an anomaly model normal or anomalous.';
-COMMENT ON COLUMN reporting.class_mix.images IS 'How many images the version put into the class.';
-COMMENT ON COLUMN reporting.class_mix.share IS 'images as a share of the images the version scored that night, from 0 to 1.';
+COMMENT ON COLUMN reporting.class_mix.images IS 'Number of images for which the version predicted the class.';
+COMMENT ON COLUMN reporting.class_mix.share IS 'images as a share of the images that the version scored in that night, from 0 to 1.';

@@ -38,17 +38,17 @@ SELECT
     version.openvino_sha256
 FROM nightscore.model_version AS version;
 
-COMMENT ON VIEW reporting.model_versions IS 'A row is a registered version of a model.';
+COMMENT ON VIEW reporting.model_versions IS 'One row per registered version of a model.';
 COMMENT ON COLUMN reporting.model_versions.model IS 'The registered model.';
 COMMENT ON COLUMN reporting.model_versions.version IS 'Its version, counted from 1.';
-COMMENT ON COLUMN reporting.model_versions.alias IS 'champion scores the nights, challenger is the latest trained, previous is what a rollback returns to; null for none.';
+COMMENT ON COLUMN reporting.model_versions.alias IS 'champion scores the nights, challenger is the one trained last, previous is the one that a rollback restores; null for none.';
 COMMENT ON COLUMN reporting.model_versions.task IS 'classification or anomaly.';
-COMMENT ON COLUMN reporting.model_versions.metrics IS 'Metrics on held-out images when it was registered; names that begin with test_ are reported only.';
-COMMENT ON COLUMN reporting.model_versions.threshold IS 'Scores from here on are flagged; null for a classifier.';
+COMMENT ON COLUMN reporting.model_versions.metrics IS 'Metrics on held-out images when it was registered; the gate does not use those whose names begin with test_.';
+COMMENT ON COLUMN reporting.model_versions.threshold IS 'Scores of at least this value are flagged; null for a classifier.';
 COMMENT ON COLUMN reporting.model_versions.registered_at IS 'When it was registered.';
 COMMENT ON COLUMN reporting.model_versions.promoted_at IS 'When it last became champion; null if never.';
-COMMENT ON COLUMN reporting.model_versions.gate_passed IS 'Whether the gate let it be promoted.';
-COMMENT ON COLUMN reporting.model_versions.gate_reason IS 'Why the gate decided so.';
+COMMENT ON COLUMN reporting.model_versions.gate_passed IS 'Whether the gate allowed its promotion.';
+COMMENT ON COLUMN reporting.model_versions.gate_reason IS 'The reason of the gate''s decision.';
 COMMENT ON COLUMN reporting.model_versions.classes IS 'The classes, in the order of the program''s outputs.';
 COMMENT ON COLUMN reporting.model_versions.snapshot_uri IS 'The snapshot it was trained from.';
 COMMENT ON COLUMN reporting.model_versions.program_sha256 IS 'SHA-256 of the exported program.';
@@ -58,10 +58,10 @@ COMMENT ON COLUMN reporting.model_versions.gate_metric IS 'The metric that decid
 COMMENT ON COLUMN reporting.model_versions.gate_value IS 'Its value on the held-out images; null when it is not measurable.';
 COMMENT ON COLUMN reporting.model_versions.gate_champion_value IS 'The champion''s value on the same images; null when there was none to compare with.';
 COMMENT ON COLUMN reporting.model_versions.gate_difference IS 'gate_value less gate_champion_value; null when there was no champion to compare with.';
-COMMENT ON COLUMN reporting.model_versions.gate_lower_bound IS 'What the difference is at least, with the confidence of the configuration; the gate requires that it is not below -max_drop.';
+COMMENT ON COLUMN reporting.model_versions.gate_lower_bound IS 'Lower confidence bound of the difference, with the confidence of the configuration; the gate requires at least -max_drop.';
 COMMENT ON COLUMN reporting.model_versions.gate_checks IS 'The checks of the gate, a JSON array of {name, value, required, passed}.';
 COMMENT ON COLUMN reporting.model_versions.threshold_policy IS 'The policy that gave threshold: midpoint, target_fpr or cost; null for a classifier.';
-COMMENT ON COLUMN reporting.model_versions.threshold_detail IS 'How threshold was chosen: asked is the policy of nightscore.yaml, low and high the 95 % bootstrap interval of the threshold, tpr and fpr the rates on held-out images with their exact 95 % intervals and counts, detail the policy''s own numbers. Null for a classifier.';
-COMMENT ON COLUMN reporting.model_versions.novelty_threshold IS 'Images are marked for review from this novelty on; null for a version that does not measure novelty.';
-COMMENT ON COLUMN reporting.model_versions.openvino_version IS 'The OpenVINO that made its form for CPUs; null when it has none, and each machine converts the program itself. nightscore models convert makes it anew.';
-COMMENT ON COLUMN reporting.model_versions.openvino_sha256 IS 'SHA-256 of that form.';
+COMMENT ON COLUMN reporting.model_versions.threshold_detail IS 'How threshold was chosen: asked is the policy in nightscore.yaml, low and high the 95 % bootstrap interval of the threshold, tpr and fpr the rates on held-out images with their exact 95 % intervals and counts, detail further numbers of the policy. Null for a classifier.';
+COMMENT ON COLUMN reporting.model_versions.novelty_threshold IS 'Images with at least this novelty are marked for review; null for a version that does not measure novelty.';
+COMMENT ON COLUMN reporting.model_versions.openvino_version IS 'The version of OpenVINO that converted the program for CPUs; null when it is not converted, and each machine converts it itself. nightscore models convert converts it again.';
+COMMENT ON COLUMN reporting.model_versions.openvino_sha256 IS 'SHA-256 of the converted program.';

@@ -1,7 +1,7 @@
 -- Population stability index (Siddiqi, Credit Risk Scorecards, 2006): the sum over the bins of
--- (actual - expected) * ln(actual / expected). Half an image is added to each bin, so that an
--- empty bin stays finite. An index above 0.25 is customarily read as a shifted population; below
--- 100 images it says little, so it raises no alarm.
+-- (actual - expected) * ln(actual / expected). Half an image is added to each bin, so that the term
+-- of an empty bin is finite. By convention, an index above 0.25 means that the population has
+-- shifted. With fewer than 100 images the index is too uncertain, and there is no alarm.
 CREATE OR REPLACE VIEW reporting.score_drift AS
 WITH counted AS (
     SELECT
@@ -67,12 +67,12 @@ SELECT
 FROM drift
 JOIN nightscore.model_version AS version USING (model, version);
 
-COMMENT ON VIEW reporting.score_drift IS 'A row is a night and a model version: how far its scores are from those of the held-out images.';
+COMMENT ON VIEW reporting.score_drift IS 'One row per night and model version: how much the scores differ from those of the held-out images.';
 COMMENT ON COLUMN reporting.score_drift.stream IS 'The stream.';
 COMMENT ON COLUMN reporting.score_drift.night IS 'The night of the images.';
 COMMENT ON COLUMN reporting.score_drift.model IS 'The registered model.';
 COMMENT ON COLUMN reporting.score_drift.version IS 'The version of the model.';
-COMMENT ON COLUMN reporting.score_drift.reference IS 'What the night is compared with.';
-COMMENT ON COLUMN reporting.score_drift.psi IS 'Population stability index of the anomaly score, or of the confidence for a classifier; 0 is no difference.';
+COMMENT ON COLUMN reporting.score_drift.reference IS 'The images that the night is compared with.';
+COMMENT ON COLUMN reporting.score_drift.psi IS 'Population stability index of the anomaly score, or of a classifier''s confidence; 0 means no difference.';
 COMMENT ON COLUMN reporting.score_drift.alarm IS 'True when psi is above 0.25 and the night has at least 100 images.';
 COMMENT ON COLUMN reporting.score_drift.images IS 'Images of the night that the version scored.';

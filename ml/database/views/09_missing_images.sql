@@ -30,18 +30,18 @@ WHERE run.status = 'failed'
             AND rejection.image_id = manifest.image_id
             AND rejection.model = pinned.model
             AND rejection.version = pinned.version
-            -- Reasons that may pass (ml.images.decoding.TRANSIENT) settle an image only where its shard is
-            -- stored, as in reconcile.sql.
+            -- After a transient reason (ml.images.rejection.TRANSIENT) the image is settled only if its
+            -- shard has finished, as in reconcile.sql.
             AND (rejection.reason NOT IN ('gone', 'changed') OR shard.finished_at IS NOT NULL)
     );
 
-COMMENT ON VIEW reporting.missing_images IS 'A row is an image that a failed run found and a version has neither scored nor rejected since; it leaves the view as soon as one has.';
-COMMENT ON COLUMN reporting.missing_images.stream IS 'The stream the image came through.';
+COMMENT ON VIEW reporting.missing_images IS 'One row per image of a failed run and version that has neither scored nor rejected it, in this run or later.';
+COMMENT ON COLUMN reporting.missing_images.stream IS 'The stream of the image.';
 COMMENT ON COLUMN reporting.missing_images.night IS 'The night of the image: the date in its key, dt=YYYY-MM-DD.';
 COMMENT ON COLUMN reporting.missing_images.run_id IS 'The scoring run that failed.';
 COMMENT ON COLUMN reporting.missing_images.image_uri IS 'The image in S3.';
 COMMENT ON COLUMN reporting.missing_images.model IS 'The registered model.';
-COMMENT ON COLUMN reporting.missing_images.version IS 'The version that owes the image a result.';
-COMMENT ON COLUMN reporting.missing_images.shard IS 'The shard of the run that holds the image.';
-COMMENT ON COLUMN reporting.missing_images.attempts IS 'How often the shard was begun; null when the run failed before.';
-COMMENT ON COLUMN reporting.missing_images.error IS 'How the shard''s newest attempt failed; null when it was killed or never begun.';
+COMMENT ON COLUMN reporting.missing_images.version IS 'The version that has no result for the image.';
+COMMENT ON COLUMN reporting.missing_images.shard IS 'The shard of the run with the image.';
+COMMENT ON COLUMN reporting.missing_images.attempts IS 'How often the shard was started; null when the run failed before it was planned.';
+COMMENT ON COLUMN reporting.missing_images.error IS 'The error of the shard''s last attempt; null when it was killed or never started.';

@@ -31,13 +31,13 @@ PROMISED = {
 
 
 def test_the_tables_are_what_the_migrations_make(store_and_database):
-    def ours(name, kind, parent):
+    def include_name(name, kind, parent):
         if kind == "schema":
             return name == "nightscore"
         # Partitions of a night are made when it is scored.
         return not (kind == "table" and re.search(r"_\d{8}$|^alembic_version$|^kept$", name))
 
-    def known(found, name, kind, reflected, other):
+    def include_object(item, name, kind, reflected, other):
         return kind not in ("index", "unique_constraint") and (
             kind != "table" or not re.search(r"_\d{8}$|^alembic_version$", name)
         )
@@ -47,8 +47,8 @@ def test_the_tables_are_what_the_migrations_make(store_and_database):
             connection,
             opts={
                 "include_schemas": True,
-                "include_name": ours,
-                "include_object": known,
+                "include_name": include_name,
+                "include_object": include_object,
                 "compare_type": True,
                 "target_metadata": Base.metadata,
             },
@@ -59,13 +59,13 @@ def test_the_tables_are_what_the_migrations_make(store_and_database):
 def test_migrating_again_and_at_the_same_time_changes_nothing(store_and_database):
     errors: list[BaseException] = []
 
-    def one() -> None:
+    def run() -> None:
         try:
             migrate()
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=one) for _ in range(3)]
+    threads = [threading.Thread(target=run) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -76,8 +76,8 @@ def test_migrating_again_and_at_the_same_time_changes_nothing(store_and_database
 def test_every_view_has_the_promised_columns(store_and_database):
     with analyst_engine().connect() as connection:
         for view, columns in PROMISED.items():
-            found = connection.execute(sa.text(f"SELECT * FROM reporting.{view} LIMIT 0")).keys()
-            assert set(columns.split()) <= set(found), view
+            names = connection.execute(sa.text(f"SELECT * FROM reporting.{view} LIMIT 0")).keys()
+            assert set(columns.split()) <= set(names), view
 
 
 def test_every_view_and_column_has_a_comment(store_and_database):

@@ -95,7 +95,7 @@ class TestWriter:
             " WHERE relnamespace = 'nightscore'::regnamespace AND relkind IN ('r', 'p')"
             " AND NOT relispartition GROUP BY relname"
         )
-        assert {table: set(held) for table, held in cursor} == WRITER
+        assert {table: set(privileges) for table, privileges in cursor} == WRITER
 
     def test_of_the_audit_only_the_state_of_a_change_can_be_changed(self, login):
         cursor = login("postgres")

@@ -340,7 +340,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(shades):
 def test_a_newer_form_takes_the_place_of_the_older_on_this_machine(shades):
     programs.load(shades.model, shades.version, "cpu")
     current = conversion.unpack(fetch_openvino_model(shades))
-    newer = conversion.pack(conversion.Converted(**vars(current) | {"openvino": "2031.1"}))
+    newer = conversion.pack(conversion.ConvertedProgram(**vars(current) | {"openvino": "2031.1"}))
     converted = log_openvino_model(artifacts.logged_model_id(shades), newer)
     with registered.changed_row(
         shades.model,

@@ -115,7 +115,7 @@ def test_a_snapshot_holds_the_names_as_they_are(night):
         uri = session.scalar(
             sa.text("SELECT snapshot_uri FROM reporting.model_versions WHERE model = 'hostile'")
         )
-    loaded = snapshot.load(uri)
+    loaded = snapshot.load_snapshot(uri)
     assert set(loaded.classes) == set(CLASSES.values())
     assert {row.uri.rsplit("/", 1)[1] for row in loaded.rows} == {
         f"{number} {DROP}.png" for number in range(60)

@@ -17,6 +17,7 @@ from ml.registry import programs, promotion, registration, versions
 from ml.report import nightly
 from ml.scoring import runs, steps
 from ml.scoring.shard import score_shard
+from ml.storage import clients
 from ml.storage.download import download
 from ml.storage.object_store import object_store
 from tests.support import drawing, registered
@@ -217,13 +218,13 @@ def _store_away(monkeypatch):
     """The object store cannot be reached."""
     store = object_store()
     options = {
-        **store._options(),
+        **clients.s3_options(store.settings),
         "endpoint": "http://127.0.0.1:9",
         "retry_config": {"max_retries": 0},
     }
     with monkeypatch.context() as broken:
-        broken.setattr(store, "_options", lambda: options)
-        broken.setattr(store, "_buckets", {})
+        broken.setattr(clients, "s3_options", lambda settings: options)
+        broken.setattr(store, "_clients", {})
         yield
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from ml.errors import ServiceError
 from ml.settings import Settings
+from ml.storage import clients
 from ml.storage.download import CONNECTIONS, DownloadRequest, download
 from ml.storage.object_store import ObjectStore, object_store
 
@@ -96,9 +97,11 @@ def test_a_connection_cut_in_mid_body_is_tried_again_by_itself(bucket):
 
 
 def test_an_outage_is_an_error_that_names_the_store(bucket, monkeypatch):
-    options = ObjectStore._options
+    options = clients.s3_options
     monkeypatch.setattr(
-        ObjectStore, "_options", lambda self: options(self) | {"retry_config": {"max_retries": 0}}
+        clients,
+        "s3_options",
+        lambda settings: options(settings) | {"retry_config": {"max_retries": 0}},
     )
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

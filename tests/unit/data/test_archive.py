@@ -6,7 +6,7 @@ import tarfile
 import pytest
 
 from ml.data import archive
-from ml.data.archive import MAX_BYTES, entries, labelled
+from ml.data.archive import MAX_BYTES, entries, labelled_images
 from ml.errors import DataError
 
 
@@ -20,7 +20,7 @@ def _tar(path, members):
     return path
 
 
-def _special(name, kind, target=""):
+def _special_member(name, kind, target=""):
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, target
     return info
@@ -35,15 +35,15 @@ def test_a_folder_and_a_tar_of_it_give_the_same_images(kind, tmp_path):
     compression = {"tar": "", "tgz": "gz"}.get(kind, kind.removeprefix("tar."))
     with tarfile.open(tmp_path / f"set.{kind}", f"w:{compression}") as tar:
         tar.add(folder, "set")
-    of_folder = {(i.split, i.label, i.name, i.content) for i in labelled(folder)}
-    assert of_folder == {
-        (i.split, i.label, i.name, i.content) for i in labelled(tmp_path / f"set.{kind}")
+    expected = {(i.split, i.label, i.name, i.content) for i in labelled_images(folder)}
+    assert expected == {
+        (i.split, i.label, i.name, i.content) for i in labelled_images(tmp_path / f"set.{kind}")
     }
-    assert ("train", "a", "1.JPG", b"train/a/1.JPG") in of_folder
-    assert len(of_folder) == 3
+    assert ("train", "a", "1.JPG", b"train/a/1.JPG") in expected
+    assert len(expected) == 3
 
 
-def test_hidden_files_and_other_files_are_passed_over(tmp_path):
+def test_hidden_files_and_other_files_are_skipped(tmp_path):
     for name in ("a/b/._1.jpg", "a/b/notes.txt", ".git/b/1.jpg", "a/b/1.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
@@ -56,9 +56,9 @@ def test_hidden_files_and_other_files_are_passed_over(tmp_path):
         "../outside/a/1.jpg",
         "a/../../b/1.jpg",
         "/etc/a/1.jpg",
-        _special("a/b/1.jpg", tarfile.SYMTYPE, "/etc/passwd"),
-        _special("a/b/1.jpg", tarfile.LNKTYPE, "../../etc/passwd"),
-        _special("a/b/1.jpg", tarfile.CHRTYPE),
+        _special_member("a/b/1.jpg", tarfile.SYMTYPE, "/etc/passwd"),
+        _special_member("a/b/1.jpg", tarfile.LNKTYPE, "../../etc/passwd"),
+        _special_member("a/b/1.jpg", tarfile.CHRTYPE),
     ],
     ids=["parent", "parent inside", "absolute", "symlink", "hard link", "device"],
 )
@@ -69,7 +69,7 @@ def test_a_hostile_member_stops_the_import(tmp_path, member):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_member_that_says_it_is_huge_is_refused_before_it_is_read(tmp_path):
+def test_a_member_whose_header_gives_a_huge_size_is_refused_before_it_is_read(tmp_path):
     header = tarfile.TarInfo("a/b/1.jpg")
     header.size = MAX_BYTES + 1
     path = tmp_path / "huge.tar"
@@ -88,15 +88,15 @@ def test_a_member_of_the_largest_size_is_read_and_an_empty_one_too(tmp_path, mon
 
 
 def test_a_member_s_headers_are_read_up_to_a_mebibyte_with_those_of_all_members():
-    forward = archive._Forward(io.BytesIO(bytes(2**22)), 2**22)
-    assert len(forward.read(2**19)) == len(forward.read(2**19)) == 2**19
-    forward.begin_header({"ab": "cde"})
-    forward.read(2**20 - 5)
+    reader = archive._TarReader(io.BytesIO(bytes(2**22)), 2**22)
+    assert len(reader.read(2**19)) == len(reader.read(2**19)) == 2**19
+    reader.begin_header({"ab": "cde"})
+    reader.read(2**20 - 5)
     with pytest.raises(tarfile.ReadError, match="the headers of a member exceed 1048576 bytes"):
-        forward.read(1)
+        reader.read(1)
 
 
-# Of as many bytes as S3 takes for a key.
+# As long as a key in S3 may be.
 LONGEST = 5 * ("a" * 200 + "/") + "b" * 15 + ".jpg"
 
 

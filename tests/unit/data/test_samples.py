@@ -17,7 +17,7 @@ def _digest(folder) -> str:
 
 
 @pytest.mark.slow
-def test_the_same_images_are_drawn_every_time_and_named_synthetic(tmp_path):
+def test_the_same_images_are_generated_every_time_and_named_synthetic(tmp_path):
     first = samples.write(tmp_path / "a")
     samples.write(tmp_path / "b")
     assert _digest(tmp_path / "a") == _digest(tmp_path / "b")

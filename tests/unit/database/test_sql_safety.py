@@ -79,8 +79,10 @@ def _unsafe(node: ast.expr, function: ast.AST, seen: frozenset[str] = frozenset(
         return False
     if isinstance(function, ast.FunctionDef):
         arguments = function.args
-        given = {a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)}
-        if node.id in given:
+        parameters = {
+            a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
+        }
+        if node.id in parameters:
             return True
     values = [
         assigned.value
@@ -102,7 +104,7 @@ def _functions(tree: ast.Module) -> Iterator[tuple[str, ast.AST, ast.AST]]:
 
 def faults(source: str) -> set[str]:
     """The functions that put a statement together from values, `` for the module itself."""
-    found = set()
+    names = set()
     for name, body, scope in _functions(ast.parse(source)):
         for call in ast.walk(body):
             if not isinstance(call, ast.Call) or _called(call) not in TAKES_SQL:
@@ -112,15 +114,15 @@ def faults(source: str) -> set[str]:
                 *(k.value for k in call.keywords if k.arg == "filter_string"),
             ]
             if any(_unsafe(statement, scope) for statement in statements[:2]):
-                found.add(name)
+                names.add(name)
     # A filter of MLflow that a function makes for another.
     if re.search(r"f\"name = '\{", source):
-        found |= {
+        names |= {
             n
             for n, body, _ in _functions(ast.parse(source))
             if n and "name = '" in ast.unparse(body)
         }
-    return found
+    return names
 
 
 def test_no_statement_is_put_together_from_values():
@@ -172,10 +174,10 @@ def test_statements_that_sql_puts_together_quote_what_they_put_in():
     files = [*(REPOSITORY / "ml").rglob("*.sql")]
     assert len(files) > 20
     executed = [
-        (path.name, found)
+        (path.name, statement)
         for path in files
         # `EXECUTE` of PL/pgSQL is at the beginning of a line; that of GRANT and REVOKE is not.
-        for found in re.findall(
+        for statement in re.findall(
             r"^\s*EXECUTE (.*?);", path.read_text(encoding="utf-8"), re.M | re.S
         )
     ]
@@ -185,4 +187,4 @@ def test_statements_that_sql_puts_together_quote_what_they_put_in():
         assert "||" not in statement, (name, statement)
         # regclass and regprocedure are written as quoted names; other values need %I or %L.
         if "%s" in statement:
-            assert re.search(r"(held|function)\)$", statement), (name, statement)
+            assert re.search(r"(relation|function)\)$", statement), (name, statement)

@@ -13,7 +13,8 @@ from ml.config.schema import Training
 from ml.errors import ConfigurationError, DataError
 from ml.models import build
 from ml.program.info import ANOMALY, CLASSIFICATION, ProgramInfo, sha256
-from ml.program.program import Program, export
+from ml.program.program import Program
+from ml.program.program_file import export
 from ml.training.loop import Epoch, fit
 from ml.training.validation import holdout_loss, predict
 

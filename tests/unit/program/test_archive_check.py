@@ -17,7 +17,8 @@ from ml.errors import DataError
 from ml.program import archive_check
 from ml.program.archive_check import sanitize
 from ml.program.info import CLASSIFICATION, ProgramInfo, sha256
-from ml.program.program import Program, export
+from ml.program.program import Program
+from ml.program.program_file import export
 
 SIZE = (16, 16)
 MODEL, WEIGHTS, CONSTANTS = (
@@ -383,9 +384,9 @@ def test_a_size_of_anything_else_is_refused(size, records):
 
 
 def test_records_are_counted(records, monkeypatch):
-    monkeypatch.setattr(archive_check, "_MOST_RECORDS", len(records))
+    monkeypatch.setattr(archive_check, "_MAX_RECORDS", len(records))
     sanitize(_packed(records))
-    monkeypatch.setattr(archive_check, "_MOST_RECORDS", len(records) - 1)
+    monkeypatch.setattr(archive_check, "_MAX_RECORDS", len(records) - 1)
     with pytest.raises(ValueError, match=f"it has {len(records)} records"):
         sanitize(_packed(records))
 

@@ -59,12 +59,14 @@ def test_a_full_gpu_has_a_name_and_a_way_out(error, monkeypatch):
     monkeypatch.setenv(VARIABLE, "8GiB")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (300 * 2**20, 80 * GIB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 5 * GIB)
-    with pytest.raises(GpuMemoryError) as found, memory_errors("cuda"):
+    with pytest.raises(GpuMemoryError) as caught, memory_errors("cuda"):
         raise error
-    said = "this process holds 5120 MiB, 300 of 81920 MiB are free; NIGHTSCORE_GPU_MEMORY is 8GiB."
-    assert said in str(found.value)
-    assert found.value.hint
-    assert isinstance(found.value, ServiceError)  # so that a shard is tried again
+    detail = (
+        "this process holds 5120 MiB, 300 of 81920 MiB are free; NIGHTSCORE_GPU_MEMORY is 8GiB."
+    )
+    assert detail in str(caught.value)
+    assert caught.value.hint
+    assert isinstance(caught.value, ServiceError)  # so that a shard is tried again
 
 
 def test_a_gpu_that_no_longer_answers_is_named_all_the_same(monkeypatch):
@@ -86,9 +88,9 @@ def test_a_gpu_that_no_longer_answers_is_named_all_the_same(monkeypatch):
     [("cuda", RuntimeError("CUDA error: an illegal memory access")), ("cpu", FULL[0])],
 )
 def test_other_errors_stay_what_they_are(device, error):
-    with pytest.raises(type(error)) as found, memory_errors(device):
+    with pytest.raises(type(error)) as caught, memory_errors(device):
         raise error
-    assert found.value is error
+    assert caught.value is error
 
 
 def _full(*_):
@@ -107,13 +109,13 @@ def test_a_program_is_not_blamed_for_a_full_gpu():
     runtime._device, runtime._run = "cuda", _full
     info = ProgramInfo("m", 1, CLASSIFICATION, ("a", "b"), (8, 8), None, "")
     with pytest.raises(GpuMemoryError):
-        Program(runtime, info, "cuda")._try()
+        Program(runtime, info, "cuda")._smoke_test()
 
     def broken(pixels):
         raise RuntimeError("shapes do not fit")
 
     with pytest.raises(DataError, match="shapes do not fit"):
-        Program(broken, info, "cuda")._try()
+        Program(broken, info, "cuda")._smoke_test()
 
 
 def test_no_limit_asks_nothing_of_the_gpu(monkeypatch):
@@ -123,14 +125,14 @@ def test_no_limit_asks_nothing_of_the_gpu(monkeypatch):
 
 
 def test_a_limit_is_given_to_torch_as_a_share(monkeypatch):
-    given = []
+    shares = []
     monkeypatch.setenv(VARIABLE, "20GiB")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     properties = type("Properties", (), {"total_memory": 80 * GIB})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", given.append)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
     assert gpu_memory.apply_limit() == 20 * GIB
-    assert given == [0.25]
+    assert shares == [0.25]
 
 
 _WITHOUT = """
@@ -155,7 +157,7 @@ from pathlib import Path
 import numpy as np, torch, torch.export.passes
 torch.export.passes.move_to_device_pass = lambda exported, device: exported
 from ml.program import runtime
-runtime.TorchRuntime._pinned = lambda self, pixels: runtime._as_tensor(pixels)
+runtime.TorchRuntime._pin = lambda self, pixels: runtime._as_tensor(pixels)
 torch.Tensor.to = lambda self, *_, **__: self
 from ml.program.program import Program
 from ml.program.info import ProgramInfo, sha256
@@ -173,7 +175,7 @@ class _Shade(torch.nn.Module):
 
 @pytest.mark.slow
 def test_on_a_gpu_a_program_is_loaded_and_scores_without_openvino(tmp_path):
-    from ml.program.program import export
+    from ml.program.program_file import export
 
     export(_Shade(), tmp_path / "model.pt2", (16, 16))
     done = subprocess.run(

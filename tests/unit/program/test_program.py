@@ -14,7 +14,8 @@ import torch
 from ml.errors import DataError, ServiceError
 from ml.program import archive_check
 from ml.program.info import ANOMALY, CLASSIFICATION, ProgramInfo, sha256
-from ml.program.program import Program, export
+from ml.program.program import Program
+from ml.program.program_file import export
 from ml.program.runtime import TOLERANCE
 
 SIZE = (16, 16)
@@ -41,7 +42,7 @@ class _Map(torch.nn.Module):
         return heat.mean((1, 2)), self.change(heat)
 
 
-def _written(network: torch.nn.Module, path: Path, **other) -> ProgramInfo:
+def _export(network: torch.nn.Module, path: Path, **other) -> ProgramInfo:
     export(network, path, SIZE)
     classes = ("a", "b", "c") if isinstance(network, _Means) else ("normal", "anomalous")
     task = CLASSIFICATION if isinstance(network, _Means) else ANOMALY
@@ -61,7 +62,7 @@ def _has_reader(pipe: Path) -> bool:
 def test_the_file_is_read_once_so_nobody_can_change_it_between_check_and_use(tmp_path):
     """A pipe gives its content to the first reader only."""
     whole = tmp_path / "whole.pt2"
-    info = _written(_Means(), whole)
+    info = _export(_Means(), whole)
     path = tmp_path / "model.pt2"
     os.mkfifo(path)
     opened = []
@@ -83,23 +84,23 @@ def test_the_file_is_read_once_so_nobody_can_change_it_between_check_and_use(tmp
 
 
 def test_a_file_that_is_too_large_is_not_read_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive_check, "LARGEST_FILE", 2**20)
+    monkeypatch.setattr(archive_check, "MAX_FILE_BYTES", 2**20)
     path = tmp_path / "model.pt2"
-    info = _written(_Means(), path)
+    info = _export(_Means(), path)
     os.truncate(path, 2**40)  # a sparse file, larger than the memory
-    with pytest.raises(DataError, match=f"more than {archive_check.LARGEST_FILE} bytes"):
+    with pytest.raises(DataError, match=f"more than {archive_check.MAX_FILE_BYTES} bytes"):
         Program.load(path, info, "cpu")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    info = _written(_Means(), tmp_path / "model.pt2")
+    info = _export(_Means(), tmp_path / "model.pt2")
     with pytest.raises(ServiceError, match=r"m/1 cannot be read: .*nowhere\.pt2"):
         Program.load(tmp_path / "nowhere.pt2", info, "cpu")
 
 
 def test_a_program_for_one_number_of_images_is_refused(tmp_path):
     path = tmp_path / "model.pt2"
-    info = _written(_Means(), path)
+    info = _export(_Means(), path)
     for count in (1, 2, 3):
         # Without dynamic shapes the number of images of the example is the program's.
         example = torch.zeros(count, 3, *SIZE, dtype=torch.uint8)
@@ -122,7 +123,7 @@ def test_a_program_for_one_number_of_images_is_refused(tmp_path):
 )
 def test_outputs_that_are_not_those_of_the_task_are_refused(network, reason, tmp_path):
     path = tmp_path / "model.pt2"
-    info = _written(network, path)
+    info = _export(network, path)
     with pytest.raises(DataError, match=reason):
         Program.load(path, info, "cpu")
 
@@ -130,7 +131,7 @@ def test_outputs_that_are_not_those_of_the_task_are_refused(network, reason, tmp
 def test_what_fits_is_loaded(tmp_path):
     for network in (_Means(), _Map()):
         path = tmp_path / f"{type(network).__name__}.pt2"
-        info = _written(network, path)
+        info = _export(network, path)
         assert Program.load(path, info, "cpu").info == info
 
 
@@ -138,15 +139,15 @@ def test_a_class_is_computed_again_where_an_error_of_both_best_could_change_it()
     error, third = TOLERANCE["bfloat16"], np.full(3, 1 / 3, dtype=np.float32)
     rows = [(0.5 + part * error, 0.5 - part * error, 0) for part in (0.9, 1.1)]
     quick = np.array([*rows, rows[0][::-1], rows[1][::-1]], dtype=np.float32)
-    again: list[int] = []
+    computed_again: list[int] = []
 
     def exact(pixels):
-        again.extend(pixels[:, 0, 0, 0].tolist())
+        computed_again.extend(pixels[:, 0, 0, 0].tolist())
         return (np.tile(third, (len(pixels), 1)),)
 
     info = ProgramInfo("m", 1, CLASSIFICATION, ("a", "b", "c"), SIZE, None, "")
     program = Program(lambda pixels: (quick.copy(),), info, "cpu", exact)
     pixels = np.zeros((4, 3, *SIZE), dtype=np.uint8) + np.arange(4, dtype=np.uint8)[:, None, None, None]  # fmt: skip
-    found = program.predict(pixels).probabilities
-    assert again == [0, 2]
-    assert np.array_equal(found, [third, quick[1], third, quick[3]])
+    probabilities = program.predict(pixels).probabilities
+    assert computed_again == [0, 2]
+    assert np.array_equal(probabilities, [third, quick[1], third, quick[3]])

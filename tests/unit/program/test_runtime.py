@@ -1,4 +1,4 @@
-"""The forms of programs that a CPU runs: which is used, made, kept or refused."""
+"""Programs converted for CPUs: which one is used, kept, converted again or refused."""
 
 import json
 import os
@@ -14,8 +14,10 @@ import torch
 from ml.errors import ConfigurationError, DataError
 from ml.program import conversion
 from ml.program.info import ANOMALY, CLASSIFICATION, ProgramInfo, sha256
-from ml.program.program import Program, convert, export
+from ml.program.program import Program
+from ml.program.program_file import export
 from ml.program.runtime import OpenVinoRuntime, TorchRuntime
+from ml.program.selection import convert_program
 
 
 class _Scores(torch.nn.Module):
@@ -42,7 +44,7 @@ def small(tmp_path_factory):
     return path, info, pixels
 
 
-def _scored(program: Program, pixels: np.ndarray) -> np.ndarray:
+def _scores(program: Program, pixels: np.ndarray) -> np.ndarray:
     return program.predict(pixels).scores
 
 
@@ -51,10 +53,10 @@ def test_a_version_from_before_there_was_novelty_still_scores(tmp_path):
     export(_Scores(2), path, (16, 16))
     info = ProgramInfo("m", 1, ANOMALY, ("normal", "anomalous"), (16, 16), 0.5, sha256(path))
     pixels = np.full((3, 3, 16, 16), 51, dtype=np.uint8)
-    found = Program.load(path, info, "cpu").predict(pixels)
-    np.testing.assert_allclose(found.scores, 0.2, rtol=1e-6)
-    assert found.heatmaps.shape == (3, 8, 8)
-    assert found.novelties.shape == (0,)
+    outputs = Program.load(path, info, "cpu").predict(pixels)
+    np.testing.assert_allclose(outputs.scores, 0.2, rtol=1e-6)
+    assert outputs.heatmaps.shape == (3, 8, 8)
+    assert outputs.novelties.shape == (0,)
     # What is recorded of it must fit.
     with pytest.raises(DataError, match="novelties"):
         Program.load(path, replace(info, novelty_threshold=0.5), "cpu")
@@ -89,28 +91,28 @@ print(*sorted(name for name in ("torch", "openvino_telemetry", "mlflow") if sys.
     assert done.stdout.split() == []
 
 
-def _kept(path: Path) -> Path:
-    """Where the form is kept that this machine made."""
+def _cache_path(path: Path) -> Path:
+    """Where this machine keeps the converted program."""
     return path.with_suffix(".openvino.zip")
 
 
 def test_a_damaged_or_foreign_conversion_is_made_again(small):
     path, info, pixels = small
-    before = _scored(Program.load(path, info, "cpu"), pixels)
-    whole = _kept(path).read_bytes()
+    before = _scores(Program.load(path, info, "cpu"), pixels)
+    whole = _cache_path(path).read_bytes()
     middle = len(whole) // 2
-    made = conversion.unpack(whole)
+    converted = conversion.unpack(whole)
     for other in (
         whole[:middle],
         whole[:middle] + bytes([whole[middle] ^ 0xFF]) + whole[middle + 1 :],
-        conversion.pack(replace(made, program="0" * 64)),
-        conversion.pack(replace(made, openvino="2020.1")),
+        conversion.pack(replace(converted, program="0" * 64)),
+        conversion.pack(replace(converted, openvino="2020.1")),
         b"",
     ):
-        _kept(path).write_bytes(other)
-        assert np.array_equal(_scored(Program.load(path, info, "cpu"), pixels), before)
-        assert conversion.unpack(_kept(path).read_bytes()).program == info.sha256
-        assert conversion.unpack(_kept(path).read_bytes()).openvino == conversion.version()
+        _cache_path(path).write_bytes(other)
+        assert np.array_equal(_scores(Program.load(path, info, "cpu"), pixels), before)
+        assert conversion.unpack(_cache_path(path).read_bytes()).program == info.sha256
+        assert conversion.unpack(_cache_path(path).read_bytes()).openvino == conversion.version()
     assert [entry.name for entry in path.parent.iterdir() if "partial" in entry.name] == []
 
 
@@ -122,46 +124,48 @@ def test_the_form_of_another_openvino_is_used_where_it_computes_the_same(small, 
     """It is held against torch's outputs, which are in it, on every machine."""
     path, info, _ = small
     Program.load(path, info, "cpu")
-    made = conversion.unpack(_kept(path).read_bytes())
+    converted = conversion.unpack(_cache_path(path).read_bytes())
     with monkeypatch.context() as patch:
         patch.setattr(conversion, "convert", _forbidden)
-        _kept(path).unlink()
-        form = conversion.pack(replace(made, openvino="2031.1"))
-        assert isinstance(Program.load(path, info, "cpu", form).runtime, OpenVinoRuntime)
+        _cache_path(path).unlink()
+        converted_file = conversion.pack(replace(converted, openvino="2031.1"))
+        assert isinstance(Program.load(path, info, "cpu", converted_file).runtime, OpenVinoRuntime)
 
 
 @pytest.mark.parametrize("change", ["graph", "outputs"])
 def test_a_recorded_form_that_does_not_do_here_is_made_here_with_a_warning(small, change, caplog):
     path, info, pixels = small
-    before = _scored(Program.load(path, info, "cpu"), pixels)
-    made = conversion.unpack(_kept(path).read_bytes())
+    before = _scores(Program.load(path, info, "cpu"), pixels)
+    converted = conversion.unpack(_cache_path(path).read_bytes())
     others = {
-        "graph": made.graph.replace(b"<layers>", b"<strata>"),
-        "outputs": (made.outputs[0] + 0.01, *made.outputs[1:]),
+        "graph": converted.graph.replace(b"<layers>", b"<strata>"),
+        "outputs": (converted.outputs[0] + 0.01, *converted.outputs[1:]),
     }
-    form = conversion.pack(replace(made, openvino="2031.1", **{change: others[change]}))
-    program = Program.load(path, info, "cpu", form)
+    converted_file = conversion.pack(
+        replace(converted, openvino="2031.1", **{change: others[change]})
+    )
+    program = Program.load(path, info, "cpu", converted_file)
     assert isinstance(program.runtime, OpenVinoRuntime)
-    assert np.array_equal(_scored(program, pixels), before)
-    assert "The recorded form of m/1 does not do with OpenVINO" in caplog.text
+    assert np.array_equal(_scores(program, pixels), before)
+    assert "The recorded form of m/1 does not work with OpenVINO" in caplog.text
     assert "nightscore models convert m" in caplog.text
 
 
 def test_the_form_of_another_program_is_refused(small):
     path, info, _ = small
     Program.load(path, info, "cpu")
-    made = conversion.unpack(_kept(path).read_bytes())
-    form = conversion.pack(replace(made, program="0" * 64))
+    converted = conversion.unpack(_cache_path(path).read_bytes())
+    converted_file = conversion.pack(replace(converted, program="0" * 64))
     with pytest.raises(DataError, match="is of another program"):
-        Program.load(path, info, "cpu", form)
+        Program.load(path, info, "cpu", converted_file)
 
 
 def test_a_form_that_cannot_be_kept_is_used_all_the_same(small, caplog):
     path, info, _ = small
-    _kept(path).unlink(missing_ok=True)
-    _kept(path).mkdir()
+    _cache_path(path).unlink(missing_ok=True)
+    _cache_path(path).mkdir()
     program = Program.load(path, info, "cpu")
-    _kept(path).rmdir()
+    _cache_path(path).rmdir()
     assert isinstance(program.runtime, OpenVinoRuntime)
     assert "The form of m/1 cannot be kept in" in caplog.text
 
@@ -169,35 +173,37 @@ def test_a_form_that_cannot_be_kept_is_used_all_the_same(small, caplog):
 def test_the_file_of_a_form_says_the_same_after_packing_and_is_the_same_each_time(small):
     path, info, _ = small
     Program.load(path, info, "cpu")
-    form = _kept(path).read_bytes()
-    made = conversion.unpack(form)
-    assert conversion.pack(made) == form
-    assert (made.program, made.openvino) == (info.sha256, conversion.version())
-    assert [len(output) for output in made.outputs] == [made.images] * len(made.outputs)
+    converted_file = _cache_path(path).read_bytes()
+    converted = conversion.unpack(converted_file)
+    assert conversion.pack(converted) == converted_file
+    assert (converted.program, converted.openvino) == (info.sha256, conversion.version())
+    assert [len(output) for output in converted.outputs] == [converted.images] * len(
+        converted.outputs
+    )
 
 
 def test_a_byte_that_was_changed_is_found_wherever_it_is(small):
     path, info, _ = small
     Program.load(path, info, "cpu")
-    whole = _kept(path).read_bytes()
-    made = conversion.pack(conversion.unpack(whole))
-    found = 0
-    for at in range(0, len(whole), len(whole) // 150):
-        damaged = whole[:at] + bytes([whole[at] ^ 0x5A]) + whole[at + 1 :]
+    whole = _cache_path(path).read_bytes()
+    packed = conversion.pack(conversion.unpack(whole))
+    detected = 0
+    for offset in range(0, len(whole), len(whole) // 150):
+        damaged = whole[:offset] + bytes([whole[offset] ^ 0x5A]) + whole[offset + 1 :]
         try:
             # What says nothing of the content, such as a date, may be anything.
-            assert conversion.pack(conversion.unpack(damaged)) == made
+            assert conversion.pack(conversion.unpack(damaged)) == packed
         except ValueError:
-            found += 1
-    assert found > 100
+            detected += 1
+    assert detected > 100
 
 
 def test_noise_is_the_same_everywhere():
-    drawn = conversion.noise(2, (4, 4))
-    assert drawn.dtype == np.uint8
-    assert drawn.shape == (2, 3, 4, 4)
-    assert drawn[0, 0, 0].tolist() == [87, 210, 213, 216]
-    assert np.array_equal(conversion.noise(5, (4, 4))[:2], drawn)
+    noise = conversion.noise(2, (4, 4))
+    assert noise.dtype == np.uint8
+    assert noise.shape == (2, 3, 4, 4)
+    assert noise[0, 0, 0].tolist() == [87, 210, 213, 216]
+    assert np.array_equal(conversion.noise(5, (4, 4))[:2], noise)
 
 
 class _Exotic(torch.nn.Module):
@@ -237,14 +243,14 @@ def test_a_conversion_that_gives_other_outputs_than_torch_is_refused(tmp_path):
         path = tmp_path / f"{sign}.pt2"
         export(_Means(sign), path, (16, 16))
         programs.append(torch.export.load(path))
-    made = conversion.unpack(conversion.convert(programs[0], "0" * 64, (16, 16)))
-    runtime = made.runtime("float32", (16, 16))
-    made.check(runtime, (16, 16))
-    other = TorchRuntime(programs[1], "cpu")(conversion.noise(made.images, (16, 16)))
+    converted = conversion.unpack(conversion.convert(programs[0], "0" * 64, (16, 16)))
+    runtime = converted.runtime("float32", (16, 16))
+    converted.check(runtime, (16, 16))
+    other = TorchRuntime(programs[1], "cpu")(conversion.noise(converted.images, (16, 16)))
     with pytest.raises(ValueError, match="its outputs differ from those of torch by"):
-        replace(made, outputs=other).check(runtime, (16, 16))
+        replace(converted, outputs=other).check(runtime, (16, 16))
     with pytest.raises(ValueError, match="its outputs have the shape"):
-        replace(made, outputs=(other[0][:1],)).check(runtime, (16, 16))
+        replace(converted, outputs=(other[0][:1],)).check(runtime, (16, 16))
 
 
 def test_a_conversion_that_fails_leaves_nothing(tmp_path):
@@ -253,7 +259,7 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path):
     info = ProgramInfo("m", 1, CLASSIFICATION, ("a", "b", "c"), (16, 16), None, sha256(path))
     with pytest.raises(Exception, match="i0"):
         conversion.convert(torch.export.load(path), "0" * 64, (16, 16))
-    assert convert(path, info) is None
+    assert convert_program(path, info) is None
     assert list(tmp_path.iterdir()) == [path]
 
 

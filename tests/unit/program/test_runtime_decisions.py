@@ -14,7 +14,8 @@ from ml.data import samples
 from ml.models import build
 from ml.program import conversion
 from ml.program.info import ANOMALY, CLASSIFICATION, ProgramInfo, sha256
-from ml.program.program import Program, export
+from ml.program.program import Program
+from ml.program.program_file import export
 from ml.program.runtime import TOLERANCE, OpenVinoRuntime
 from ml.training.loop import fit
 
@@ -77,11 +78,11 @@ def trained(request, tmp_path_factory):
 
 
 def _outputs(program: Program, pixels: np.ndarray) -> list[np.ndarray]:
-    found = program.predict(pixels)
+    outputs = program.predict(pixels)
     if program.info.task == CLASSIFICATION:
-        return [found.probabilities]
-    outputs = [found.scores, found.heatmaps, found.novelties]
-    return [values for values in outputs if len(values)]
+        return [outputs.probabilities]
+    arrays = [outputs.scores, outputs.heatmaps, outputs.novelties]
+    return [values for values in arrays if len(values)]
 
 
 def _decisions(outputs: list[np.ndarray], info: ProgramInfo) -> list[np.ndarray]:
@@ -111,21 +112,21 @@ def test_the_quick_path_agrees_with_plain_torch_and_decides_the_same(
     assert isinstance(program.runtime, OpenVinoRuntime)
     tolerance = TOLERANCE[program.runtime.precision]
     outputs = _outputs(program, pixels)
-    for found, expected in zip(outputs, plain, strict=True):
-        assert np.abs(found - expected).max() <= tolerance
+    for output, expected in zip(outputs, plain, strict=True):
+        assert np.abs(output - expected).max() <= tolerance
     # Float32 rounds in another order here than there: 1e-6 of a threshold is out of reach, and for
     # novelty, which divides by small deviations, 1e-5.
-    decided = zip(
+    decisions = zip(
         _decisions(outputs, info),
         _decisions(plain, info),
         _margins(plain, info),
         (1e-6, 1e-5),
         strict=False,
     )
-    for found, expected, margin, rounding in decided:
+    for decision, expected, margin, rounding in decisions:
         clear = margin > rounding
         assert clear.mean() > 0.98
-        assert (found == expected)[clear].all()
+        assert (decision == expected)[clear].all()
 
 
 def test_the_batch_and_the_threads_change_nothing_that_is_stored(trained, monkeypatch):
@@ -155,9 +156,9 @@ def test_bfloat16_computes_again_what_is_close_to_either_threshold(trained, monk
         info = replace(info, **aside | {name: float(np.median(values))})
         program = Program.load(path, info, "cpu")
         quick = program.runtime(pixels)
-        close = np.abs(quick[0 if name == "threshold" else 2] - getattr(info, name)) < 0.1
-        assert close.any()
-        assert np.array_equal(program._too_close(quick), np.flatnonzero(close))
+        is_near = np.abs(quick[0 if name == "threshold" else 2] - getattr(info, name)) < 0.1
+        assert is_near.any()
+        assert np.array_equal(program._near_threshold(quick), np.flatnonzero(is_near))
 
 
 def _forbidden(exported, sha256, input_size):
@@ -167,16 +168,16 @@ def _forbidden(exported, sha256, input_size):
 def test_a_recorded_form_is_used_without_a_conversion_and_gives_the_same(trained, monkeypatch):
     path, info, pixels, _ = trained
     before = _outputs(Program.load(path, info, "cpu"), pixels[:70])
-    kept = path.with_suffix(".openvino.zip")
-    form = kept.read_bytes()
-    kept.unlink()
+    cache = path.with_suffix(".openvino.zip")
+    converted_file = cache.read_bytes()
+    cache.unlink()
     with monkeypatch.context() as patch:
         patch.setattr(conversion, "convert", _forbidden)
-        program = Program.load(path, info, "cpu", form)
+        program = Program.load(path, info, "cpu", converted_file)
     assert isinstance(program.runtime, OpenVinoRuntime)
-    assert not kept.exists()
-    for found, expected in zip(_outputs(program, pixels[:70]), before, strict=True):
-        assert np.array_equal(found, expected)
+    assert not cache.exists()
+    for output, expected in zip(_outputs(program, pixels[:70]), before, strict=True):
+        assert np.array_equal(output, expected)
 
 
 def test_a_program_moves_to_another_device_with_everything_in_it(trained):

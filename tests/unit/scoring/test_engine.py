@@ -14,7 +14,8 @@ from ml.config.schema import Limits
 from ml.images.rejection import Reason, RejectedError
 from ml.models import build
 from ml.program.info import ProgramInfo, sha256
-from ml.program.program import Program, export
+from ml.program.program import Program
+from ml.program.program_file import export
 from ml.scoring import engine
 from ml.scoring.engine import BatchResult, Item, Prediction, Rejection, score
 from ml.storage.download import DownloadResult
@@ -129,7 +130,10 @@ def test_an_image_is_marked_for_review_exactly_when_its_novelty_reaches_the_thre
     assert not any(r.review for r in before)
     threshold = sorted(r.novelty for r in before)[30]
     marking = Program(
-        detector.runtime, replace(detector.info, novelty_threshold=threshold), "cpu", detector.exact
+        detector.runtime,
+        replace(detector.info, novelty_threshold=threshold),
+        "cpu",
+        detector.float32_runtime,
     )
     results = _predict(bucket.items(), [programs[0], marking], bucket)
     detected = [r for r in results if r.model == "detector"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ml.data.archive import labelled
+from ml.data.archive import labelled_images
 from tools.gpu_check import child, environment, layout, plan, prepare, report, results, steps
 from tools.gpu_check.environment import NotReadyError
 from tools.gpu_check.plan import MIB, Piece, PlanError
@@ -133,7 +133,7 @@ def test_data_sets_become_compressed_tars_that_are_read_as_they_are(folder, tmp_
     found = [
         (one.split, one.label, one.name, one.content)
         for path in sorted(layout.DATA.iterdir())
-        for one in labelled(path)
+        for one in labelled_images(path)
     ]
     assert found == [
         ("test", "cat", "2.jpg", b"\xff\xd8 a"),

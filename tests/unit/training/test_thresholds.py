@@ -1,4 +1,4 @@
-"""The policy `cost`, what a threshold falls back to, and how certain it is."""
+"""Thresholds: the policies, what they fall back to, and how certain a threshold is."""
 
 import numpy as np
 import pytest
@@ -18,6 +18,35 @@ def _scores(seed: int, normal: int = 300, anomalous: int = 40) -> tuple[np.ndarr
         random.beta(1, 4, normal).astype(np.float32),
         random.beta(4, 2, anomalous).astype(np.float32),
     )
+
+
+class TestChoose:
+    def test_the_midpoint_lies_between_normal_and_anomalous_scores(self):
+        random = np.random.default_rng(0)
+        normal, anomalous = random.uniform(0, 0.2, 500), random.uniform(0.8, 1, 50)
+        chosen = choose(Threshold(), normal, anomalous)
+        assert chosen.policy == "midpoint"
+        assert 0.2 < chosen.value < 0.8
+
+    def test_without_anomalies_the_false_alarm_rate_decides(self):
+        normal = np.arange(1000) / 1000
+        chosen = choose(Threshold(target_fpr=0.05), normal, np.empty(0))
+        assert chosen.policy == "target_fpr"
+        assert (normal >= chosen.value).mean() == pytest.approx(0.05, abs=0.002)
+
+    @pytest.mark.parametrize("policy", ["midpoint", "target_fpr"])
+    def test_a_threshold_is_a_float32_as_scores_are(self, policy):
+        normal = np.random.default_rng(1).uniform(0, 0.5, 100).astype(np.float32)
+        chosen = choose(Threshold(policy=policy), normal, np.array([0.9, 0.95], np.float32))
+        assert float(np.float32(chosen.value)) == chosen.value
+
+    def test_too_few_or_equal_scores_are_refused(self):
+        with pytest.raises(DataError, match="too few"):
+            choose(Threshold(), np.linspace(0, 1, 19), np.array([1.0]))
+        with pytest.raises(DataError, match="all equal"):
+            choose(Threshold(), np.full(50, 0.5), np.full(5, 0.5))
+        with pytest.raises(DataError, match="not"):
+            choose(Threshold(), np.full(50, np.nan), np.full(5, 0.5))
 
 
 class TestCost:
