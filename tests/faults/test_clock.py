@@ -9,7 +9,7 @@ import pytest
 from ml.scoring import steps
 from tests.faults.conftest import trials
 from tests.support import evidence, night
-from tests.support.process import Failed, Scoring
+from tests.support.process import Scoring, ScoringFailedError
 
 _DAY_S = 24 * 3600
 
@@ -44,7 +44,7 @@ def test_the_clock_is_a_day_off(outcome, shifted_clock, name, shift_s):
         process.go()
         try:
             process.finish()
-        except Failed:
+        except ScoringFailedError:
             found.add(evidence.of_night(tonight), counts=False)
         with found.recovery():
             steps.score_night(tonight.stream, tonight.date.isoformat())

@@ -12,7 +12,7 @@ from ml.scoring import steps
 from ml.settings import state_folder
 from tests.faults.conftest import trials
 from tests.support import evidence, night
-from tests.support.process import Failed, Scoring
+from tests.support.process import Scoring, ScoringFailedError
 
 _TOO_SMALL_BYTES = 16 * 1024
 
@@ -24,7 +24,7 @@ def test_the_disk_is_full_while_a_program_is_cached(outcome):
         shutil.rmtree(state_folder() / "cache" / "programs")
         process = Scoring(tonight, most_bytes=_TOO_SMALL_BYTES)
         process.go()
-        with pytest.raises(Failed) as failed:
+        with pytest.raises(ScoringFailedError) as failed:
             process.finish()
         assert "images are neither scored nor rejected" in str(failed.value)
         found.add(evidence.of_night(tonight), counts=False)

@@ -13,7 +13,7 @@ from ml.settings import settings
 from ml.timeouts import client_limits
 from tests.faults.conftest import FULL, trials
 from tests.support import evidence, night
-from tests.support.process import Failed, Scoring
+from tests.support.process import Scoring, ScoringFailedError
 from tests.support.proxy import Asked, Decide, Proxy, Wrong
 
 # What each fault costs is mostly waiting: the suite of all tests waits less.
@@ -39,7 +39,7 @@ def test_the_server_is_stopped_for_a_while(outcome, services):
         with found.recovery():
             try:
                 process.finish()
-            except Failed:
+            except ScoringFailedError:
                 _score_when_it_is_back(tonight)
         found.add(evidence.of_complete_night(tonight), struck=struck)
     assert found.is_clean

@@ -14,7 +14,7 @@ from ml.scoring import steps
 from ml.settings import settings
 from tests.faults.conftest import trials
 from tests.support import evidence, night
-from tests.support.process import Failed, Scoring
+from tests.support.process import Scoring, ScoringFailedError
 
 _WAITING = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 
@@ -73,7 +73,7 @@ def test_postgres_is_killed_during_a_merge(outcome, services, victim):
         with found.recovery():
             try:
                 process.finish()
-            except Failed:
+            except ScoringFailedError:
                 evidence.wait_for(_is_up)
                 steps.score_night(tonight.stream, tonight.date.isoformat())
         found.add(evidence.of_complete_night(tonight), struck=struck)

@@ -69,13 +69,13 @@ class Scoring:
         return self._process.poll() is None
 
     def finish(self, timeout_s: float = 300) -> dict[str, Any]:
-        """Wait for its end; returns what `score_night` returned, raises Failed for an error."""
+        """Wait for its end; returns what `score_night` returned, raises ScoringFailedError for an error."""
         printed, errors = self._process.communicate(timeout=timeout_s)
         if self._process.returncode != 0:
-            raise Failed(errors)
+            raise ScoringFailedError(errors)
         found: dict[str, Any] = json.loads(printed)
         return found
 
 
-class Failed(Exception):
+class ScoringFailedError(Exception):
     """The process ended with an error; its text is what it wrote to standard error."""

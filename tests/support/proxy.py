@@ -134,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_GET = do_PUT = do_POST = do_PATCH = do_HEAD = do_DELETE = _handle
+    do_GET = do_PUT = do_POST = do_PATCH = do_HEAD = do_DELETE = _handle  # noqa: N815
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, template: str, *args: object) -> None:
         """Nothing: there are thousands."""
