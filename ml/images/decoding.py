@@ -66,8 +66,8 @@ _MAX_COVERAGE = 6
 # size: a WebP's canvas, or what a GIF's frame leaves behind. `decode` raises it to its own limit,
 # and checks that one itself.
 Image.MAX_IMAGE_PIXELS = 32_000_000
-# What is wrong with a file is in its rejection, or the file is decoded all the same. Python would
-# keep each warning, in order to show it only once.
+# A rejection says what is wrong with a file, so warnings add nothing. Python would keep each one in
+# memory, in order to show it only once.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 

@@ -68,7 +68,7 @@ def memory_errors(device: Device) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the error may be of several classes
-        if device != "cuda" or not is_out_of_memory(error):
+        if device != "cuda" or not _is_out_of_memory(error):
             raise
         raise GpuMemoryError(
             f"There is too little GPU memory{_usage()}.",
@@ -76,7 +76,7 @@ def memory_errors(device: Device) -> Iterator[None]:
         ) from error
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     """Return whether an error of torch means that the GPU's memory, or the limit, is used up."""
     return any(message in str(error) for message in _OUT_OF_MEMORY)
 

@@ -1,4 +1,4 @@
-"""Threads that keep order and do not run ahead."""
+"""Threads that keep order, with bounded buffers."""
 
 import threading
 import time
@@ -19,20 +19,20 @@ def test_order_is_kept_whatever_finishes_first():
 
 
 def test_no_more_than_buffer_size_items_are_taken_early():
-    taken = 0
+    consumed = 0
     lock = threading.Lock()
 
     def source():
-        nonlocal taken
+        nonlocal consumed
         for item in range(1000):
             with lock:
-                taken += 1
+                consumed += 1
             yield item
 
     results = parallel_map(lambda item: item, source(), threads=2, buffer_size=10)
     for _ in range(5):
         next(results)
-    assert taken <= 5 + 10
+    assert consumed <= 5 + 10
     results.close()
 
 
@@ -73,38 +73,38 @@ def test_prefetch_gives_the_items_in_order_and_raises_the_sources_error_in_its_p
 
 def test_prefetch_buffers_a_bounded_number_and_closes_its_source():
     closed = threading.Event()
-    taken = 0
+    consumed = 0
 
     def source():
-        nonlocal taken
+        nonlocal consumed
         try:
             while True:
-                taken += 1
-                yield taken
+                consumed += 1
+                yield consumed
         finally:
             closed.set()
 
     items = prefetch(source(), buffer_size=3)
     assert next(items) == 1
     time.sleep(0.1)
-    assert taken <= 1 + 3 + 2  # one in the producer's hands, one waiting to be taken
+    assert consumed <= 1 + 3 + 2  # one in the producer's hands, one waiting to be consumed
     items.close()
     assert closed.is_set()
 
 
 def test_a_budget_is_never_exceeded_and_what_is_too_large_goes_alone():
     semaphore, lock = WeightedSemaphore(10), threading.Lock()
-    held: list[int] = []
+    current: list[int] = []
     seen: list[list[int]] = []
 
     def work(amount: int) -> None:
         with semaphore.acquire(amount):
             with lock:
-                held.append(amount)
-                seen.append(list(held))
+                current.append(amount)
+                seen.append(list(current))
             time.sleep(0.001)
             with lock:
-                held.remove(amount)
+                current.remove(amount)
 
     list(parallel_map(work, [3, 4, 25, 1, 6, 10, 2] * 10, threads=8, buffer_size=8))
     assert len(seen) == 70

@@ -40,8 +40,8 @@ def test_texts_beside_each_other_are_kept(connection):
     connection.exec_driver_sql("CREATE TEMPORARY TABLE texts (number int, one text, other text)")
     rows = zip(range(len(TEXTS)), TEXTS, reversed(TEXTS), strict=True)
     copy(connection, "texts", ["number", "one", "other"], rows)
-    found = connection.exec_driver_sql("SELECT one, other FROM texts ORDER BY number").all()
-    assert [tuple(row) for row in found] == list(zip(STORED, reversed(STORED), strict=True))
+    stored = connection.exec_driver_sql("SELECT one, other FROM texts ORDER BY number").all()
+    assert [tuple(row) for row in stored] == list(zip(STORED, reversed(STORED), strict=True))
 
 
 def test_values_of_each_type_are_kept(connection):
@@ -58,17 +58,17 @@ def test_values_of_each_type_are_kept(connection):
     ]  # fmt: skip
     columns = ["number", "single", "double", "truth", "day", "moment", "exact", "id"]
     copy(connection, "kinds", columns, [*rows, (5, math.nan, math.nan, *[None] * 5)])
-    *found, last = connection.exec_driver_sql("SELECT * FROM kinds").all()
+    *stored, last = connection.exec_driver_sql("SELECT * FROM kinds").all()
     expected = [(a, b and float(str(np.float32(b))), *rest) for a, b, *rest in rows]
-    assert [tuple(row) for row in found] == expected
+    assert [tuple(row) for row in stored] == expected
     assert math.isnan(last[1]) and math.isnan(last[2])
 
 
 def test_many_rows_come_in_their_order(connection):
     connection.exec_driver_sql("CREATE TEMPORARY TABLE numbers (number int, at serial)")
     copy(connection, "numbers", ["number"], ((number,) for number in range(12_345)))
-    found = connection.exec_driver_sql("SELECT number FROM numbers ORDER BY at").scalars()
-    assert list(found) == list(range(12_345))
+    stored = connection.exec_driver_sql("SELECT number FROM numbers ORDER BY at").scalars()
+    assert list(stored) == list(range(12_345))
 
 
 def test_no_rows_are_no_error(connection):

@@ -167,9 +167,9 @@ class TestWriter:
         cursor = login("postgres")
         cursor.execute("SELECT proname, proconfig FROM pg_proc WHERE prosecdef"
                        " AND pronamespace::regnamespace::text IN ('nightscore', 'reporting')")  # fmt: skip
-        found = dict(cursor.fetchall())
-        assert found
-        assert set(map(str, found.values())) == {"['search_path=pg_catalog, pg_temp']"}
+        settings = dict(cursor.fetchall())
+        assert settings
+        assert set(map(str, settings.values())) == {"['search_path=pg_catalog, pg_temp']"}
 
 
 class TestAnalyst:
@@ -183,14 +183,14 @@ class TestAnalyst:
             " AND relnamespace::regnamespace::text NOT IN ('pg_catalog', 'information_schema')"
             " AND has_table_privilege('nightscore_analyst', pg_class.oid, privilege)"
         )
-        found = cursor.fetchall()
-        assert {kind for _, kind, _ in found} == {"v"}
-        assert {privilege for _, _, privilege in found} == {"SELECT"}
-        assert {name.split(".")[0] for name, _, _ in found} == {"reporting"}
+        grants = cursor.fetchall()
+        assert {kind for _, kind, _ in grants} == {"v"}
+        assert {privilege for _, _, privilege in grants} == {"SELECT"}
+        assert {name.split(".")[0] for name, _, _ in grants} == {"reporting"}
         views = resources.files("ml.database") / "views"
-        assert len(found) == len(list(views.iterdir()))
+        assert len(grants) == len(list(views.iterdir()))
         analyst = login("nightscore_analyst")
-        for name, _, _ in found:
+        for name, _, _ in grants:
             analyst.execute(f"SELECT * FROM {name} LIMIT 1")
 
     @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ def test_build_takes_the_options_that_are_declared(architecture):
 
 
 def test_defaults_are_added_to_the_options_that_are_given():
-    given = {"width": 8, "smoothing": 0}
-    assert complete_options("residual_network", given) == given | {"flips": True}
+    options = {"width": 8, "smoothing": 0}
+    assert complete_options("residual_network", options) == options | {"flips": True}
     everything = complete_options("anomaly_segmenter", {"synthetic": ["spill", "spill"]})
     assert everything == {"width": 24, "synthetic": ["spill", "spill"], "flips": True}
     kinds = complete_options("anomaly_segmenter", {})["synthetic"]

@@ -127,12 +127,12 @@ def faults(source: str) -> set[str]:
 
 def test_no_statement_is_put_together_from_values():
     assert len(SOURCES) > 60
-    found = {
+    composing = {
         (str(path.relative_to(REPOSITORY)), function)
         for path in SOURCES
         for function in faults(path.read_text(encoding="utf-8"))
     }
-    assert found == set(ALLOWED)
+    assert composing == set(ALLOWED)
 
 
 @pytest.mark.parametrize(
