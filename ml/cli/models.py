@@ -45,7 +45,7 @@ def train(
             tracker.doing(model, step)
 
         if from_run:
-            result = retrain.repeat(model, from_run, on_step)
+            result = retrain.reproduce(model, from_run, on_step)
         else:
             result = retrain.retrain(model, on_step)
     if json:
