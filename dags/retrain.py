@@ -15,14 +15,21 @@ from ml.config.schema import Model
 
 
 def _steps() -> Any:
-    """`ml.retrain.steps`, loaded when a task runs and not when this file is parsed."""
+    """`ml.retrain.steps`, which is imported when a task runs, not when this file is parsed."""
     export_connections()
-    from ml.retrain import steps as retrain
+    from ml.retrain import steps
 
-    return retrain
+    return steps
 
 
 def retrain_dag(name: str, model: Model) -> Any:
+    """The DAG of a model.
+
+    Args:
+        name: the name of the model.
+        model: its configuration.
+    """
+
     @dag(
         dag_id=f"retrain_{name}",
         description=f"Train {name} ({model.task}) on {model.dataset}; promote it if it passes",
@@ -39,32 +46,32 @@ def retrain_dag(name: str, model: Model) -> Any:
             return _steps().snapshot(name)
 
         @task(**gpu_slot("train"))
-        def train(taken: dict[str, Any], run_id: str | None = None) -> dict[str, Any]:
-            return _steps().train(taken, attempt_key=run_id)
+        def train(taken_snapshot: dict[str, Any], run_id: str | None = None) -> dict[str, Any]:
+            return _steps().train(taken_snapshot, idempotency_key=run_id)
 
         @task(**gpu_slot("evaluate"))
-        def evaluate(trained: dict[str, Any]) -> dict[str, Any]:
-            return _steps().evaluate(trained)
+        def evaluate(trained_run: dict[str, Any]) -> dict[str, Any]:
+            return _steps().evaluate(trained_run)
 
         @task
-        def gate(evaluated: dict[str, Any]) -> dict[str, Any]:
-            return _steps().gate(evaluated)
+        def gate(trained_run: dict[str, Any]) -> dict[str, Any]:
+            return _steps().gate(trained_run)
 
         @task
-        def register(decided: dict[str, Any]) -> dict[str, Any]:
-            return _steps().register(decided)
+        def register(gated_run: dict[str, Any]) -> dict[str, Any]:
+            return _steps().register(gated_run)
 
         @task(outlets=[champion_asset(name)])
-        def promote(registered: dict[str, Any]) -> dict[str, Any]:
-            if not registered["passed"]:
+        def promote(version: dict[str, Any]) -> dict[str, Any]:
+            if not version["passed"]:
                 raise AirflowSkipException(
-                    f"Version {registered['version']} did not pass the gate and stays challenger."
+                    f"Version {version['version']} did not pass the gate and stays challenger."
                 )
-            return _steps().promote(registered)
+            return _steps().promote(version)
 
-        registered = register(gate(evaluate(train(snapshot()))))
-        registered.operator.operator_extra_links = (VersionLink(),)
-        promote(registered)
+        version = register(gate(evaluate(train(snapshot()))))
+        version.operator.operator_extra_links = (VersionLink(),)
+        promote(version)
 
     return retrain()
 

@@ -37,7 +37,7 @@ def train(
             progress.update(model, step)
 
         if from_run:
-            result = steps.repeat(model, from_run, on_step)
+            result = steps.reproduce(model, from_run, on_step)
         else:
             result = steps.retrain(model, on_step)
     if json:

@@ -1,7 +1,6 @@
-"""Challenger and champion on the same held-out images, with the pictures of the version's page."""
+"""Challenger and champion on the same held-out images, with the plots of the version's page."""
 
 import logging
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,112 +13,117 @@ from ml.evaluation.comparison import compare
 from ml.evaluation.evaluate import Evaluation, evaluate
 from ml.evaluation.gate import Champion
 from ml.evaluation.metrics import Calibration, calibration, score_reference
-from ml.program import device
+from ml.program.device import select_device
 from ml.program.info import CLASSIFICATION
 from ml.program.program import Program
 from ml.registry import programs, tracking
 from ml.retrain import examples
-from ml.training import data
+from ml.retrain.values import Assessment
+from ml.training.data import Split, load
 
 log = logging.getLogger(__name__)
 
 
-def run(
-    name: str, model: Model, snapshot: Snapshot, run_id: str, champion: int | None
-) -> dict[str, Any]:
+def assess(
+    name: str, model: Model, snapshot: Snapshot, run_id: str, champion_version: int | None
+) -> Assessment:
     """Evaluate the program of a training run; metrics, tables and plots go to the run.
 
-    The comparison with the champion is made here, where both outputs are at hand; the gate then
-    needs its numbers only.
+    Challenger and champion are compared here, where the outputs of both are at hand, so that the
+    gate needs nothing but numbers.
 
-    Returns:
-        holdout: its metrics on the held-out images; test: on the split test, or None; champion:
-            that of the version `champion` on the same held-out images, as
-            `ml.evaluation.gate.Champion`, or None;
-        reference: the distribution of the held-out scores
-            (`ml.evaluation.metrics.score_reference`).
+    Args:
+        name: the model.
+        model: its configuration.
+        snapshot: the snapshot that the run trained on.
+        run_id: the run in MLflow.
+        champion_version: the champion; None if there is none.
     """
-    parts = data.load(snapshot, model)
-    program = Program.load(*programs.fetch_from_run(run_id), device.select_device())
-    held = evaluate(program, parts.holdout.pixels, parts.holdout.labels)
-    test = evaluate(program, parts.test.pixels, parts.test.labels) if len(parts.test) else None
-    found, other = None, None
-    if champion:
-        found, other = _champion(name, champion, program, parts, held, model.gate.confidence)
-    metrics = _metrics(held)
-    test_metrics = _metrics(test) if test else None
-    tracking.log_metrics(
-        run_id, _numbers("holdout", metrics) | _numbers("test", test_metrics or {})
-    )
-    tracking.log_figures(run_id, _figures(program, parts.holdout, held))
+    splits = load(snapshot, model)
+    program = Program.load(*programs.fetch_from_run(run_id), select_device())
+    evaluation = evaluate(program, splits.holdout.pixels, splits.holdout.labels)
+    test_metrics = None
+    if len(splits.test):
+        test_metrics = _metrics(evaluate(program, splits.test.pixels, splits.test.labels))
+    metrics = _metrics(evaluation)
+    _log_metrics(run_id, metrics, test_metrics)
+    tracking.log_figures(run_id, _figures(program, splits.holdout, evaluation))
+    champion = None
+    if champion_version:
+        champion, champion_evaluation = _evaluate_champion(
+            name, champion_version, program, splits.holdout, evaluation, model.gate.confidence
+        )
+        if champion_evaluation:
+            disagreements = examples.disagreements(
+                program, splits.holdout, evaluation, champion_evaluation, champion_version
+            )
+            tracking.log_figures(run_id, {"disagreements": disagreements} if disagreements else {})
+    return Assessment(metrics, test_metrics, champion, score_reference(_normal_values(evaluation)))
+
+
+def _log_metrics(run_id: str, metrics: dict[str, Any], test_metrics: dict[str, Any] | None) -> None:
+    numbers = _with_prefix("holdout", metrics) | _with_prefix("test", test_metrics or {})
+    tracking.log_metrics(run_id, numbers)
     if "per_class" in metrics:
         rows = [{"class": name} | row for name, row in metrics["per_class"].items()]
         tracking.log_table(run_id, "per_class", rows)
-    if champion and other:
-        seen = examples.disagreements(program, parts.holdout, held, other, champion)
-        tracking.log_figures(run_id, {"disagreements": seen} if seen else {})
-    return {
-        "holdout": metrics,
-        "test": test_metrics,
-        "champion": asdict(found) if found else None,
-        "reference": score_reference(_reference(held)),
-    }
 
 
-def _reference(held: Evaluation) -> np.ndarray:
-    """What a normal night looks like: an anomaly's score says nothing about drift."""
-    normal = held.labels == 0
-    return (
-        held.drift_values[normal]
-        if len(held.outputs.scores) and normal.any()
-        else held.drift_values
-    )
+def _normal_values(evaluation: Evaluation) -> np.ndarray:
+    """The values of a normal night: for drift, the scores of known anomalies do not count."""
+    values = evaluation.drift_values
+    is_normal = evaluation.labels == 0
+    is_detector = len(evaluation.outputs.scores) > 0
+    return values[is_normal] if is_detector and is_normal.any() else values
 
 
-def _champion(
+def _evaluate_champion(
     name: str,
     version: int,
     challenger: Program,
-    parts: data.Splits,
-    held: Evaluation,
+    holdout: Split,
+    evaluation: Evaluation,
     confidence: float,
 ) -> tuple[Champion, Evaluation | None]:
-    """The champion against the challenger, and its evaluation; None when it has none."""
+    """Compare the champion with the challenger; its evaluation is None if that is impossible."""
 
-    def noted(note: str) -> tuple[Champion, None]:
+    def not_comparable(note: str) -> tuple[Champion, None]:
         return Champion(version, None, None, note), None
 
     try:
         program = programs.load(name, version, challenger.device)
     except DataError as error:
-        return noted(f"it cannot be loaded ({error.message})")
+        return not_comparable(f"it cannot be loaded ({error.message})")
     if (program.info.task, program.info.classes) != (challenger.info.task, challenger.info.classes):
-        return noted("it has other classes")
+        return not_comparable("it has other classes")
     if program.info.input_size != challenger.info.input_size:
-        return noted("it takes images of another size")
-    other = evaluate(program, parts.holdout.pixels, parts.holdout.labels)
-    if not np.isfinite(other.drift_values).all():
-        return noted("its outputs are not all numbers")
-    return Champion(version, other.metrics, compare(held, other, confidence)), other
+        return not_comparable("it takes images of another size")
+    champion_evaluation = evaluate(program, holdout.pixels, holdout.labels)
+    if not np.isfinite(champion_evaluation.drift_values).all():
+        return not_comparable("its outputs are not all numbers")
+    comparison = compare(evaluation, champion_evaluation, confidence)
+    return Champion(version, champion_evaluation.metrics, comparison), champion_evaluation
 
 
-def _metrics(measured: Evaluation) -> dict[str, Any]:
-    found = _calibration(measured)
-    return measured.metrics | ({"calibration_error": found.error} if found else {})
+def _metrics(evaluation: Evaluation) -> dict[str, Any]:
+    result = _calibration(evaluation)
+    return evaluation.metrics | ({"calibration_error": result.error} if result else {})
 
 
-def _calibration(measured: Evaluation) -> Calibration | None:
-    """Of a classifier's confidences, or of anomaly scores as probabilities, if there are both
-    kinds to tell apart.
+def _calibration(evaluation: Evaluation) -> Calibration | None:
+    """The calibration of a classifier's confidences, or of anomaly scores as probabilities.
+
+    None for a detector if all images are normal, or all are anomalous.
     """
-    if not len(measured.outputs.scores):
-        return calibration(measured.drift_values, measured.predictions == measured.labels)
-    if len(np.unique(measured.labels)) < 2:
+    scores, labels = evaluation.outputs.scores, evaluation.labels
+    if not len(scores):
+        return calibration(evaluation.drift_values, evaluation.predictions == labels)
+    if len(np.unique(labels)) < 2:
         return None
-    return calibration(measured.outputs.scores, measured.labels == 1)
+    return calibration(scores, labels == 1)
 
 
-def _numbers(prefix: str, metrics: dict[str, Any]) -> dict[str, float]:
+def _with_prefix(prefix: str, metrics: dict[str, Any]) -> dict[str, float]:
     return {
         f"{prefix}_{key}": float(value)
         for key, value in metrics.items()
@@ -127,21 +131,25 @@ def _numbers(prefix: str, metrics: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _figures(program: Program, holdout: data.Split, held: Evaluation) -> dict[str, bytes]:
+def _figures(program: Program, holdout: Split, evaluation: Evaluation) -> dict[str, bytes]:
     figures = {
-        "worst_predictions": examples.worst(program, holdout, held),
-        "right_predictions": examples.right(program, holdout, held),
+        "worst_predictions": examples.worst(program, holdout, evaluation),
+        "right_predictions": examples.right(program, holdout, evaluation),
     }
-    classifies = program.info.task == CLASSIFICATION
-    if found := _calibration(held):
-        axes = ("confidence", "accuracy") if classifies else ("anomaly score", "share anomalous")
-        figures["reliability"] = plots.reliability(found, *axes)
-    if classifies:
-        matrix = plots.confusion_matrix(held.labels, held.predictions, program.info.classes)
-        per_class = plots.per_class(held.metrics["per_class"])
+    is_classifier = program.info.task == CLASSIFICATION
+    if result := _calibration(evaluation):
+        labels = (
+            ("confidence", "accuracy") if is_classifier else ("anomaly score", "share anomalous")
+        )
+        figures["reliability"] = plots.reliability(result, *labels)
+    if is_classifier:
+        matrix = plots.confusion_matrix(
+            evaluation.labels, evaluation.predictions, program.info.classes
+        )
+        per_class = plots.per_class(evaluation.metrics["per_class"])
         return figures | {"confusion_matrix": matrix, "per_class": per_class}
-    judged = held.outputs.scores, held.labels == 1, program.info.threshold or 0.0
+    arguments = evaluation.outputs.scores, evaluation.labels == 1, program.info.threshold or 0.0
     return figures | {
-        "rates_by_threshold": plots.rates_by_threshold(*judged),
-        "score_histogram": plots.score_histogram(*judged),
+        "rates_by_threshold": plots.rates_by_threshold(*arguments),
+        "score_histogram": plots.score_histogram(*arguments),
     }

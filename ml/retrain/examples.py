@@ -1,6 +1,4 @@
-"""Held-out images to look at: what a version gets wrong, gets right, and sees otherwise than the
-champion.
-"""
+"""Pictures of held-out images: those a version gets wrong, gets right, or sees otherwise."""
 
 from collections.abc import Sequence
 
@@ -17,106 +15,148 @@ from ml.training.data import Split
 SHOWN = 24
 
 
-def worst(program: Program, holdout: Split, held: Evaluation) -> bytes:
-    """The images that were judged worst, the wrong ones among them; of an anomaly model half of
-    each kind.
+def worst(program: Program, holdout: Split, evaluation: Evaluation) -> bytes:
+    """Show the images with the worst predictions; of an anomaly model half of each label.
+
+    Args:
+        program: the version.
+        holdout: the held-out images.
+        evaluation: the version's evaluation of them.
+
+    Returns:
+        A PNG file.
     """
-    order = np.argsort(_merit(program, held), kind="stable")
-    chosen = order[:SHOWN] if _classifies(program) else _of_each_label(held, order)
-    wrong = int((held.predictions != held.labels).sum())
-    title = f"Judged worst: {len(chosen)} of {len(held.labels):,} held-out images, {wrong:,} wrong"
-    return _gallery(program, holdout, chosen, _captions(program, held, chosen), title)
+    order = np.argsort(_label_probabilities(program, evaluation), kind="stable")
+    chosen = order[:SHOWN] if _is_classifier(program) else _half_of_each(evaluation, order)
+    wrong = int((evaluation.predictions != evaluation.labels).sum())
+    title = (
+        f"Judged worst: {len(chosen)} of {len(evaluation.labels):,} held-out images, "
+        f"{wrong:,} wrong"
+    )
+    return _gallery(program, holdout, chosen, _captions(program, evaluation, chosen), title)
 
 
-def right(program: Program, holdout: Split, held: Evaluation) -> bytes:
-    """Images that were judged right, from the barely to the most certainly right."""
-    merit = _merit(program, held)
-    found = np.flatnonzero(held.predictions == held.labels)
-    order = found[np.argsort(merit[found], kind="stable")]
-    if _classifies(program):
-        chosen = _evenly(order, SHOWN)
+def right(program: Program, holdout: Split, evaluation: Evaluation) -> bytes:
+    """Show images with right predictions, from the least to the most certain one.
+
+    Args:
+        program: the version.
+        holdout: the held-out images.
+        evaluation: the version's evaluation of them.
+
+    Returns:
+        A PNG file.
+    """
+    probabilities = _label_probabilities(program, evaluation)
+    is_right = np.flatnonzero(evaluation.predictions == evaluation.labels)
+    order = is_right[np.argsort(probabilities[is_right], kind="stable")]
+    if _is_classifier(program):
+        chosen = _sample_evenly(order, SHOWN)
     else:
-        kinds = [_evenly(order[held.labels[order] == label], SHOWN // 2) for label in (0, 1)]
-        chosen = np.concatenate(kinds)
-    title = f"Right: {len(chosen)} of {len(found):,} held-out images, least certain first"
-    return _gallery(program, holdout, chosen, _captions(program, held, chosen), title)
+        labels = evaluation.labels[order]
+        halves = [_sample_evenly(order[labels == label], SHOWN // 2) for label in (0, 1)]
+        chosen = np.concatenate(halves)
+    title = f"Right: {len(chosen)} of {len(is_right):,} held-out images, least certain first"
+    return _gallery(program, holdout, chosen, _captions(program, evaluation, chosen), title)
 
 
 def disagreements(
-    program: Program, holdout: Split, held: Evaluation, champion: Evaluation, version: int
+    program: Program, holdout: Split, evaluation: Evaluation, champion: Evaluation, version: int
 ) -> bytes | None:
-    """The images that the champion, `version`, judges otherwise, those first that it judged most
-    differently; None when there is none.
+    """Show the images that the champion predicts otherwise, the largest difference first.
+
+    Args:
+        program: the version.
+        holdout: the held-out images.
+        evaluation: the version's evaluation of them.
+        champion: the champion's evaluation of them.
+        version: of the champion.
+
+    Returns:
+        A PNG file; None if there are no such images.
     """
-    found = np.flatnonzero(held.predictions != champion.predictions)
-    if not len(found):
+    differing = np.flatnonzero(evaluation.predictions != champion.predictions)
+    if not len(differing):
         return None
-    gained = _merit(program, held)[found] - _merit(program, champion)[found]
-    chosen = found[np.argsort(-np.abs(gained), kind="stable")][:SHOWN]
-    names = _names(program)
+    gains = (
+        _label_probabilities(program, evaluation)[differing]
+        - _label_probabilities(program, champion)[differing]
+    )
+    chosen = differing[np.argsort(-np.abs(gains), kind="stable")][:SHOWN]
+    names = _label_names(program)
     captions = [
-        f"{names[held.labels[i]]}: {_said(program, held, i)}\n"
-        f"version {version}: {_said(program, champion, i)}"
+        f"{names[evaluation.labels[i]]}: {_prediction_text(program, evaluation, i)}\n"
+        f"version {version}: {_prediction_text(program, champion, i)}"
         for i in chosen
     ]
+    now_right = int((evaluation.predictions[differing] == evaluation.labels[differing]).sum())
     title = (
-        f"Judged otherwise by version {version}: {len(chosen)} of {len(found):,} held-out images, "
-        f"{int((held.predictions[found] == held.labels[found]).sum()):,} now right"
+        f"Judged otherwise by version {version}: {len(chosen)} of {len(differing):,} held-out "
+        f"images, {now_right:,} now right"
     )
     return _gallery(program, holdout, chosen, captions, title)
 
 
-def _classifies(program: Program) -> bool:
+def _is_classifier(program: Program) -> bool:
     return program.info.task == CLASSIFICATION
 
 
-def _names(program: Program) -> Sequence[str]:
-    return program.info.classes if _classifies(program) else (NORMAL, ANOMALOUS)
+def _label_names(program: Program) -> Sequence[str]:
+    return program.info.classes if _is_classifier(program) else (NORMAL, ANOMALOUS)
 
 
-def _merit(program: Program, held: Evaluation) -> np.ndarray:
-    """How well each image was judged: its own class's probability, or the score of an anomalous
-    one and what a normal one's lacks to 1.
-    """
-    if _classifies(program):
-        return held.outputs.probabilities[np.arange(len(held.labels)), held.labels]
-    return np.where(held.labels == 1, held.outputs.scores, 1 - held.outputs.scores)
+def _label_probabilities(program: Program, evaluation: Evaluation) -> np.ndarray:
+    """The probability that is predicted for each image's true label, float (N,)."""
+    labels = evaluation.labels
+    probabilities: np.ndarray
+    if _is_classifier(program):
+        probabilities = evaluation.outputs.probabilities[np.arange(len(labels)), labels]
+    else:
+        scores = evaluation.outputs.scores
+        probabilities = np.where(labels == 1, scores, 1 - scores)
+    return probabilities
 
 
-def _of_each_label(held: Evaluation, order: np.ndarray) -> np.ndarray:
-    anomalous = order[held.labels[order] == 1][: SHOWN // 2]
-    return np.concatenate([order[held.labels[order] == 0][: SHOWN - len(anomalous)], anomalous])
+def _half_of_each(evaluation: Evaluation, order: np.ndarray) -> np.ndarray:
+    anomalous = order[evaluation.labels[order] == 1][: SHOWN // 2]
+    normal = order[evaluation.labels[order] == 0][: SHOWN - len(anomalous)]
+    return np.concatenate([normal, anomalous])
 
 
-def _evenly(order: np.ndarray, most: int) -> np.ndarray:
-    return order[np.linspace(0, len(order) - 1, min(len(order), most)).round().astype(int)]
+def _sample_evenly(order: np.ndarray, limit: int) -> np.ndarray:
+    sample: np.ndarray = order[plots.evenly_spaced(len(order), limit)]
+    return sample
 
 
-def _captions(program: Program, held: Evaluation, chosen: np.ndarray) -> list[str]:
-    names = _names(program)
+def _captions(program: Program, evaluation: Evaluation, chosen: np.ndarray) -> list[str]:
+    names = _label_names(program)
     captions = []
     for i in chosen:
-        verdict = "right" if held.predictions[i] == held.labels[i] else "WRONG"
-        captions.append(f"{names[held.labels[i]]}, {verdict}\n{_said(program, held, i)}")
+        verdict = "right" if evaluation.predictions[i] == evaluation.labels[i] else "WRONG"
+        prediction = _prediction_text(program, evaluation, i)
+        captions.append(f"{names[evaluation.labels[i]]}, {verdict}\n{prediction}")
     return captions
 
 
-def _said(program: Program, held: Evaluation, index: int) -> str:
-    """What was answered: the class with its probability, or the score and whether it is flagged."""
-    answer = held.predictions[index]
-    if _classifies(program):
-        probability = held.outputs.probabilities[index, answer]
-        return f"{program.info.classes[answer]} {probability:.2f}"
-    return f"{held.outputs.scores[index]:.4f}{' flagged' if answer else ''}"
+def _prediction_text(program: Program, evaluation: Evaluation, index: int) -> str:
+    """The predicted class with its probability, or the score and whether it is flagged."""
+    predicted = evaluation.predictions[index]
+    if _is_classifier(program):
+        probability = evaluation.outputs.probabilities[index, predicted]
+        return f"{program.info.classes[predicted]} {probability:.2f}"
+    return f"{evaluation.outputs.scores[index]:.4f}{' flagged' if predicted else ''}"
 
 
 def _gallery(
     program: Program, holdout: Split, chosen: np.ndarray, captions: Sequence[str], title: str
 ) -> bytes:
-    """The images, those of an anomaly model with their heat maps."""
+    """A gallery of the chosen images; those of an anomaly model have their heat maps on them."""
     pixels = np.array(holdout.pixels[chosen])
-    if _classifies(program) or not len(chosen):
+    if _is_classifier(program) or not len(chosen):
         return plots.gallery([heatmap.to_image(image) for image in pixels], captions, title)
-    heat = predict(program, pixels, anomaly_maps=True).heatmaps
-    overlaid = [heatmap.overlay(image, warm) for image, warm in zip(pixels, heat, strict=True)]
-    return plots.gallery([Image.fromarray(picture) for picture in overlaid], captions, title)
+    anomaly_maps = predict(program, pixels, anomaly_maps=True).heatmaps
+    pictures = [
+        Image.fromarray(heatmap.overlay(image, anomaly_map))
+        for image, anomaly_map in zip(pixels, anomaly_maps, strict=True)
+    ]
+    return plots.gallery(pictures, captions, title)

@@ -1,4 +1,4 @@
-"""The text of a version's page in MLflow: where it comes from, how it did, what the gate said."""
+"""The model card of a version, its page in MLflow: origin, metrics, decision of the gate."""
 
 import re
 from collections.abc import Sequence
@@ -6,41 +6,42 @@ from typing import Any
 
 from ml.config.schema import Model
 from ml.evaluation.gate import Champion, Decision
+from ml.retrain.values import Assessment
 
 # MLflow keeps 5,000 characters of a description; the run has the table of all classes.
-_MOST_CLASSES = 20
+_MAX_CLASSES = 20
 
 
-def describe(
+def render(
     settings: Model,
-    holdout: dict[str, Any],
-    test: dict[str, Any] | None,
-    champion: Champion | None,
+    assessment: Assessment,
     decision: Decision,
     threshold: dict[str, Any] | None,
     *,
     snapshot_uri: str,
     synthetic: bool,
 ) -> str:
-    """The description of a version, in Markdown.
+    """Render a model card in Markdown.
 
     Args:
-        holdout, test: metrics on the held-out images and on the split test
-            (`ml.evaluation.metrics`).
-        threshold: as stored with the program (`ml.training.thresholds.ChosenThreshold`), if it has
-            one.
+        settings: the configuration that the version was trained with.
+        assessment: its metrics, and the comparison with the champion.
+        decision: of the gate.
+        threshold: a `ml.training.thresholds.ChosenThreshold` as JSON; None if it has none.
+        snapshot_uri: of the snapshot that it was trained on.
+        synthetic: whether the snapshot has built-in samples.
     """
     banner = "**SYNTHETIC SAMPLE DATA: drawn by Nightscore, says nothing of a real line.**"
     verdict = "passed" if decision.passed else "NOT passed, not promoted"
     parts = [
         banner if synthetic else "",
-        f"**Gate {verdict}:** {_escaped(decision.reason)}",
+        f"**Gate {verdict}:** {_escape(decision.reason)}",
         _checks(decision),
         f"{settings.task}, architecture {settings.architecture}, snapshot `{snapshot_uri}`",
-        _metrics(holdout, test or {}),
+        _metrics(assessment.holdout, assessment.test or {}),
         _threshold(threshold) if threshold else "",
-        _comparison(champion) if champion else "",
-        _classes(holdout.get("per_class", {})),
+        _comparison(assessment.champion) if assessment.champion else "",
+        _classes(assessment.holdout.get("per_class", {})),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -48,7 +49,7 @@ def describe(
 def _checks(decision: Decision) -> str:
     rows = [
         (
-            _escaped(check.name),
+            _escape(check.name),
             _number(check.value),
             _number(check.required),
             "yes" if check.passed else "NO",
@@ -68,12 +69,12 @@ def _metrics(holdout: dict[str, Any], test: dict[str, Any]) -> str:
 
 
 def _threshold(threshold: dict[str, Any]) -> str:
-    """How the threshold was chosen and how sure it and the rates at it are."""
+    """A table of how the threshold was chosen, and how certain it and the rates at it are."""
     policy, asked, tpr, fpr = (threshold[key] for key in ("policy", "asked", "tpr", "fpr"))
-    fallen_back = f" ({asked} needs calibration anomalies)" if policy != asked else ""
+    fallback = f" ({asked} needs calibration anomalies)" if policy != asked else ""
     value, low, high = (f"{threshold[key]:.6f}" for key in ("value", "low", "high"))
     rows = [
-        ("policy", f"{policy}{fallen_back}", "", ""),
+        ("policy", f"{policy}{fallback}", "", ""),
         ("threshold", value, f"{low} to {high}", ""),
     ]
     if tpr:
@@ -89,43 +90,44 @@ def _rate(value: float, low: float, high: float) -> tuple[str, str]:
 
 
 def _comparison(champion: Champion) -> str:
-    """Both versions side by side; a difference has one-sided bounds at the gate's confidence."""
-    found = champion.comparison
-    if found is None:
+    """A table of both versions; a difference has one-sided bounds at the gate's confidence."""
+    comparison = champion.comparison
+    if comparison is None:
         return ""
     rows = [
         (
             name,
-            _number(one.challenger),
-            _number(one.champion),
-            f"{one.difference:+.4f} ({one.lower:+.4f} to {one.upper:+.4f})",
+            _number(metric.challenger),
+            _number(metric.champion),
+            f"{metric.difference:+.4f} ({metric.lower:+.4f} to {metric.upper:+.4f})",
         )
-        for name, one in found.differences.items()
+        for name, metric in comparison.differences.items()
     ]
     header = "metric", "this version", f"version {champion.version}", "difference (bounds)"
-    notes = [f"They judge {found.disagreements:,} of {found.n:,} held-out images differently."]
-    if found.p_value is not None:
-        notes.append(f"Equal accuracy: p = {found.p_value:.3g} (McNemar's exact test).")
+    notes = [
+        f"They judge {comparison.disagreements:,} of {comparison.n:,} held-out images differently."
+    ]
+    if comparison.p_value is not None:
+        notes.append(f"Equal accuracy: p = {comparison.p_value:.3g} (McNemar's exact test).")
     notes.append(
-        f"Each bound holds with {100 * found.confidence:g} % confidence "
-        f"({found.resamples:,} resamples)."
+        f"Each bound holds with {100 * comparison.confidence:g} % confidence "
+        f"({comparison.resamples:,} resamples)."
     )
     return _table(header, rows) + "\n\n" + " ".join(notes)
 
 
 def _classes(per_class: dict[str, dict[str, float]]) -> str:
-    if not 0 < len(per_class) <= _MOST_CLASSES:
+    if not 0 < len(per_class) <= _MAX_CLASSES:
         return ""
-    measures = ("precision", "recall", "f1", "support")
+    columns = ("precision", "recall", "f1", "support")
     rows = [
-        (_escaped(name), *(_number(row[key]) for key in measures))
-        for name, row in per_class.items()
+        (_escape(name), *(_number(row[key]) for key in columns)) for name, row in per_class.items()
     ]
-    return _table(("class, held-out images", *measures), rows)
+    return _table(("class, held-out images", *columns), rows)
 
 
-def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is: a class is called as somebody has called a folder."""
+def _escape(text: str) -> str:
+    """Escape what Markdown would interpret, as the name of a class is any folder's name."""
     return re.sub(r"([\\`*_{}\[\]<>|#~!&])", r"\\\1", " ".join(text.split()))
 
 

@@ -1,4 +1,4 @@
-"""A training run repeated from what it recorded, and compared with itself."""
+"""Reproduce a training run from what it recorded, and compare both runs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +17,19 @@ from ml.registry.tracking import (
     WEIGHTS_TAG,
 )
 
+_RESULT = "repetition.json"
+
 
 @dataclass(frozen=True)
 class Recording:
-    """What a run can be repeated from; `environment` is of `ml.training.environment.collect`."""
+    """What a run recorded to be reproduced from.
+
+    Attributes:
+        run_id: the run in MLflow.
+        settings: the configuration of the model.
+        snapshot_uri: what it trained on.
+        environment: see `ml.training.environment.collect`.
+    """
 
     run_id: str
     settings: Model
@@ -28,12 +37,12 @@ class Recording:
     environment: dict[str, Any]
 
 
-def recording(model: str, run_id: str) -> Recording:
-    """What a finished run of a model has recorded.
+def read_recording(model: str, run_id: str) -> Recording:
+    """Read what a finished run of a model recorded.
 
     Raises:
-        DataError: there is no such run, it is of another model or unfinished, or what it recorded
-            is missing or of another version of Nightscore.
+        DataError: there is no such run, it is of another model or has not finished, or its
+            recording is incomplete or of another version of Nightscore.
     """
     tags = tracking.run_tags(run_id)
     if (owner := tags.get(MODEL_TAG)) != model:
@@ -63,46 +72,61 @@ def recording(model: str, run_id: str) -> Recording:
     return Recording(run_id, settings, tags[SNAPSHOT_TAG], environment)
 
 
-def compare(recorded: str, repeated: str) -> dict[str, Any]:
-    """Two runs side by side; the result also goes to the second as `repetition.json`.
+def compare(original: str, reproduction: str) -> dict[str, Any]:
+    """Compare two runs; the result is also stored with the second one, as `repetition.json`.
+
+    Args:
+        original: the id of the run that was reproduced.
+        reproduction: the id of the new run.
 
     Returns:
-        circumstances: what differs in `environment.json`, name → [recorded, now].
-        weights_identical: whether the weights are the same to the bit.
-        metrics_identical: whether all numbers that both evaluations have are the same to the bit.
-        metrics: those that are not, name → [recorded, now].
+        circumstances: the environment diff, name → [original, reproduction].
+        weights_identical: whether the weights are equal to the bit.
+        metrics_identical: whether the metrics that both evaluations have are equal to the bit.
+        metrics: those that are not, name → [original, reproduction].
     """
     from ml.training import environment
 
-    before = _numbers(tracking.read_json(recorded, EVALUATION_FILE))
-    now = _numbers(tracking.read_json(repeated, EVALUATION_FILE))
-    common = before.keys() & now.keys()
-    metrics = {k: [before[k], now[k]] for k in before if k in common and before[k] != now[k]}
-    weights = [tracking.run_tags(run_id).get(WEIGHTS_TAG) for run_id in (recorded, repeated)]
+    runs = (original, reproduction)
+    metrics_diff = _diff_metrics(*(tracking.read_json(run_id, EVALUATION_FILE) for run_id in runs))
+    environments = (tracking.read_json(run_id, ENVIRONMENT_FILE) for run_id in runs)
+    weights, new_weights = (tracking.run_tags(run_id).get(WEIGHTS_TAG) for run_id in runs)
     result = {
-        "circumstances": environment.diff(
-            tracking.read_json(recorded, ENVIRONMENT_FILE),
-            tracking.read_json(repeated, ENVIRONMENT_FILE),
-        ),
-        "weights_identical": weights[0] == weights[1],
-        "metrics_identical": bool(common) and not metrics,
-        "metrics": metrics,
+        "circumstances": environment.diff(*environments),
+        "weights_identical": weights == new_weights,
+        "metrics_identical": metrics_diff == {},
+        "metrics": metrics_diff or {},
     }
-    tracking.log_json(repeated, "repetition.json", {"repeats": recorded, **result})
+    tracking.log_json(reproduction, _RESULT, {"repeats": original, **result})
     return result
 
 
-def _numbers(evaluation: dict[str, Any]) -> dict[str, float]:
-    """The metrics of the held-out and of the test images, nested names joined by dots."""
-    found: dict[str, float] = {}
+def _diff_metrics(
+    evaluation: dict[str, Any], new_evaluation: dict[str, Any]
+) -> dict[str, list[float]] | None:
+    """The metrics that differ, name → values; None if the evaluations have no metric in common."""
+    metrics, new_metrics = _flatten(evaluation), _flatten(new_evaluation)
+    common = [name for name in metrics if name in new_metrics]
+    if not common:
+        return None
+    return {
+        name: [metrics[name], new_metrics[name]]
+        for name in common
+        if metrics[name] != new_metrics[name]
+    }
 
-    def walk(name: str, value: Any) -> None:
+
+def _flatten(evaluation: dict[str, Any]) -> dict[str, float]:
+    """The metrics on the held-out and on the test images; nested names are joined by dots."""
+    metrics: dict[str, float] = {}
+
+    def visit(name: str, value: Any) -> None:
         if isinstance(value, dict):
             for key, inner in value.items():
-                walk(f"{name}.{key}", inner)
+                visit(f"{name}.{key}", inner)
         elif isinstance(value, int | float):
-            found[name] = value
+            metrics[name] = value
 
-    for part in ("holdout", "test"):
-        walk(part, evaluation[part])
-    return found
+    for split in ("holdout", "test"):
+        visit(split, evaluation[split])
+    return metrics

@@ -290,7 +290,7 @@ def test_a_program_that_openvino_cannot_run_is_registered_without_a_form(trained
     run_id = tracking.start_run("exotic", None, {})
     info = ProgramInfo("exotic", None, CLASSIFICATION, ("a", "b", "c"), (16, 16), None, "")
     programs.log_program(run_id, _Exotic().eval(), info, {"task": CLASSIFICATION})
-    assert retrain._converted(run_id, *programs.fetch_from_run(run_id)) is None
+    assert retrain._store_conversion(run_id, *programs.fetch_from_run(run_id)) is None
     assert versions.register(run_id, "exotic", {}, "") == 1
 
 

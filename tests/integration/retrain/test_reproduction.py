@@ -1,4 +1,4 @@
-"""The same snapshot, seed, versions and machine give the same model; a run can be repeated."""
+"""The same snapshot, seed, versions and machine give the same model; a run can be reproduced."""
 
 import json
 import os
@@ -13,8 +13,7 @@ from ml.config.loading import configuration
 from ml.data import dataset
 from ml.errors import DataError
 from ml.registry import client, programs, tracking, versions
-from ml.retrain import reproduction
-from ml.retrain import steps as retrain
+from ml.retrain import reproduction, steps
 from ml.storage.object_store import object_store
 from tests.support import drawing, stacks
 
@@ -36,7 +35,7 @@ def _use(monkeypatch, path: Path, text: str) -> None:
 @pytest.mark.parametrize("model", ["shades", "moulds"])
 def test_two_trainings_give_the_same_weights_to_the_bit(trained, model):
     first = _run_of(model, 1)
-    value = retrain.train(retrain.snapshot(model))
+    value = steps.train(steps.snapshot(model))
     one, other = _tensors(first), _tensors(value["run_id"])
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -44,19 +43,19 @@ def test_two_trainings_give_the_same_weights_to_the_bit(trained, model):
     assert len(digests) == 1
 
 
-def test_a_run_records_what_it_can_be_repeated_from(trained):
+def test_a_run_records_what_it_can_be_reproduced_from(trained):
     run_id = _run_of("moulds", 1)
-    recorded = reproduction.recording("moulds", run_id)
-    assert recorded.settings == configuration().model("moulds")
-    assert object_store().exists(recorded.snapshot_uri)
-    assert recorded.environment["package torch"] == torch.__version__.split("+")[0]
-    assert recorded.environment["device"] == "cpu"
-    assert recorded.environment["threads"] >= 1
-    assert recorded.environment["cpu capability"]
-    assert all(recorded.environment[name] for name in ("code", "python", "cpu"))
+    recording = reproduction.read_recording("moulds", run_id)
+    assert recording.settings == configuration().model("moulds")
+    assert object_store().exists(recording.snapshot_uri)
+    assert recording.environment["package torch"] == torch.__version__.split("+")[0]
+    assert recording.environment["device"] == "cpu"
+    assert recording.environment["threads"] >= 1
+    assert recording.environment["cpu capability"]
+    assert all(recording.environment[name] for name in ("code", "python", "cpu"))
 
 
-def test_a_run_is_repeated_from_its_record_and_not_from_todays_configuration(
+def test_a_run_is_reproduced_from_its_recording_and_not_from_the_configuration_of_today(
     trained, monkeypatch, tmp_path
 ):
     text = Path(os.environ["NIGHTSCORE_CONFIG"]).read_text()
@@ -84,7 +83,7 @@ def test_a_run_is_repeated_from_its_record_and_not_from_todays_configuration(
     assert tracking.read_json(result["run_id"], "repetition.json")["weights_identical"]
 
 
-def test_what_is_no_longer_the_same_is_said(trained):
+def test_differences_are_shown(trained):
     run_id = _run_of("moulds", 1)
     environment = tracking.read_json(run_id, tracking.ENVIRONMENT_FILE)
     settings = tracking.read_json(run_id, tracking.MODEL_FILE)
@@ -102,46 +101,46 @@ def test_what_is_no_longer_the_same_is_said(trained):
     assert "weights NOT identical, metrics NOT identical" in done.stdout
 
 
-def test_a_run_in_two_processes_is_logged_as_any_and_can_be_repeated(
+def test_a_run_in_two_processes_is_logged_like_others_and_can_be_reproduced(
     trained, monkeypatch, tmp_path
 ):
     text = Path(os.environ["NIGHTSCORE_CONFIG"]).read_text()
     changed = text.replace("learning_rate: 0.1}", "learning_rate: 0.1, processes: 2}")
     assert changed != text
     _use(monkeypatch, tmp_path / "nightscore.yaml", changed)
-    first = retrain.gate(retrain.evaluate(retrain.train(retrain.snapshot("shades"))))
+    first = steps.gate(steps.evaluate(steps.train(steps.snapshot("shades"))))
     assert first["passed"]
     run = client.mlflow_client().get_run(first["run_id"])
     assert run.data.params["processes"] == "2"
     epochs = client.mlflow_client().get_metric_history(first["run_id"], "train_loss")
     assert [epoch.step for epoch in epochs] == [1, 2]
-    result = retrain.repeat("shades", first["run_id"])
+    result = steps.reproduce("shades", first["run_id"])
     assert (result["weights_identical"], result["metrics_identical"]) == (True, True)
 
 
-class TestARunThatCannotBeRepeated:
+class TestARunThatCannotBeReproduced:
     def test_there_is_none(self, trained):
         for unknown in ("0" * 32, "not-an-id"):
             with pytest.raises(DataError, match="There is no run"):
-                retrain.repeat("moulds", unknown)
+                steps.reproduce("moulds", unknown)
 
     def test_it_is_of_another_model(self, trained):
         with pytest.raises(DataError, match="is of shades, not of moulds"):
-            retrain.repeat("moulds", _run_of("shades", 1))
+            steps.reproduce("moulds", _run_of("shades", 1))
 
     def test_it_is_unfinished(self, trained):
         run_id = tracking.start_run("moulds", None, {tracking.MODEL_TAG: "moulds"})
         with pytest.raises(DataError, match="is running"):
-            retrain.repeat("moulds", run_id)
+            steps.reproduce("moulds", run_id)
         tracking.end_run(run_id, failed=True)
         with pytest.raises(DataError, match="is failed"):
-            retrain.repeat("moulds", run_id)
+            steps.reproduce("moulds", run_id)
 
-    def test_it_recorded_too_little(self, trained):
+    def test_its_recording_is_incomplete(self, trained):
         run_id = tracking.start_run("moulds", None, {tracking.MODEL_TAG: "moulds"})
         tracking.end_run(run_id)
         with pytest.raises(DataError, match=r"has no environment\.json, evaluation\.json, model"):
-            retrain.repeat("moulds", run_id)
+            steps.reproduce("moulds", run_id)
 
     def test_its_snapshot_is_gone(self, trained):
         run_id = _run_of("moulds", 1)
@@ -150,7 +149,7 @@ class TestARunThatCannotBeRepeated:
         object_store().delete([uri])
         try:
             with pytest.raises(DataError, match="There is no snapshot"):
-                retrain.repeat("moulds", run_id)
+                steps.reproduce("moulds", run_id)
         finally:
             object_store().put(uri, content)
 
@@ -159,11 +158,11 @@ class TestARunThatCannotBeRepeated:
         settings = tracking.read_json(run_id, tracking.MODEL_FILE)
         tracking.log_json(run_id, tracking.MODEL_FILE, settings | {"task": "segmentation"})
         try:
-            with pytest.raises(DataError, match="is not one of this version") as caught:
-                retrain.repeat("moulds", run_id)
+            with pytest.raises(DataError, match="is not one of this version") as raised:
+                steps.reproduce("moulds", run_id)
         finally:
             tracking.log_json(run_id, tracking.MODEL_FILE, settings)
-        assert tracking.read_json(run_id, tracking.ENVIRONMENT_FILE)["code"] in caught.value.hint
+        assert tracking.read_json(run_id, tracking.ENVIRONMENT_FILE)["code"] in raised.value.hint
 
 
 def test_test_images_influence_neither_weights_nor_threshold(
@@ -172,18 +171,18 @@ def test_test_images_influence_neither_weights_nor_threshold(
     _use(monkeypatch, tmp_path / "nightscore.yaml", stacks.CONFIGURATION.format(bucket=bucket))
     drawing.write_dataset(tmp_path / "moulds", "moulds")
     dataset.import_(tmp_path / "moulds", "moulds", storage=bucket)
-    before = retrain.snapshot("moulds")
-    first = retrain.evaluate(retrain.train(before))["run_id"]
+    before = steps.snapshot("moulds")
+    first = steps.evaluate(steps.train(before))["run_id"]
     for number, path in enumerate(sorted((tmp_path / "moulds" / "test").rglob("*.png"))):
         path.write_bytes(drawing.shade(("dark", "light")[number % 2], number))
     dataset.import_(tmp_path / "moulds", "moulds", storage=bucket)
-    after = retrain.snapshot("moulds")
-    second = retrain.evaluate(retrain.train(after))["run_id"]
+    after = steps.snapshot("moulds")
+    second = steps.evaluate(steps.train(after))["run_id"]
     assert after != before
     one, other = _tensors(first), _tensors(second)
     assert all(torch.equal(one[name], other[name]) for name in one)
-    logged = [programs.fetch_from_run(run)[1] for run in (first, second)]
-    assert logged[0].threshold == logged[1].threshold
-    measured = [tracking.read_json(run, tracking.EVALUATION_FILE) for run in (first, second)]
-    assert measured[0]["holdout"] == measured[1]["holdout"]
-    assert measured[0]["test"] != measured[1]["test"]
+    infos = [programs.fetch_from_run(run)[1] for run in (first, second)]
+    assert infos[0].threshold == infos[1].threshold
+    evaluations = [tracking.read_json(run, tracking.EVALUATION_FILE) for run in (first, second)]
+    assert evaluations[0]["holdout"] == evaluations[1]["holdout"]
+    assert evaluations[0]["test"] != evaluations[1]["test"]

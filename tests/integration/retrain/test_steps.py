@@ -1,4 +1,4 @@
-"""The retrain flow on real MLflow, S3 and Postgres."""
+"""The steps of a retrain DAG on real MLflow, S3 and Postgres."""
 
 import csv
 import os
@@ -17,9 +17,9 @@ from ml.config.loading import configuration
 from ml.database.connection import analyst_engine, transaction
 from ml.database.tables import ModelVersion, Promotion
 from ml.errors import DataError, ServiceError
-from ml.registry import client, promotion, tracking
-from ml.registry import versions as registry
-from ml.retrain import steps as retrain
+from ml.registry import client, promotion, tracking, versions
+from ml.retrain import steps
+from ml.retrain.values import Assessment, Value
 from ml.storage.object_store import object_store
 from tests.support import drawing, evidence
 from tests.support.registered import other_than_champion
@@ -36,7 +36,7 @@ def _row(model: str, version: int) -> ModelVersion:
         return row
 
 
-def test_a_version_is_registered_with_everything_that_is_needed_to_trust_it(trained):
+def test_a_version_is_registered_with_its_origin_and_its_metrics(trained):
     version = _client().get_model_version("moulds", "1")
     row = _row("moulds", 1)
     assert version.tags["nightscore.sha256"] == row.program_sha256
@@ -63,18 +63,18 @@ def test_a_version_is_registered_with_everything_that_is_needed_to_trust_it(trai
 
 
 @pytest.mark.parametrize(
-    ("model", "own"),
+    ("model", "plots_of_task"),
     [
         ("moulds", {"rates_by_threshold", "score_histogram"}),
         ("shades", {"confusion_matrix", "per_class"}),
     ],
 )
-def test_a_version_is_shown_in_pictures(trained, model, own):
+def test_a_version_has_plots(trained, model, plots_of_task):
     from PIL import Image
 
     version = _client().get_model_version(model, "1")
-    plots = {found.path for found in _client().list_artifacts(version.run_id, "plots")}
-    names = own | {
+    plots = {file.path for file in _client().list_artifacts(version.run_id, "plots")}
+    names = plots_of_task | {
         "training_curves", "weights_and_gradients", "reliability", "worst_predictions",
         "right_predictions",
     }  # fmt: skip
@@ -96,12 +96,11 @@ def test_a_classifier_s_classes_are_in_a_table_and_on_its_page(trained):
     assert "lowest recall" in version.tags["nightscore.gate_reason"]
 
 
-def test_metrics_that_are_no_numbers_can_be_stored():
-    found = {
-        "holdout": {"n": 3, "accuracy": float("nan"), "per_class": {}},
-        "test": {"auroc": None},
-    }
-    assert retrain._flat(found) == {"n": 3, "accuracy": None, "test_auroc": None}
+def test_metrics_that_are_not_numbers_can_be_stored():
+    holdout = {"n": 3, "accuracy": float("nan"), "per_class": {}}
+    assessment = Assessment(holdout, {"auroc": None}, None, {})
+    metrics = steps._flatten_metrics(assessment)
+    assert metrics == {"n": 3, "accuracy": None, "test_auroc": None}
 
 
 def test_the_logged_model_is_a_pt2_program_with_signature_input_example_and_metadata(trained):
@@ -115,12 +114,12 @@ def test_the_logged_model_is_a_pt2_program_with_signature_input_example_and_meta
         (program,) = mlflow.artifacts.list_artifacts(f"models:/{model}/1/data")
         assert program.path == "data/model.pt2"
         assert info.saved_input_example_info is not None
-        names = [found.name for found in info.signature.outputs.inputs]
-        wanted = ["scores", "heatmaps", "novelties"] if model == "moulds" else ["probabilities"]
-        assert names == wanted
+        names = [output.name for output in info.signature.outputs.inputs]
+        detector = ["scores", "heatmaps", "novelties"]
+        assert names == (detector if model == "moulds" else ["probabilities"])
 
 
-def test_a_version_says_how_its_threshold_was_chosen_and_how_sure_it_is(trained):
+def test_a_version_records_how_its_threshold_was_chosen_and_how_certain_it_is(trained):
     import mlflow
 
     metadata = mlflow.models.get_model_info("models:/moulds/1").metadata
@@ -136,16 +135,16 @@ def test_a_version_says_how_its_threshold_was_chosen_and_how_sure_it_is(trained)
     assert stored["tpr"]["value"] == row.metrics["tpr"]
     assert 1 - stored["fpr"]["value"] == pytest.approx(row.metrics["tnr"])
     with transaction() as session:
-        found = session.execute(
+        rows = session.execute(
             sa.text(
                 "SELECT * FROM reporting.model_versions"
                 " WHERE version = 1 AND model IN ('moulds', 'shades') ORDER BY model"
             )
         ).mappings()
-        moulds, shades = [dict(version) for version in found]
+        moulds, shades = [dict(row) for row in rows]
     assert (moulds["threshold_policy"], moulds["threshold_detail"]) == ("midpoint", stored)
-    nothing = ("threshold_policy", "threshold_detail", "novelty_threshold")
-    assert [shades[column] for column in nothing] == [None] * 3
+    of_detectors = ("threshold_policy", "threshold_detail", "novelty_threshold")
+    assert [shades[column] for column in of_detectors] == [None] * 3
     text = _client().get_model_version("moulds", "1").description
     assert "| policy | midpoint |" in text
     assert f"| threshold | {stored['value']:.6f} | {stored['low']:.6f} to " in text
@@ -158,20 +157,20 @@ def test_a_classifier_can_be_loaded_and_used_with_mlflow_alone(trained):
     import numpy as np
 
     model = mlflow.pyfunc.load_model("models:/shades/1")
-    found = model.predict(np.full((3, 3, 16, 16), 50, dtype=np.uint8))
-    assert found.shape == (3, 2)
-    np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+    probabilities = model.predict(np.full((3, 3, 16, 16), 50, dtype=np.uint8))
+    assert probabilities.shape == (3, 2)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
 
 
 def test_champion_and_challenger_are_compared_on_the_same_images(trained, tmp_path, monkeypatch):
-    before = registry.version_of_alias("moulds", "champion")
+    before = versions.version_of_alias("moulds", "champion")
     with monkeypatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(tmp_path))
-        result = retrain.retrain("moulds")
+        result = steps.retrain("moulds")
     assert list(tmp_path.rglob("*")) == [], "temporary files are left"
     row = _row("moulds", result["version"])
     assert f"version {before} has" in row.gate_reason
-    assert registry.version_of_alias("moulds", "challenger") == result["version"]
+    assert versions.version_of_alias("moulds", "challenger") == result["version"]
     # The same snapshot, seed and code: the same weights, so it is not worse.
     assert _row("moulds", result["version"]).metrics["auroc"] == pytest.approx(
         _row("moulds", 1).metrics["auroc"]
@@ -183,24 +182,24 @@ def test_champion_and_challenger_are_compared_on_the_same_images(trained, tmp_pa
     assert version.tags["nightscore.gate_lower_bound"] == "0"
     assert f"auroc less that of version {before}, lower bound" in version.description
     assert "They judge 0 of" in version.description
-    plots = {found.path for found in _client().list_artifacts(version.run_id, "plots")}
+    plots = {file.path for file in _client().list_artifacts(version.run_id, "plots")}
     assert "plots/disagreements.png" not in plots
-    assert registry.version_of_alias("moulds", "previous") == before
+    assert versions.version_of_alias("moulds", "previous") == before
     promotion.rollback("moulds", reason="test", by="test")
-    assert registry.version_of_alias("moulds", "champion") == before
+    assert versions.version_of_alias("moulds", "champion") == before
 
 
-def test_a_challenger_that_may_be_worse_is_compared_in_numbers_and_pictures(
+def test_a_challenger_that_may_be_worse_is_compared_in_numbers_and_plots(
     trained, monkeypatch, tmp_path
 ):
-    before = registry.version_of_alias("shades", "champion")
-    # So little training, at such a rate, learns next to nothing.
+    before = versions.version_of_alias("shades", "champion")
+    # With so few steps, at such a learning rate, it learns almost nothing.
     text = Path(os.environ["NIGHTSCORE_CONFIG"]).read_text()
     text = text.replace("batch_size: 32, learning_rate: 0.1", "batch_size: 2, learning_rate: 1e-9")
     text = text.replace("epochs: 2", "epochs: 1").replace("minimum: 0.7", "minimum: 0")
     (tmp_path / "nightscore.yaml").write_text(text)
     monkeypatch.setenv("NIGHTSCORE_CONFIG", str(tmp_path / "nightscore.yaml"))
-    result = retrain.retrain("shades")
+    result = steps.retrain("shades")
     assert not result["promoted"]
     with analyst_engine().connect() as connection:
         row = (
@@ -218,16 +217,16 @@ def test_a_challenger_that_may_be_worse_is_compared_in_numbers_and_pictures(
     assert row["gate_value"] == row["metrics"]["accuracy"]
     assert row["gate_difference"] == row["gate_value"] - row["gate_champion_value"] < 0
     assert row["gate_lower_bound"] <= row["gate_difference"]
-    floor, recall, against = row["gate_checks"]
-    assert floor["passed"] and recall["passed"] and not against["passed"]
-    assert against["value"] == row["gate_lower_bound"]
-    assert against["required"] == -0.05
+    floor, recall, difference = row["gate_checks"]
+    assert floor["passed"] and recall["passed"] and not difference["passed"]
+    assert difference["value"] == row["gate_lower_bound"]
+    assert difference["required"] == -0.05
     assert "may be worse by more than 0.05" in row["gate_reason"]
     version = _client().get_model_version("shades", str(result["version"]))
     assert float(version.tags["nightscore.gate_p_value"]) < 0.05
     assert f"| accuracy less that of version {before}, lower bound |" in version.description
     assert "McNemar" in version.description
-    plots = {found.path for found in _client().list_artifacts(version.run_id, "plots")}
+    plots = {file.path for file in _client().list_artifacts(version.run_id, "plots")}
     assert "plots/disagreements.png" in plots
 
 
@@ -249,7 +248,7 @@ def _metrics(run_id: str) -> dict[str, float]:
     return _client().get_run(run_id).data.metrics
 
 
-def test_a_monitor_that_cannot_start_is_warned_of(trained, monkeypatch, caplog):
+def test_a_monitor_that_cannot_start_gives_a_warning(trained, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "often")
     run_id = tracking.start_run("monitored", None, {})
     done = False
@@ -260,17 +259,17 @@ def test_a_monitor_that_cannot_start_is_warned_of(trained, monkeypatch, caplog):
     assert "The machine is not monitored" in caplog.text
 
 
-def test_what_fails_the_gate_is_registered_not_promoted_and_says_why(
+def test_a_version_that_fails_the_gate_is_registered_with_the_reason_and_not_promoted(
     trained, monkeypatch, tmp_path
 ):
     text = Path(os.environ["NIGHTSCORE_CONFIG"]).read_text().replace("minimum: 0.5", "minimum: 1.5")
     (tmp_path / "nightscore.yaml").write_text(text)
     monkeypatch.setenv("NIGHTSCORE_CONFIG", str(tmp_path / "nightscore.yaml"))
-    before = registry.version_of_alias("moulds", "champion")
-    result = retrain.retrain("moulds")
+    before = versions.version_of_alias("moulds", "champion")
+    result = steps.retrain("moulds")
     assert not result["promoted"]
-    assert registry.version_of_alias("moulds", "champion") == before
-    assert registry.version_of_alias("moulds", "challenger") == result["version"]
+    assert versions.version_of_alias("moulds", "champion") == before
+    assert versions.version_of_alias("moulds", "challenger") == result["version"]
     version = _client().get_model_version("moulds", str(result["version"]))
     assert "NOT passed, not promoted" in version.description
     assert "below the floor" in version.tags["nightscore.gate_reason"]
@@ -278,56 +277,56 @@ def test_what_fails_the_gate_is_registered_not_promoted_and_says_why(
 
 
 @pytest.fixture(scope="module")
-def decided(trained) -> retrain.Value:
-    """A run that may be registered, of the attempt `attempt-1`."""
-    value = retrain.train(retrain.snapshot("shades"), attempt_key="attempt-1")
-    return retrain.gate(retrain.evaluate(value))
+def gated_run(trained) -> Value:
+    """A run that may be registered, with the idempotency key `attempt-1`."""
+    value = steps.train(steps.snapshot("shades"), idempotency_key="attempt-1")
+    return steps.gate(steps.evaluate(value))
 
 
-def test_a_version_is_never_without_its_tags(decided, monkeypatch):
-    def fails(*_, **__):
+def test_a_version_is_never_without_its_tags(gated_run, monkeypatch):
+    def fail(*_, **__):
         raise MlflowException("made to fail")
 
     with monkeypatch.context() as context:
-        context.setattr(MlflowClient, "update_model_version", fails)
+        context.setattr(MlflowClient, "update_model_version", fail)
         with pytest.raises(ServiceError, match="made to fail"):
-            retrain.register(decided)
-    version = _client().get_model_version("shades", str(registry.list_versions("shades")[-1]))
-    assert version.run_id == decided["run_id"]
+            steps.register(gated_run)
+    version = _client().get_model_version("shades", str(versions.list_versions("shades")[-1]))
+    assert version.run_id == gated_run["run_id"]
     assert {"nightscore.sha256", "nightscore.gate", "nightscore.gate_reason"} <= set(version.tags)
     assert not version.description
-    assert retrain.register(decided)["version"] == int(version.version)
+    assert steps.register(gated_run)["version"] == int(version.version)
     assert _client().get_model_version("shades", version.version).description
 
 
-def test_a_retried_step_registers_and_trains_once(decided):
-    again = retrain.train(retrain.snapshot("shades"), attempt_key="attempt-1")
-    assert again["run_id"] == decided["run_id"]
-    first = retrain.register(decided)
-    assert retrain.register(decided) == first
-    before = len(registry.list_versions("shades"))
-    retrain.promote(first)
-    assert retrain.promote(first)["changed"] is False
-    assert len(registry.list_versions("shades")) == before
+def test_a_retried_step_registers_and_trains_once(gated_run):
+    retried = steps.train(steps.snapshot("shades"), idempotency_key="attempt-1")
+    assert retried["run_id"] == gated_run["run_id"]
+    first = steps.register(gated_run)
+    assert steps.register(gated_run) == first
+    before = len(versions.list_versions("shades"))
+    steps.promote(first)
+    assert steps.promote(first)["changed"] is False
+    assert len(versions.list_versions("shades")) == before
 
 
 def test_a_training_that_fails_marks_its_run_and_registers_nothing(trained, monkeypatch):
-    before = registry.list_versions("shades")
-    value = retrain.snapshot("shades")
+    before = versions.list_versions("shades")
+    value = steps.snapshot("shades")
     from ml.training import loop
 
-    def fails(*_, **__):
+    def fail(*_, **__):
         raise DataError("made to fail")
 
-    monkeypatch.setattr(loop, "fit", fails)
+    monkeypatch.setattr(loop, "fit", fail)
     with pytest.raises(DataError, match="made to fail"):
-        retrain.train(value, attempt_key="fails")
+        steps.train(value, idempotency_key="fails")
     experiment = _client().get_experiment_by_name("shades")
     (run,) = _client().search_runs(
         [experiment.experiment_id], "tags.`nightscore.attempt` = 'fails'"
     )
     assert run.info.status == "FAILED"
-    assert registry.list_versions("shades") == before
+    assert versions.list_versions("shades") == before
 
 
 def test_missing_data_fail_before_any_training(trained, monkeypatch, tmp_path):
@@ -339,27 +338,27 @@ def test_missing_data_fail_before_any_training(trained, monkeypatch, tmp_path):
     (tmp_path / "nightscore.yaml").write_text(text)
     monkeypatch.setenv("NIGHTSCORE_CONFIG", str(tmp_path / "nightscore.yaml"))
     with pytest.raises(DataError, match="no training images"):
-        retrain.snapshot("shades")
+        steps.snapshot("shades")
 
 
 def test_an_image_that_changed_since_the_snapshot_stops_the_training(trained):
     uri = f"{trained}/datasets/shades/train/dark/0001.png"
     content, _ = object_store().get(uri)
-    value = retrain.snapshot("shades")
-    # Only the snapshot's own pixels may be cached; a new snapshot reads again.
+    value = steps.snapshot("shades")
+    # A snapshot must not use the cached pixels of another one.
     object_store().put(uri, drawing.shade("dark", 123_456))
     try:
-        changed = retrain.snapshot("shades")
+        changed = steps.snapshot("shades")
         assert changed != value
         object_store().put(uri, content)
         with pytest.raises(DataError, match="was changed since the snapshot"):
-            retrain.train(changed)
+            steps.train(changed)
     finally:
         object_store().put(uri, content)
 
 
 def test_promotions_at_the_same_time_leave_one_champion_and_a_complete_audit(trained):
-    versions = [promotion.champion("shades"), other_than_champion("shades")]
+    candidates = [promotion.champion("shades"), other_than_champion("shades")]
     with transaction() as session:
         before = session.scalar(sa.select(sa.func.count()).select_from(Promotion))
     changed: list[bool] = []
@@ -369,28 +368,28 @@ def test_promotions_at_the_same_time_leave_one_champion_and_a_complete_audit(tra
                 promotion.promote("shades", v, reason="race", by="test").changed
             )
         )
-        for version in versions * 3
+        for version in candidates * 3
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    champion = registry.version_of_alias("shades", "champion")
-    assert champion in versions
+    champion = versions.version_of_alias("shades", "champion")
+    assert champion in candidates
     with transaction() as session:
-        mirrored = session.execute(
+        aliases = session.execute(
             sa.text("SELECT alias, version FROM nightscore.model_alias WHERE model = 'shades'")
         ).all()
         after = session.scalar(sa.select(sa.func.count()).select_from(Promotion))
-    assert dict(map(tuple, mirrored))["champion"] == champion
+    assert dict(map(tuple, aliases))["champion"] == champion
     assert after - before == sum(changed)
-    # Whoever won: other tests score with what the fixture trained.
+    # Other tests score with the version that the fixture trained.
     promotion.promote("shades", 1, reason="test", by="test")
 
 
-def test_promoting_what_does_not_exist_lists_what_does(trained):
-    with pytest.raises(DataError, match="has no version 99") as caught:
+def test_promoting_an_unknown_version_lists_the_known_ones(trained):
+    with pytest.raises(DataError, match="has no version 99") as raised:
         promotion.promote("shades", 99, reason="", by="test")
-    assert "Registered versions: 1" in caught.value.hint
+    assert "Registered versions: 1" in raised.value.hint
     with pytest.raises(DataError, match="no previous champion"):
         promotion.rollback("unknown-model", reason="", by="test")

@@ -82,7 +82,7 @@ def _server(answers: Iterator[Answer]) -> Iterator[str]:
         def do_GET(self) -> None:
             next(answers)(self)
 
-        def log_message(self, format: str, *arguments: object) -> None:
+        def log_message(self, template: str, *arguments: object) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
