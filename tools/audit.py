@@ -58,14 +58,14 @@ def ask(database: str, asked: Iterable[Pin]) -> tuple[list[Finding], list[str]]:
     Raises:
         Unreachable: when it cannot be asked at all.
     """
-    found: list[Finding] = []
+    findings: list[Finding] = []
     unanswered = []
     for distinct in _distinct(asked):
         for package in _report(database, distinct):
-            found += [_finding(package, known) for known in package.get("vulns", [])]
+            findings += [_finding(package, known) for known in package.get("vulns", [])]
             if "skip_reason" in package:
                 unanswered.append(package["name"])
-    return sorted(found), sorted(unanswered)
+    return sorted(findings), sorted(unanswered)
 
 
 def _distinct(asked: Iterable[Pin]) -> list[list[Pin]]:
@@ -133,11 +133,11 @@ def accepted(today: date) -> dict[tuple[str, str], str]:
 
 
 def divide(
-    found: Iterable[Finding], reasons: dict[tuple[str, str], str]
+    findings: Iterable[Finding], reasons: dict[tuple[str, str], str]
 ) -> tuple[list[Finding], list[tuple[Finding, str]]]:
     """The findings that stand, and those that are accepted, with the reason."""
     stand, live_with = [], []
-    for finding in found:
+    for finding in findings:
         names = [(finding.package, name) for name in (finding.id, *finding.aliases)]
         reason = next((reasons[name] for name in names if name in reasons), None)
         if reason is None:
@@ -152,11 +152,11 @@ def main() -> int:
     asked = {(pin.name, pin.version): pin for path in lock_files() for pin in pins(path)}
     try:
         database = trusted_database()
-        found, unanswered = ask(database, asked.values())
+        findings, unanswered = ask(database, asked.values())
     except UnreachableError as error:
         print(f"Nothing was checked: no database of known vulnerabilities answers ({error}).")
         return NOT_CHECKED
-    stand, live_with = divide(found, accepted(date.today()))
+    stand, live_with = divide(findings, accepted(date.today()))
     for finding, reason in live_with:
         print(f"accepted: {finding}; {reason}")
     for finding in stand:

@@ -62,7 +62,7 @@ def licences() -> dict[str, str]:
         (row["name"], row["versions"]): row["licence"]
         for row in rows(PAGE.read_text(encoding="utf-8"))
     }
-    found = {}
+    licence_of = {}
     unknown = []
     for name, versions in _locked().items():
         if name in by_hand["packages"]:
@@ -72,12 +72,12 @@ def licences() -> dict[str, str]:
         else:
             licence = written.get((name, versions))
         try:
-            found[name] = str(canonicalize_license_expression(licence or ""))
+            licence_of[name] = str(canonicalize_license_expression(licence or ""))
         except InvalidLicenseExpression:
             unknown.append(name)
     if unknown:
         raise UnknownLicencesError(", ".join(unknown))
-    return found
+    return licence_of
 
 
 def _locked() -> dict[str, str]:
@@ -92,18 +92,21 @@ def rows(page: str) -> list[dict[str, str]]:
     return [match.groupdict() for match in _ROW.finditer(page.partition(MARK)[2])]
 
 
-def tables(found: dict[str, str]) -> str:
+def tables(licence_of: dict[str, str]) -> str:
     """The page's generated part: how many packages have which licence, and the packages."""
-    counts = sorted(Counter(found.values()).items(), key=lambda item: (-item[1], item[0]))
+    counts = sorted(Counter(licence_of.values()).items(), key=lambda item: (-item[1], item[0]))
     return "\n".join(
         [
-            f"\n{len(found)} packages. By licence:\n",
+            f"\n{len(licence_of)} packages. By licence:\n",
             "| licence | packages |",
             "| --- | ---: |",
             *(f"| {licence} | {count} |" for licence, count in counts),
             "\n| package | version | licence |",
             "| --- | --- | --- |",
-            *(f"| `{name}` | {versions} | {found[name]} |" for name, versions in _locked().items()),
+            *(
+                f"| `{name}` | {versions} | {licence_of[name]} |"
+                for name, versions in _locked().items()
+            ),
             "",
         ]
     )
@@ -112,15 +115,15 @@ def tables(found: dict[str, str]) -> str:
 def main() -> None:
     """Write docs/licences.md."""
     try:
-        found = licences()
+        licence_of = licences()
     except UnknownLicencesError as error:
         raise SystemExit(
             f"Licence unknown: {error}. Read it in the package and write it into "
             f"{BY_HAND.relative_to(REPOSITORY)}."
         ) from error
     note = PAGE.read_text(encoding="utf-8").partition(MARK)[0]
-    PAGE.write_text(note + MARK + tables(found), encoding="utf-8")
-    print(f"{len(found)} packages written to {PAGE.relative_to(REPOSITORY)}.")
+    PAGE.write_text(note + MARK + tables(licence_of), encoding="utf-8")
+    print(f"{len(licence_of)} packages written to {PAGE.relative_to(REPOSITORY)}.")
 
 
 if __name__ == "__main__":

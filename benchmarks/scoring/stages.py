@@ -46,8 +46,8 @@ def list_(job: Job) -> Run:
 
 def fetch(job: Job) -> Run:
     """From S3 into memory."""
-    wanted = _wanted(job)
-    return _repeated(lambda: sum(1 for found in download(object_store(), wanted)))
+    requests = _requests(job)
+    return _repeated(lambda: sum(1 for _ in download(object_store(), requests)))
 
 
 def decode_resize(job: Job) -> Run:
@@ -121,7 +121,7 @@ STAGES: dict[str, Callable[[Job], Run]] = {
 }
 
 
-def _wanted(job: Job) -> list[DownloadRequest[int]]:
+def _requests(job: Job) -> list[DownloadRequest[int]]:
     pages = object_store().list_pages(WORKLOADS[job.workload].prefix)
     return [
         DownloadRequest(n, found.uri, found.size, found.etag)
@@ -131,7 +131,7 @@ def _wanted(job: Job) -> list[DownloadRequest[int]]:
 
 def _files(job: Job) -> list[list[bytes]]:
     """The images' files, in batches of the engine's size."""
-    found: Iterator[bytes | None] = (d.content for d in download(object_store(), _wanted(job)))
+    found: Iterator[bytes | None] = (d.content for d in download(object_store(), _requests(job)))
     size = BATCH_SIZE["cuda" if job.device == "cuda" else "cpu"]
     return list(batched((content for content in found if content is not None), size))
 

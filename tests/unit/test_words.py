@@ -70,6 +70,11 @@ WORDS = {
 # (file, name) → why it is right there.
 EXCEPTIONS = {
     ("ml/models/__init__.py", "Network"): "it is a neural network, PyTorch's word",
+    ("ml/models/attention_autoencoder.py", "share"): "an option of nightscore.yaml",
+    ("ml/models/residual_network.py", "smoothing"): "an option of nightscore.yaml",
+    ("tools/gpu_check/results.py", "parts"): "a key of the result files: the parts of the check",
+    ("tools/gpu_check/steps.py", "parts"): "the parts of the check",
+    ("tools/gpu_check/report.py", "parts"): "the parts of the check",
 }
 
 

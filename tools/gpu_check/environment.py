@@ -36,7 +36,7 @@ def make() -> Path:
             f"There are no wheels in {layout.relative(layout.wheels(tag))}. Prepare them with "
             f"`make gpu-check` where there is a network, and carry that folder."
         )
-    folder = _place(layout.environment(tag))
+    folder = _create_folder(layout.environment(tag))
     python = folder / "bin" / "python"
     if not python.exists():
         venv.EnvBuilder(with_pip=False, symlinks=True, clear=True).create(folder)
@@ -51,7 +51,7 @@ def make() -> Path:
     return python
 
 
-def _place(folder: Path) -> Path:
+def _create_folder(folder: Path) -> Path:
     """Where the environment lies: at `folder`, or where that is a link to.
 
     For root PostgreSQL runs as `nobody`, and looks with access(2) for its programs, which no

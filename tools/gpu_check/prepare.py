@@ -58,12 +58,12 @@ def wheels(python: str, tree: int) -> list[Transfer]:
         PlanError: some cannot be had, or do not fit.
     """
     folder = layout.wheels(layout.tag(python))
-    wanted = plan.names(python=python)
+    pinned = plan.names(python=python)
     with tempfile.TemporaryDirectory(prefix="nightscore-wheels-") as scratch:
         found = Path(scratch)
-        if not _kept(folder, found, wanted):
+        if not _copy_cached(folder, found, pinned):
             download(python, found)
-            plan.check_wheels([path.name for path in found.glob("*.whl")], wanted)
+            plan.check_wheels([path.name for path in found.glob("*.whl")], pinned)
         pieces = [Piece(path.name, path.stat().st_size) for path in found.glob("*.whl")]
         transfers = plan.transfers(plan.groups(pieces), tree)
         shutil.rmtree(folder, ignore_errors=True)
@@ -74,11 +74,11 @@ def wheels(python: str, tree: int) -> list[Transfer]:
     return transfers
 
 
-def _kept(folder: Path, scratch: Path, wanted: dict[str, str]) -> bool:
+def _copy_cached(folder: Path, scratch: Path, pinned: dict[str, str]) -> bool:
     """Copy what was downloaded before to `scratch`; whether it is exactly what is wanted."""
     paths = list(folder.glob("*/*.whl"))
     try:
-        plan.check_wheels([path.name for path in paths], wanted)
+        plan.check_wheels([path.name for path in paths], pinned)
     except PlanError:
         return False
     for path in paths:

@@ -53,12 +53,14 @@ def _machine() -> Path:
     """A Python with the packages that the machine with the GPU has; made once."""
     python = _MACHINE / "bin" / "python"
     versions = layout.MACHINE_VERSIONS
-    wanted = [f"{name}=={versions[name]}" if name in versions else name for name in layout.PROVIDED]
+    requirements = [
+        f"{name}=={versions[name]}" if name in versions else name for name in layout.PROVIDED
+    ]
     if not python.exists():
         venv = [str(prepare.UV), "venv", "--quiet", "--python", sys.executable, str(_MACHINE)]
         subprocess.run(venv, check=True)
     install = [str(prepare.UV), "pip", "install", "--quiet", "--python", str(python)]
-    subprocess.run([*install, "pip", *wanted], check=True)
+    subprocess.run([*install, "pip", *requirements], check=True)
     return python
 
 

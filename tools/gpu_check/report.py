@@ -78,8 +78,8 @@ def _score(parts: Mapping[str, Document]) -> Iterator[str]:
 def _rows(turns: list[Document]) -> Iterator[str]:
     """Each contender's median rate over turns, and how busy the GPU was."""
     rows: dict[str, list[Document]] = defaultdict(list)
-    for found in turns:
-        for row in found["rows"]:
+    for turn in turns:
+        for row in turn["rows"]:
             rows[row["name"]].append(row)
     for name, passes in rows.items():
         rates = [row["images_per_second"]["median"] for row in passes]
@@ -89,8 +89,8 @@ def _rows(turns: list[Document]) -> Iterator[str]:
         )
 
 
-def _busy(found: list[Document]) -> str:
-    shares = [row["gpu_busy_percent"] for row in found if "gpu_busy_percent" in row]
+def _busy(passes: list[Document]) -> str:
+    shares = [row["gpu_busy_percent"] for row in passes if "gpu_busy_percent" in row]
     return f"{median(shares):.0f} % busy" if shares else "-"
 
 
