@@ -30,7 +30,7 @@ from ml.retrain import steps as retrain
 from ml.scoring import steps as scoring
 from ml.settings import settings
 from ml.storage.object_store import object_store
-from tests.support import drawing, versions
+from tests.support import synthetic_images, versions
 from tests.support.patience import no_retries
 from tests.support.proxy import Asked, Proxy
 
@@ -47,7 +47,7 @@ def night(trained) -> str:
     chosen = next(NIGHTS)
     prefix = configuration().stream("line").prefix
     for n in range(IMAGES):
-        content = drawing.shade("dark" if n % 2 else "light", 410_000 + n)
+        content = synthetic_images.shade("dark" if n % 2 else "light", 410_000 + n)
         object_store().put(f"{prefix}/dt={chosen}/{n}.png", content)
     return chosen.isoformat()
 
