@@ -10,7 +10,7 @@ from ml.config.loading import configuration
 from ml.scoring import steps
 from ml.settings import settings
 from ml.stack.process import package_folder
-from tests.support import drawing, evidence, night
+from tests.support import evidence, night, synthetic_images
 from tests.support.buckets import ensure_bucket
 
 _NAMES = [
@@ -46,7 +46,7 @@ def test_a_night_of_few_images(outcome, images):
 
 def test_unusual_names(outcome):
     result = outcome("unusual names")
-    content = {name: drawing.mould("spot", 90_000 + n) for n, name in enumerate(_NAMES)}
+    content = {name: synthetic_images.mould("spot", 90_000 + n) for n, name in enumerate(_NAMES)}
     tonight = night.of(content)
     _score(tonight)
     result.add(evidence.of_complete_night(tonight))
@@ -57,7 +57,7 @@ def test_unusual_names(outcome):
 def test_one_character_that_a_listing_cannot_show(outcome, character):
     """Alone: if a listing has other odd names too, it is read in another way."""
     result = outcome(f"a name with {character!a}")
-    content = {f"a{character}{n}.png": drawing.mould("spot", 92_000 + n) for n in range(3)}
+    content = {f"a{character}{n}.png": synthetic_images.mould("spot", 92_000 + n) for n in range(3)}
     tonight = night.of(content)
     _score(tonight)
     result.add(evidence.of_complete_night(tonight))
@@ -79,7 +79,7 @@ def test_names_of_a_thousand_characters(outcome, at_endpoint):
         at_endpoint(endpoint)
         for bucket in ("nightscore", "mlflow"):
             ensure_bucket(bucket)
-        content = {name: drawing.mould("spot", 91_000 + n) for n, name in enumerate(names)}
+        content = {name: synthetic_images.mould("spot", 91_000 + n) for n, name in enumerate(names)}
         tonight = night.of(content)
         assert {len(uri.removeprefix("s3://nightscore/")) for uri in tonight.uris} == {1024}
         _score(tonight)

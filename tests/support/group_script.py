@@ -12,7 +12,7 @@ from ml.config.schema import Training
 from ml.models import build
 from ml.training.group import ProcessGroup
 from ml.training.loop import fit
-from tests.support.drawing import bright
+from tests.support.synthetic_images import labelled_pixels
 
 SIZE = (16, 24)
 TASKS = {
@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     device = torch.device("cpu")
     group = ProcessGroup(device)
-    pixels, labels = map(torch.from_numpy, bright(200, SIZE))
+    pixels, labels = map(torch.from_numpy, labelled_pixels(200, SIZE))
     for name in TASKS:
         # Different weights: the group has to begin with those of one process.
         replica = network(name, seed=group.rank)

@@ -8,7 +8,7 @@ from itertools import count
 from ml.config.loading import configuration
 from ml.parallel import parallel_map
 from ml.storage.object_store import object_store
-from tests.support import drawing
+from tests.support import synthetic_images
 
 STREAM = "faults"
 _DATES: Iterator[date] = (date(2029, 1, 1) + timedelta(days=n) for n in count())
@@ -49,4 +49,4 @@ def of(content: dict[str, bytes], broken: set[str] = frozenset()) -> Night:  # t
 
 def _picture(number: int) -> bytes:
     """Every other picture is flagged by the detector, so that heat maps are stored too."""
-    return drawing.mould("spot" if number % 2 else "normal", number)
+    return synthetic_images.mould("spot" if number % 2 else "normal", number)

@@ -17,7 +17,7 @@ from ml.settings import settings
 from ml.stack.layout import DEFAULT_PORTS
 from ml.stack.local import LocalStack
 from ml.storage.object_store import object_store
-from tests.support import drawing
+from tests.support import synthetic_images
 
 REPOSITORY = Path(__file__).parents[2]
 # The same in every copy, since the tables name the images' URIs.
@@ -119,7 +119,7 @@ def train(folder: Path, bucket: str) -> None:
     from ml.retrain import steps as retrain
 
     for name in MODELS:
-        drawing.write_dataset(folder / name, name)
+        synthetic_images.write_dataset(folder / name, name)
         dataset.import_(folder / name, name, storage=bucket)
         retrain.retrain(name)
 

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.support import drawing
+from tests.support import synthetic_images
 from tests.support.command import nightscore, query
 from tests.upgrade import state
 from tests.upgrade.state import REPOSITORY, STATES, Server
@@ -121,7 +121,7 @@ def _use_release(home: Path) -> None:
     (around / "nightscore.yaml").write_text(CONFIGURATION.format(seed=0))
     nightscore("up", "--only", "postgres,s3,mlflow", home=home)
     for name in MODELS:
-        drawing.write_dataset(around / name, name)
+        synthetic_images.write_dataset(around / name, name)
         nightscore("dataset", "import", str(around / name), "--name", name, home=home)
     _draw_night(around / "night")
     for seed, night in enumerate(NIGHTS):
@@ -140,10 +140,12 @@ def _draw_night(folder: Path) -> None:
     folder.mkdir()
     for number in range(3):
         for label in ("dark", "light"):
-            picture = drawing.shade(label, 1000 + number)
+            picture = synthetic_images.shade(label, 1000 + number)
             (folder / f"{label}-{number}.png").write_bytes(picture)
         for kind in ("normal", "spot"):
-            (folder / f"{kind}-{number}.png").write_bytes(drawing.mould(kind, 1000 + number))
+            (folder / f"{kind}-{number}.png").write_bytes(
+                synthetic_images.mould(kind, 1000 + number)
+            )
     (folder / "broken.png").write_bytes(b"not an image")
 
 

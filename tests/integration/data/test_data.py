@@ -15,14 +15,14 @@ from ml.errors import DataError, ServiceError
 from ml.settings import Settings
 from ml.storage import clients
 from ml.storage.object_store import ObjectStore, object_store
-from tests.support import drawing
+from tests.support import synthetic_images
 
 NIGHT = date(2026, 1, 15)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    drawing.write_dataset(tmp_path / "shades", "shades")
+    synthetic_images.write_dataset(tmp_path / "shades", "shades")
     return tmp_path / "shades"
 
 
@@ -48,11 +48,11 @@ class TestImport:
     def test_a_repeated_import_uploads_only_what_is_missing_or_changed(self, bucket, folder):
         dataset.import_(folder, "shades", storage=bucket)
         object_store().delete([f"{bucket}/datasets/shades/train/dark/0001.png"])
-        (folder / "train" / "dark" / "0002.png").write_bytes(drawing.shade("dark", 999))
+        (folder / "train" / "dark" / "0002.png").write_bytes(synthetic_images.shade("dark", 999))
         result = dataset.import_(folder, "shades", storage=bucket)
         assert (result.uploaded, result.skipped) == (2, 178)
         content, _ = object_store().get(f"{bucket}/datasets/shades/train/dark/0002.png")
-        assert content == drawing.shade("dark", 999)
+        assert content == synthetic_images.shade("dark", 999)
 
     def test_replace_removes_what_the_source_does_not_have(self, bucket, folder):
         dataset.import_(folder, "shades", storage=bucket)
@@ -76,14 +76,14 @@ class TestImport:
         assert result.skipped > 0
 
     def test_images_with_another_layout_are_counted(self, bucket, folder):
-        (folder / "cover.png").write_bytes(drawing.shade("dark", 1))
+        (folder / "cover.png").write_bytes(synthetic_images.shade("dark", 1))
         result = dataset.import_(folder, "shades", storage=bucket)
         assert (result.images, result.left_out) == (180, 1)
 
     def test_samples_and_other_images_are_told_apart(self, bucket, folder, tmp_path):
         samples = tmp_path / "samples" / "train" / "dark"
         samples.mkdir(parents=True)
-        (samples / "synthetic-1.png").write_bytes(drawing.shade("dark", 1))
+        (samples / "synthetic-1.png").write_bytes(synthetic_images.shade("dark", 1))
         assert not dataset.holds_real_images(bucket, "shades")
         dataset.import_(tmp_path / "samples", "shades", storage=bucket)
         assert not dataset.holds_real_images(bucket, "shades")
@@ -91,7 +91,7 @@ class TestImport:
         assert dataset.holds_real_images(bucket, "shades")
 
     def test_a_source_without_the_layout_is_explained(self, bucket, tmp_path):
-        (tmp_path / "1.png").write_bytes(drawing.shade("dark", 1))
+        (tmp_path / "1.png").write_bytes(synthetic_images.shade("dark", 1))
         with pytest.raises(DataError, match="SPLIT/CLASS/FILE"):
             dataset.import_(tmp_path, "shades", storage=bucket)
 
@@ -132,7 +132,7 @@ class TestIngest:
     def test_samples_can_be_removed_from_a_night(self, bucket, tmp_path):
         stream = Stream(prefix=f"{bucket}/streams/s", models=["m"])
         for name in ("synthetic-1.png", "synthetic-2.png", "own.png"):
-            (tmp_path / name).write_bytes(drawing.shade("dark", 1))
+            (tmp_path / name).write_bytes(synthetic_images.shade("dark", 1))
         ingest.ingest(tmp_path, stream, NIGHT)
         assert ingest.remove_samples(stream, NIGHT) == 2
         assert _keys(f"{bucket}/streams/s/dt=2026-01-15") == {"/own.png"}
@@ -150,7 +150,7 @@ class TestSnapshot:
         first = snapshot.take_snapshot("shades", bucket, holdout_share=0.1)
         assert snapshot.take_snapshot("shades", bucket, holdout_share=0.1) == first
         object_store().put(
-            f"{bucket}/datasets/shades/train/dark/new.png", drawing.shade("dark", 5000)
+            f"{bucket}/datasets/shades/train/dark/new.png", synthetic_images.shade("dark", 5000)
         )
         second = snapshot.take_snapshot("shades", bucket, holdout_share=0.1)
         assert second != first
@@ -182,7 +182,7 @@ def _write_places(folder, frames: int = 12) -> None:
             picture = np.kron(random.integers(40, 200, (4, 4, 3)), np.ones((4, 4, 1)))
             for number in range(count):
                 frame = np.clip(picture + random.normal(0, 2, picture.shape), 0, 255)
-                content = drawing.png(frame.astype(np.uint8))
+                content = synthetic_images.png(frame.astype(np.uint8))
                 (folder / name / f"{place:02}-{number:03}.png").write_bytes(content)
                 if number == 0:
                     (folder / name / f"copy-{place:02}.png").write_bytes(content)

@@ -31,7 +31,7 @@ from ml.retrain import steps as retrain
 from ml.scoring import steps
 from ml.settings import settings
 from ml.storage.object_store import object_store
-from tests.support import drawing, registered
+from tests.support import registered, synthetic_images
 from tests.support.proxy import HttpRequest, Proxy
 from tests.support.retries import no_retries
 
@@ -48,7 +48,7 @@ def night(trained) -> str:
     chosen = next(NIGHTS)
     prefix = configuration().stream("line").prefix
     for n in range(IMAGES):
-        content = drawing.shade("dark" if n % 2 else "light", 410_000 + n)
+        content = synthetic_images.shade("dark" if n % 2 else "light", 410_000 + n)
         object_store().put(f"{prefix}/dt={chosen}/{n}.png", content)
     return chosen.isoformat()
 

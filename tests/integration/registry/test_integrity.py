@@ -23,7 +23,7 @@ from ml.registry.client import mlflow_client
 from ml.scoring import steps
 from ml.storage.download import download
 from ml.storage.object_store import object_store
-from tests.support import drawing, registered
+from tests.support import registered, synthetic_images
 from tests.support.retries import no_retries
 
 NIGHTS = iter(date(2031, 3, 1) + timedelta(days=10 * n) for n in range(1000))
@@ -36,7 +36,7 @@ def night(trained) -> str:
     chosen = next(NIGHTS)
     prefix = configuration().stream("line").prefix
     for n in range(IMAGES):
-        content = drawing.shade("dark" if n % 2 else "light", 310_000 + n)
+        content = synthetic_images.shade("dark" if n % 2 else "light", 310_000 + n)
         object_store().put(f"{prefix}/dt={chosen}/{n}.png", content)
     return chosen.isoformat()
 

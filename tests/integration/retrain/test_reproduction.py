@@ -15,7 +15,7 @@ from ml.errors import DataError
 from ml.registry import client, programs, tracking, versions
 from ml.retrain import reproduction, steps
 from ml.storage.object_store import object_store
-from tests.support import drawing, stacks
+from tests.support import stacks, synthetic_images
 
 
 def _tensors(run_id: str) -> dict[str, torch.Tensor]:
@@ -169,12 +169,12 @@ def test_test_images_influence_neither_weights_nor_threshold(
     services, bucket, monkeypatch, tmp_path
 ):
     _use(monkeypatch, tmp_path / "nightscore.yaml", stacks.CONFIGURATION.format(bucket=bucket))
-    drawing.write_dataset(tmp_path / "moulds", "moulds")
+    synthetic_images.write_dataset(tmp_path / "moulds", "moulds")
     dataset.import_(tmp_path / "moulds", "moulds", storage=bucket)
     before = steps.snapshot("moulds")
     first = steps.evaluate(steps.train(before))["run_id"]
     for number, path in enumerate(sorted((tmp_path / "moulds" / "test").rglob("*.png"))):
-        path.write_bytes(drawing.shade(("dark", "light")[number % 2], number))
+        path.write_bytes(synthetic_images.shade(("dark", "light")[number % 2], number))
     dataset.import_(tmp_path / "moulds", "moulds", storage=bucket)
     after = steps.snapshot("moulds")
     second = steps.evaluate(steps.train(after))["run_id"]

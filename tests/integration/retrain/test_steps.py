@@ -21,7 +21,7 @@ from ml.registry import client, promotion, tracking, versions
 from ml.retrain import steps
 from ml.retrain.values import Assessment, Value
 from ml.storage.object_store import object_store
-from tests.support import drawing, evidence
+from tests.support import evidence, synthetic_images
 from tests.support.registered import other_than_champion
 
 
@@ -346,7 +346,7 @@ def test_an_image_that_changed_since_the_snapshot_stops_the_training(trained):
     content, _ = object_store().get(uri)
     value = steps.snapshot("shades")
     # A snapshot must not use the cached pixels of another one.
-    object_store().put(uri, drawing.shade("dark", 123_456))
+    object_store().put(uri, synthetic_images.shade("dark", 123_456))
     try:
         changed = steps.snapshot("shades")
         assert changed != value

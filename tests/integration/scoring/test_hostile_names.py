@@ -20,7 +20,7 @@ from ml.report import nightly
 from ml.retrain import steps as retrain
 from ml.scoring import runs, steps
 from ml.storage.object_store import object_store
-from tests.support import drawing
+from tests.support import synthetic_images
 
 NIGHT = date(2026, 2, 10)
 DROP = "'; DROP TABLE nightscore.image; --"
@@ -75,13 +75,13 @@ def night(services, tmp_path_factory):
         images = folder / "images" / "train" / name
         images.mkdir(parents=True)
         for number in range(60):
-            (images / f"{number} {DROP}.png").write_bytes(drawing.shade(label, number))
+            (images / f"{number} {DROP}.png").write_bytes(synthetic_images.shade(label, number))
     dataset.import_(folder / "images", "hostile", storage=bucket)
     retrain.retrain("hostile")
     for number, name in enumerate(FILES):
         # As a camera puts them there; an import would refuse control characters. The last ones
         # are broken: a rejection shows its name and says what was seen.
-        content = drawing.shade("dark", 500 + number) if number < 7 else DROP.encode()
+        content = synthetic_images.shade("dark", 500 + number) if number < 7 else DROP.encode()
         object_store().put(f"{bucket}/streams/hostile/dt={NIGHT}/{name}", content)
     counts = steps.score_night("hostile", NIGHT.isoformat())
     yield bucket, counts

@@ -12,7 +12,7 @@ from ml.parallel import parallel_map
 from ml.scoring.engine import BATCH_SIZE, thread_count
 from ml.storage.download import CONNECTIONS
 from ml.storage.object_store import object_store
-from tests.support import drawing, evidence
+from tests.support import evidence, synthetic_images
 from tests.support.night import Night
 from tests.support.process import Scoring
 from tests.support.proxy import Proxy
@@ -31,7 +31,7 @@ def _night(images: int) -> Night:
     """A night of small images, few of them different."""
     on = date(2041, 5, 6)
     folder = f"{configuration().stream(_STREAM).prefix}/dt={on}"
-    content = [drawing.shade("dark", 200_000 + n) for n in range(50)]
+    content = [synthetic_images.shade("dark", 200_000 + n) for n in range(50)]
     uris = [f"{folder}/{n:05}.png" for n in range(images)]
 
     def put(number: int) -> None:

@@ -20,7 +20,7 @@ from ml.scoring.shard import score_shard
 from ml.storage import clients
 from ml.storage.download import download
 from ml.storage.object_store import object_store
-from tests.support import drawing, registered
+from tests.support import registered, synthetic_images
 
 NIGHTS = iter(date(2026, 3, 1) + timedelta(days=10 * n) for n in range(1000))
 
@@ -39,7 +39,7 @@ def _put(stream: str, night: date, images: dict[str, bytes]) -> None:
 
 def _shades(count: int, start: int = 0) -> dict[str, bytes]:
     return {
-        f"{n:03}.png": drawing.shade("dark" if n % 2 else "light", 10_000 + n)
+        f"{n:03}.png": synthetic_images.shade("dark" if n % 2 else "light", 10_000 + n)
         for n in range(start, start + count)
     }
 
@@ -97,9 +97,9 @@ def test_a_rejected_image_has_a_reason_and_the_run_goes_on(trained, night):
     bad = {
         "empty.png": b"",
         "text.png": b"hello",
-        "cut.png": drawing.shade("dark", 1)[:100],
-        "wide.png": drawing.png(np.zeros((200, 100, 3), np.uint8)),
-        "heavy.png": drawing.shade("dark", 2) + b"\0" * 100_000,
+        "cut.png": synthetic_images.shade("dark", 1)[:100],
+        "wide.png": synthetic_images.png(np.zeros((200, 100, 3), np.uint8)),
+        "heavy.png": synthetic_images.shade("dark", 2) + b"\0" * 100_000,
     }
     _put("both", night, good | bad)
     counts = steps.score_night("both", night.isoformat())
@@ -126,7 +126,7 @@ def test_gone_and_changed_images_are_rejected_and_scored_when_they_are_back(trai
     shards = steps.plan_shards(run_id)
     prefix = f"{configuration().stream('line').prefix}/dt={night}"
     object_store().delete([f"{prefix}/000.png"])
-    object_store().put(f"{prefix}/001.png", drawing.shade("light", 77_777))
+    object_store().put(f"{prefix}/001.png", synthetic_images.shade("light", 77_777))
     for shard in shards:
         steps.score_shard(run_id, shard)
     counts = steps.reconcile(run_id)
@@ -401,7 +401,10 @@ def test_every_model_of_a_stream_scores_the_images_with_its_pinned_version(train
     _put(
         "both",
         night,
-        {f"{n}.png": drawing.mould("spot" if n < 5 else "normal", 40_000 + n) for n in range(20)},
+        {
+            f"{n}.png": synthetic_images.mould("spot" if n < 5 else "normal", 40_000 + n)
+            for n in range(20)
+        },
     )
     counts = steps.score_night("both", night.isoformat())
     assert (counts["discovered"], counts["scored"]) == (20, 20)
@@ -422,11 +425,13 @@ def test_every_model_of_a_stream_scores_the_images_with_its_pinned_version(train
 def _noise(number: int) -> bytes:
     """An image unlike any that the models have seen."""
     random = np.random.default_rng([number, 5])
-    return drawing.png(random.integers(0, 256, (drawing.SIZE, drawing.SIZE, 3)).astype(np.uint8))
+    return synthetic_images.png(
+        random.integers(0, 256, (synthetic_images.SIZE, synthetic_images.SIZE, 3)).astype(np.uint8)
+    )
 
 
 def test_what_is_unlike_anything_seen_is_marked_for_review_in_rows_views_and_report(trained, night):
-    images = {f"like{n}.png": drawing.mould("normal", 50_000 + n) for n in range(15)}
+    images = {f"like{n}.png": synthetic_images.mould("normal", 50_000 + n) for n in range(15)}
     images |= {f"unlike{n}.png": _noise(n) for n in range(5)}
     _put("both", night, images)
     counts = steps.score_night("both", night.isoformat())
@@ -561,7 +566,7 @@ def test_a_program_that_was_tampered_with_is_not_run(trained, night, monkeypatch
 
 def test_names_with_odd_characters_go_through_everything(trained, night):
     names = ["a b/ü#1.png", "tab\tand \\ slash.png", "quote'\".PNG", "100%.png"]
-    _put("line", night, {name: drawing.shade("dark", n) for n, name in enumerate(names)})
+    _put("line", night, {name: synthetic_images.shade("dark", n) for n, name in enumerate(names)})
     counts = steps.score_night("line", night.isoformat())
     assert counts["scored"] == 4
     rows = _query(

@@ -15,7 +15,7 @@ from ml.errors import DataError
 from ml.stack import quickstart
 from ml.stack.image_sources import ImageSource, draw_samples, find_datasets
 from ml.storage.object_store import object_store
-from tests.support import drawing
+from tests.support import synthetic_images
 
 REPOSITORY = Path(__file__).parents[3]
 NIGHT = date(2026, 1, 15)
@@ -39,7 +39,7 @@ def _names(prefix: str) -> set[str]:
 
 
 def test_samples_are_drawn_only_for_data_sets_without_images_of_one_s_own(config, tmp_path):
-    drawing.write_dataset(tmp_path / "own", "shades")
+    synthetic_images.write_dataset(tmp_path / "own", "shades")
     dataset.import_(tmp_path / "own", "cifar10", storage=config.storage)
     lines: list[str] = []
     with ExitStack() as resources:
@@ -53,12 +53,12 @@ def test_samples_are_drawn_only_for_data_sets_without_images_of_one_s_own(config
 def test_samples_leave_a_night_that_other_images_are_brought_into(config, tmp_path):
     samples = tmp_path / "samples" / "test" / "a"
     samples.mkdir(parents=True)
-    (samples / "synthetic-1.png").write_bytes(drawing.shade("dark", 1))
+    (samples / "synthetic-1.png").write_bytes(synthetic_images.shade("dark", 1))
     before = ImageSource({"spill": tmp_path / "samples"}, synthetic=True)
     _ingest(before, config)
     night = f"{config.stream('spill').prefix}/dt={NIGHT}"
     assert all(name.startswith("synthetic-") for name in _names(night))
-    drawing.write_dataset(tmp_path / "own", "moulds")
+    synthetic_images.write_dataset(tmp_path / "own", "moulds")
     _ingest(ImageSource({"spill": tmp_path / "own"}), config)
     assert len(_names(night)) == 30
     assert not any(name.startswith("synthetic-") for name in _names(night))
@@ -78,7 +78,7 @@ def test_a_folder_without_a_known_data_set_is_explained(config, tmp_path):
 
 
 def test_wrong_images_are_said_before_anything_is_trained(config, tmp_path):
-    drawing.write_dataset(tmp_path / "cifar10", "shades")
+    synthetic_images.write_dataset(tmp_path / "cifar10", "shades")
     (tmp_path / "spill" / "train").mkdir(parents=True)
     source = ImageSource({"cifar10": tmp_path / "cifar10", "spill": tmp_path / "spill"})
     never_up: Future = Future()

@@ -17,7 +17,7 @@ import pytest
 
 from ml.settings import settings
 from ml.storage.object_store import object_store
-from tests.support import drawing, stacks
+from tests.support import stacks, synthetic_images
 from tests.support.buckets import ensure_bucket
 from tests.support.iam import Request, requests
 from tests.support.proxy import HttpRequest, Proxy
@@ -107,7 +107,7 @@ def plant(services, tmp_path_factory):
     folder = tmp_path_factory.mktemp("plant")
     (folder / "nightscore.yaml").write_text(text)
     for name in ("shades", "moulds"):
-        drawing.write_dataset(folder / f"policy-{name}", name)
+        synthetic_images.write_dataset(folder / f"policy-{name}", name)
     before = os.environ.get("NIGHTSCORE_CONFIG")
     os.environ["NIGHTSCORE_CONFIG"] = str(folder / "nightscore.yaml")
     yield folder
@@ -126,7 +126,7 @@ def import_requests(plant) -> list[Request]:
     stream = configuration().stream("both-of-policy")
     sample = plant / "sample"
     sample.mkdir()
-    (sample / "synthetic-1.png").write_bytes(drawing.mould("normal", 1))
+    (sample / "synthetic-1.png").write_bytes(synthetic_images.mould("normal", 1))
     with _record_requests() as requests:
         for name in ("policy-shades", "policy-moulds"):
             dataset.import_(plant / name, name, storage=configuration().storage)

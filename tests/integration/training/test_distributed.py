@@ -20,7 +20,7 @@ from ml.training.data import Split, Splits
 from ml.training.group import Group
 from ml.training.validation import predict
 from tests.support import group_script
-from tests.support.drawing import bright
+from tests.support.synthetic_images import labelled_pixels
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -44,7 +44,7 @@ def _model(**training) -> Model:
 
 def _splits() -> Splits:
     def split(count: int) -> Split:
-        return Split(*bright(count, (16, 24)), ())
+        return Split(*labelled_pixels(count, (16, 24)), ())
 
     return Splits(("dark", "bright"), split(100), split(40), split(0))
 
@@ -72,7 +72,7 @@ def test_two_processes_reach_what_one_reaches_and_have_the_same_weights(tmp_path
         "-m", "tests.support.group_script", str(tmp_path),
     ]  # fmt: skip
     subprocess.run(command, cwd=REPOSITORY, check=True, timeout=300)
-    pixels, labels = bright(200, group_script.SIZE)
+    pixels, labels = labelled_pixels(200, group_script.SIZE)
     for name in group_script.TASKS:
         saved = [torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1)]
         for key, tensor in saved[0]["weights"].items():
@@ -197,7 +197,7 @@ def test_fewer_images_than_processes_are_an_error():
     class Many(Group):
         world_size = 8
 
-    pixels, labels = map(torch.from_numpy, bright(6, (16, 24)))
+    pixels, labels = map(torch.from_numpy, labelled_pixels(6, (16, 24)))
     network = build("residual_network", (16, 24), ("dark", "bright"), {"width": 4})
     with pytest.raises(DataError, match="smaller than the number of processes, 8"):
         loop.fit(

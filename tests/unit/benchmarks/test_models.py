@@ -16,7 +16,7 @@ from ml.config.schema import Threshold
 from ml.errors import DataError
 from ml.program.info import ANOMALY
 from ml.training.thresholds import choose
-from tests.support import drawing
+from tests.support import synthetic_images
 
 MODEL = load(compare.REPOSITORY / "nightscore.yaml").model(compare.NAMES[ANOMALY])
 
@@ -139,7 +139,7 @@ def moulds(tmp_path_factory):
         (folder / split / label).mkdir(parents=True)
         for _ in range(count):
             number += 1
-            content = drawing.mould(label, number)
+            content = synthetic_images.mould(label, number)
             (folder / split / label / f"{number:04}.png").write_bytes(content)
             if number <= 40:
                 (folder / split / label / f"copy-{number:04}.png").write_bytes(content)

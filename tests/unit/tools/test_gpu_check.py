@@ -185,11 +185,11 @@ def test_the_environment_lies_where_postgres_of_root_can_reach_it(tmp_path):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     assert not environment.is_passable(closed / "environment")
-    place = environment._place(closed / "environment")
+    place = environment._create_folder(closed / "environment")
     assert environment.is_passable(place)
-    assert environment._place(closed / "environment") == place
+    assert environment._create_folder(closed / "environment") == place
     place.rmdir()  # as what cleans the folder of temporary files does
-    other = environment._place(closed / "environment")
+    other = environment._create_folder(closed / "environment")
     assert other.is_dir() and (closed / "environment").resolve() == other
     other.rmdir()
 
