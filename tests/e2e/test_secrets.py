@@ -44,35 +44,35 @@ def stack(home) -> LocalStack:
 
 def _processes(stack: LocalStack) -> dict[psutil.Process, str]:
     """Every process of the stack → the name of the supervised one that it descends from."""
-    found = dict.fromkeys(stack.supervisor.processes(), "supervisord")
+    names = dict.fromkeys(stack.supervisor.processes(), "supervisord")
     for status in stack.status():
         parent = psutil.Process(status.pid)
-        found |= dict.fromkeys((parent, *parent.children(recursive=True)), status.name)
-    return found
+        names |= dict.fromkeys((parent, *parent.children(recursive=True)), status.name)
+    return names
 
 
-def _given(stack: LocalStack) -> dict[str, str]:
+def _environments(stack: LocalStack) -> dict[str, str]:
     """Process → its environment and command line.
 
     Some write a title over the environment that /proc shows, so what supervisord gives them is
     looked at as well.
     """
-    given = {p.name: str(p) for p in stack._processes(known_ports(stack.layout))}
+    texts = {p.name: str(p) for p in stack._processes(known_ports(stack.layout))}
     for process, name in _processes(stack).items():
         try:
-            seen = process.environ(), process.cmdline()
+            visible = process.environ(), process.cmdline()
         except UNSEEN:
             continue
-        given[name] = given.get(name, "") + str(seen)
-    return given
+        texts[name] = texts.get(name, "") + str(visible)
+    return texts
 
 
 def test_each_process_holds_the_logins_of_its_own_work(stack):
-    given = _given(stack)
-    assert {*AIRFLOW, "postgres", "s3", "mlflow", "supervisord"} == set(given)
+    environments = _environments(stack)
+    assert {*AIRFLOW, "postgres", "s3", "mlflow", "supervisord"} == set(environments)
     assert set(HOLDERS) == set(stack.layout.passwords)
     holders = {
-        secret: {name for name, text in given.items() if password in text}
+        secret: {name for name, text in environments.items() if password in text}
         for secret, password in stack.layout.passwords.items()
     }
     assert holders == HOLDERS
@@ -99,10 +99,10 @@ def test_everything_listens_on_loopback_only(stack):
             sockets = process.net_connections("inet")
         except UNSEEN:
             continue
-        for found in sockets:
-            if found.status == psutil.CONN_LISTEN or found.type != 1:
-                assert found.laddr.ip == "127.0.0.1", (name, found)
-                ports[found.laddr.port] = name
+        for connection in sockets:
+            if connection.status == psutil.CONN_LISTEN or connection.type != 1:
+                assert connection.laddr.ip == "127.0.0.1", (name, connection)
+                ports[connection.laddr.port] = name
     expected = known_ports(stack.layout)
     assert {expected["postgres"], expected["s3"], expected["mlflow"], expected["airflow"]} <= set(
         ports
