@@ -10,7 +10,7 @@ import numpy as np
 
 from ml.config.schema import Threshold
 from ml.evaluation.metrics import anomaly_metrics
-from ml.training.thresholds import choose
+from ml.training.thresholds import choose_threshold
 
 Figures = Mapping[str, float | None]
 _LEAST_SECONDS = 2.0
@@ -32,7 +32,7 @@ def judged(
         auroc, average_precision, threshold, tpr, tnr, oracle_tpr, oracle_tnr.
     """
     scores, labels = holdout
-    chosen = choose(policy, scores[labels == 0], scores[labels == 1])
+    chosen = choose_threshold(policy, scores[labels == 0], scores[labels == 1])
     found = anomaly_metrics(test[0], test[1] == 1, chosen.value)
     tpr, tnr = oracle(test[0], test[1] == 1)
     return {key: value for key, value in found.items() if key != "n"} | {

@@ -86,7 +86,7 @@ def _merge(scenes: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray
 
 
 def hold_out(
-    scenes: Mapping[str, str], share: float, labels: Iterable[tuple[str, str]] = ()
+    scenes: Mapping[str, str], holdout_share: float, labels: Iterable[tuple[str, str]] = ()
 ) -> set[str]:
     """Choose whole scenes until they reach a share of the images.
 
@@ -95,7 +95,7 @@ def hold_out(
 
     Args:
         scenes: image → the name of its scene.
-        share: of the images that should be held out; it may become more, as scenes are whole.
+        holdout_share: how many images to hold out; it may become more, as scenes are whole.
         labels: pairs (image, label).
 
     Returns:
@@ -110,7 +110,7 @@ def hold_out(
     train_scenes = set(members)
     holdout: set[str] = set()
     for scene in sorted(members, key=lambda name: hashlib.sha256(name.encode()).digest()):
-        if len(holdout) >= share * len(scenes):
+        if len(holdout) >= holdout_share * len(scenes):
             break
         remaining = train_scenes - {scene}
         is_too_large = 2 * (len(holdout) + len(members[scene])) > len(scenes)

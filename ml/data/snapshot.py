@@ -222,12 +222,17 @@ def _decides(split: str, splits: set[str]) -> bool:
 
 
 def _choose_holdout(
-    split: str, labels: set[tuple[str, str]], share: float, scene_of: Mapping[str, str] | None
+    split: str,
+    labels: set[tuple[str, str]],
+    holdout_share: float,
+    scene_of: Mapping[str, str] | None,
 ) -> set[str]:
     """Choose the images to hold out from those of a split, given as pairs (group, label)."""
     images = {group for group, _ in labels}
     if scene_of is not None and images:
-        holdout = scenes.hold_out({group: scene_of[group] for group in images}, share, labels)
+        holdout = scenes.hold_out(
+            {group: scene_of[group] for group in images}, holdout_share, labels
+        )
         if holdout:
             log.info(
                 "%s: %s of %s images are held out, in %s of %s scenes", split, len(holdout),
@@ -240,7 +245,7 @@ def _choose_holdout(
             "on them is better than what will be seen at another place",
             split,
         )
-    return {group for group in images if _fraction(group) >= 1 - share}
+    return {group for group in images if _fraction(group) >= 1 - holdout_share}
 
 
 def _fraction(group: str) -> float:

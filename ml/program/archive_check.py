@@ -140,9 +140,9 @@ def _sanitize_config(config: bytes, folder: str, records: dict[str, bytes]) -> b
     return json.dumps(document).encode()
 
 
-def _sanitize_program(description: bytes) -> bytes:
+def _sanitize_program(graph: bytes) -> bytes:
     """Check the description of the graph, and remove its metadata and guards."""
-    document = json.loads(description)
+    document = json.loads(graph)
     module = document["graph_module"]
     if module["graph"]["custom_obj_values"] or module["treespec_namedtuple_fields"]:
         raise ValueError("it has objects of other classes than tensors")

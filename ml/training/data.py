@@ -84,8 +84,8 @@ def load(snapshot: Snapshot, model: Model, load_pixels: LoadPixels = pixels.load
     """
     classes = ANOMALY_CLASSES if model.task == "anomaly" else snapshot.classes
 
-    def load_split(name: str, parts: Sequence[tuple[str, str]]) -> Split:
-        rows = _select(snapshot, model, classes, parts)
+    def load_split(name: str, selections: Sequence[tuple[str, str]]) -> Split:
+        rows = _select(snapshot, model, classes, selections)
         labels = _labels(rows, model, classes)
         if not rows:
             return Split(np.empty((0, 3, *model.input_size), np.uint8), labels, rows)
@@ -103,10 +103,13 @@ def load(snapshot: Snapshot, model: Model, load_pixels: LoadPixels = pixels.load
 
 
 def _select(
-    snapshot: Snapshot, model: Model, classes: tuple[str, ...], parts: Sequence[tuple[str, str]]
+    snapshot: Snapshot,
+    model: Model,
+    classes: tuple[str, ...],
+    selections: Sequence[tuple[str, str]],
 ) -> list[Row]:
     """The rows of some (split, part) of a snapshot that a model can learn from."""
-    rows = [row for split, part in parts for row in snapshot.select(split=split, part=part)]
+    rows = [row for split, part in selections for row in snapshot.select(split=split, part=part)]
     if model.task != "classification":
         return rows
     # Calibration images are anomalies to choose a threshold with; a classifier has none.

@@ -62,12 +62,12 @@ def code_version() -> str:
         return f"nightscore {version('nightscore')}"
 
 
-def diff(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Compare two environments; returns what differs, name → [recorded, current]."""
+def diff(recorded: Mapping[str, Any], reproduced: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Compare two environments; returns what differs, name → [recorded, reproduced]."""
     return {
-        name: [recorded.get(name), current.get(name)]
-        for name in dict.fromkeys([*recorded, *current])
-        if recorded.get(name) != current.get(name)
+        name: [recorded.get(name), reproduced.get(name)]
+        for name in dict.fromkeys([*recorded, *reproduced])
+        if recorded.get(name) != reproduced.get(name)
     }
 
 

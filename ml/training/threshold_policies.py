@@ -149,9 +149,9 @@ def select_policy(settings: Threshold, *, has_anomalies: bool) -> Policy:
     return TargetFpr(settings.target_fpr)
 
 
-def above_quantile(values: np.ndarray, share: float) -> float:
-    """The smallest float32 above the quantile 1 - `share`: at most this share is flagged."""
-    quantile = np.float32(np.quantile(values, 1 - share))
+def above_quantile(values: np.ndarray, max_flagged: float) -> float:
+    """The smallest float32 above the quantile 1 - `max_flagged`: at most this share is flagged."""
+    quantile = np.float32(np.quantile(values, 1 - max_flagged))
     return float(np.nextafter(quantile, np.float32(np.inf)))
 
 

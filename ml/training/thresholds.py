@@ -65,7 +65,7 @@ class ChosenThreshold:
     detail: dict[str, float] = field(default_factory=dict)
 
 
-def choose(
+def choose_threshold(
     settings: Threshold,
     normal: np.ndarray,
     anomalous: np.ndarray,
@@ -104,14 +104,18 @@ def choose(
     )
 
 
-def quantile_threshold(values: np.ndarray, share: float) -> float:
-    """The float32 that at most `share` of the values of held-out normal images reach.
+def quantile_threshold(values: np.ndarray, max_flagged: float) -> float:
+    """The smallest float32 that at most a share of held-out normal values reaches.
+
+    Args:
+        values: float (N,), of normal images.
+        max_flagged: that share.
 
     Raises:
         DataError: there are too few values to estimate a quantile.
     """
     _require_enough(values)
-    return above_quantile(values, share)
+    return above_quantile(values, max_flagged)
 
 
 def _require_enough(normal: np.ndarray) -> None:

@@ -174,7 +174,7 @@ def _choose_thresholds(network: Network, model: Model, holdout: data.Split) -> T
         scores, novelties = _predict_float32(network, holdout.pixels)
     normal = holdout.labels == 0
     scenes = np.unique([row.scene for row in holdout.rows], return_inverse=True)[1]
-    chosen = thresholds.choose(
+    chosen = thresholds.choose_threshold(
         model.threshold, scores[normal], scores[holdout.labels == 1], scenes[normal]
     )
     log.info(

@@ -15,7 +15,7 @@ from ml.config.loading import load
 from ml.config.schema import Threshold
 from ml.errors import DataError
 from ml.program.info import ANOMALY
-from ml.training.thresholds import choose
+from ml.training.thresholds import choose_threshold
 from tests.support import synthetic_images
 
 MODEL = load(compare.REPOSITORY / "nightscore.yaml").model(compare.NAMES[ANOMALY])
@@ -61,7 +61,7 @@ def test_the_unit_of_a_distance_decides_nothing():
         both = [figures.unit_scores(unit * one, unit * normal) for one in (normal, anomalous)]
         assert all(((one > 0) & (one < 1)).all() for one in both)
         assert (np.argsort(both[0], kind="stable") == np.argsort(normal, kind="stable")).all()
-        flags.append(np.concatenate(both) >= choose(Threshold(), *both).value)
+        flags.append(np.concatenate(both) >= choose_threshold(Threshold(), *both).value)
     assert (flags[0] == flags[1]).all() and (flags[1] == flags[2]).all()
     assert 0 < flags[0].mean() < 1
 

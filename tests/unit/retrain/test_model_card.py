@@ -10,7 +10,7 @@ from ml.evaluation.comparison import Comparison, Difference
 from ml.evaluation.gate import Champion, decide
 from ml.retrain.model_card import render
 from ml.retrain.values import Assessment
-from ml.training.thresholds import choose
+from ml.training.thresholds import choose_threshold
 
 SETTINGS = Model(
     task="classification",
@@ -73,7 +73,7 @@ def test_it_shows_how_certain_a_threshold_is_and_the_policy_it_fell_back_from():
         SETTINGS,
         Assessment(holdout, None, None, {}),
         decide(SETTINGS.gate, "anomaly", holdout, None),
-        asdict(choose(Threshold(policy="cost"), normal, np.empty(0))),
+        asdict(choose_threshold(Threshold(policy="cost"), normal, np.empty(0))),
         snapshot_uri="s3://bucket/snapshots/d/hash.parquet",
         synthetic=False,
     )
