@@ -20,10 +20,14 @@ from tests.support.proxy import Proxy
 _STREAM = "long"  # its nights are one shard
 # Images that may be under way: before the engine's threads, in them, and before the writer.
 _AHEAD = (2 * thread_count("cpu") + 1 + 6) * BATCH_SIZE["cpu"] + CONNECTIONS
+# The session that has the temporary table of predictions: its schema bears the session's number.
 _WRITERS = """
-    SELECT pid FROM pg_stat_activity
-    WHERE application_name = 'nightscore' AND query LIKE 'COPY "staged_prediction"%'
-        AND pid <> pg_backend_pid()
+    SELECT pid
+    FROM pg_class
+    JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    CROSS JOIN pg_stat_get_backend_pid(split_part(nspname, '_', 3)::int) AS pid
+    JOIN pg_stat_activity USING (pid)
+    WHERE relname = 'staged_prediction' AND application_name = 'nightscore'
 """
 
 
@@ -47,12 +51,9 @@ def test_images_are_not_fetched_ahead_of_a_postgres_that_stands_still(trained):
     with Proxy(object_store().settings.s3_endpoint) as proxy:
         process = Scoring(tonight, AWS_ENDPOINT_URL=proxy.url)
         process.go()
-        # Asked once: between two batches, the writer's newest statement is another one.
-        writers: list[dict] = []
-        evidence.wait_for(
-            lambda: writers.extend(evidence.query(_WRITERS)) or writers, timeout_s=120
-        )
-        writer = psutil.Process(writers[0]["pid"])
+        evidence.wait_for(lambda: proxy.seen["GET"] > BATCH_SIZE["cpu"], timeout_s=120)
+        (session,) = evidence.query(_WRITERS)
+        writer = psutil.Process(session["pid"])
         writer.send_signal(signal.SIGSTOP)
         try:
             fetched = _settled(lambda: proxy.seen["GET"])
