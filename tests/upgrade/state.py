@@ -213,7 +213,9 @@ class State:
             (home / name).write_text(text, encoding="utf-8")
             (home / name).chmod(0o600)
         with tarfile.open(self.folder / "files.tar.xz") as tar:
-            tar.extractall(home, filter="data")
+            # Python 3.11 has filters from 3.11.4 on; newer ones warn without.
+            filters = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+            tar.extractall(home, **filters)
         configuration = (self.folder / "nightscore.yaml").read_text(encoding="utf-8")
         (home.parent / "nightscore.yaml").write_text(configuration, encoding="utf-8")
         return passwords

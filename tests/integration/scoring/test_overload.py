@@ -25,7 +25,7 @@ _WRITERS = """
     SELECT pid
     FROM pg_class
     JOIN pg_namespace ON pg_namespace.oid = relnamespace
-    CROSS JOIN pg_stat_get_backend_pid(split_part(nspname, '_', 3)::int) AS pid
+    CROSS JOIN pg_stat_get_backend_pid(substring(nspname FROM '^pg_temp_([0-9]+)$')::int) AS pid
     JOIN pg_stat_activity USING (pid)
     WHERE relname = 'staged_prediction' AND application_name = 'nightscore'
 """
