@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ml.program.runtime import TOLERANCE, OpenVinoRuntime, Runtime, TorchRuntime, batch_size
+from ml.program.precision import TOLERANCE
+from ml.program.runtime import OpenVinoRuntime, Runtime, TorchRuntime, batch_size
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -55,7 +56,7 @@ class ConvertedProgram:
         """Return what runs the program on images of `input_size` (height, width) in pixels.
 
         Args:
-            precision: float32 or bfloat16, see `ml.program.runtime.requested_precision`.
+            precision: float32 or bfloat16, see `ml.program.precision.requested_precision`.
             input_size: Height and width in pixels.
         """
         return OpenVinoRuntime(self.graph, self.weights, precision, input_size)

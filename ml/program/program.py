@@ -12,7 +12,8 @@ import numpy as np
 from ml.errors import DataError, NightscoreError
 from ml.program.device import Device
 from ml.program.info import ANOMALY, CLASSIFICATION, ProgramInfo
-from ml.program.runtime import TOLERANCE, Runtime
+from ml.program.precision import TOLERANCE
+from ml.program.runtime import Runtime
 from ml.program.selection import select_runtimes
 
 # Outputs may be outside of [0, 1] by so much, because of rounding.
@@ -96,10 +97,9 @@ class Program:
     def predict(self, pixels: np.ndarray) -> Outputs:
         """Compute the outputs for a batch.
 
-        In bfloat16 (`ml.program.runtime.requested_precision`), images whose class, flag or mark for
-        review could change because of its error are computed again in float32. On a CPU one call
-        uses one core; for many images, call it with batches from as many threads as there are
-        cores.
+        In bfloat16 (`ml.program.precision`), images whose class, flag or mark for review could
+        change because of its error are computed again in float32. On a CPU one call uses one core;
+        for many images, call it with batches from as many threads as there are cores.
 
         Args:
             pixels: uint8 (B, 3, H, W), B at least 1.

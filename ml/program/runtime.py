@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ml.errors import ConfigurationError
 from ml.program.device import Device
 from ml.program.gpu_memory import apply_limit, memory_errors
+from ml.program.precision import requested_precision
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 # OpenVINO sends telemetry if this package can be imported.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
-# The largest difference of outputs, which are in [0, 1], from torch's outputs in float32.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 _OPENVINO_NAMES = {"float32": "f32", "bfloat16": "bf16"}
 # Pixels per batch; measured with 64 images of 32 x 56 pixels, and with 4 of 128 x 224.
 _PIXELS_PER_BATCH = 64 * 32 * 56
@@ -36,22 +34,6 @@ class Runtime(Protocol):
     def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
         """Return the outputs, float32, for pixels: uint8 (B, 3, H, W), B at least 1."""
         ...
-
-
-def requested_precision() -> str:
-    """Return `NIGHTSCORE_PRECISION`: float32, the default, or bfloat16.
-
-    A processor that does not multiply in bfloat16 computes in float32 in any case. On a GPU,
-    bfloat16 means that TF32 may be used.
-
-    Raises:
-        ConfigurationError: It is something else.
-    """
-    value = os.environ.get("NIGHTSCORE_PRECISION", "").strip().lower() or "float32"
-    if value not in TOLERANCE:
-        allowed = ", ".join(TOLERANCE)
-        raise ConfigurationError(f"NIGHTSCORE_PRECISION is {value!r}; allowed: {allowed}.")
-    return value
 
 
 class TorchRuntime:

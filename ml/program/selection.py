@@ -16,6 +16,7 @@ from ml.program import conversion, program_file, runtime
 from ml.program.conversion import ConvertedProgram
 from ml.program.device import Device
 from ml.program.info import ProgramInfo
+from ml.program.precision import requested_precision
 from ml.program.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -144,7 +145,9 @@ def _try_converting(content: bytes, path: Path, info: ProgramInfo) -> Runtimes |
 
 def _openvino_runtimes(converted: ConvertedProgram, info: ProgramInfo) -> Runtimes:
     """Return the runtimes of a converted program, after a comparison with torch's outputs."""
-    fastest = converted.runtime(runtime.requested_precision(), info.input_size)
+    # TF32 is for GPUs.
+    precision = "bfloat16" if requested_precision() == "bfloat16" else "float32"
+    fastest = converted.runtime(precision, info.input_size)
     float32 = None
     if fastest.precision != "float32":
         float32 = converted.runtime("float32", info.input_size)

@@ -9,8 +9,9 @@ import torch
 from ml.config.schema import Limits
 from ml.evaluation.metrics import anomaly_metrics
 from ml.program.info import CLASSIFICATION, ProgramInfo
+from ml.program.precision import TOLERANCE
 from ml.program.program import Outputs, Program
-from ml.program.runtime import TOLERANCE, TorchRuntime
+from ml.program.runtime import TorchRuntime
 from ml.scoring.engine import Item, Prediction, score
 from ml.storage.download import DownloadResult
 from tests.gpu.conftest import IS_REHEARSAL

@@ -14,9 +14,9 @@ import torch
 from ml.errors import DataError, ServiceError
 from ml.program import archive_check
 from ml.program.info import ANOMALY, CLASSIFICATION, ProgramInfo, sha256
+from ml.program.precision import TOLERANCE
 from ml.program.program import Program
 from ml.program.program_file import export
-from ml.program.runtime import TOLERANCE
 
 SIZE = (16, 16)
 

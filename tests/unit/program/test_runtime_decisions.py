@@ -14,9 +14,10 @@ from ml.data import samples
 from ml.models import build
 from ml.program import conversion
 from ml.program.info import ANOMALY, CLASSIFICATION, ProgramInfo, sha256
+from ml.program.precision import TOLERANCE
 from ml.program.program import Program
 from ml.program.program_file import export
-from ml.program.runtime import TOLERANCE, OpenVinoRuntime
+from ml.program.runtime import OpenVinoRuntime
 from ml.training.loop import fit
 
 pytestmark = pytest.mark.slow
