@@ -266,5 +266,5 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path):
 def test_an_unknown_precision_is_refused(small, monkeypatch):
     path, info, _ = small
     monkeypatch.setenv("NIGHTSCORE_PRECISION", "int3")
-    with pytest.raises(ConfigurationError, match="float32, bfloat16"):
+    with pytest.raises(ConfigurationError, match="float32, tf32, bfloat16"):
         Program.load(path, info, "cpu")
