@@ -32,7 +32,7 @@ def picture(program: Program, test: Split, scores: np.ndarray, threshold: float)
     for kind, chosen in (("missed", missed), ("false alarm", alarms)):
         for index in chosen:
             pixels = test.pixels[index]
-            heat = program.predict(pixels[None]).heatmaps[0]
+            heat = program.predict(pixels[None]).anomaly_maps[0]
             pictures.append(Image.fromarray(heatmap.overlay(pixels, heat)))
             captions.append(f"{_name(test.rows[index])} {kind}\nscore {scores[index]:.4f}")
     title = (

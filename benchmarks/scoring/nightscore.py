@@ -13,7 +13,6 @@ from ml.database.tables import OPEN, ScoringRun, ScoringRunModel
 from ml.program.info import ProgramInfo, sha256
 from ml.program.program import Program
 from ml.scoring.discovery import discover, plan_shards
-from ml.scoring.engine import BATCH_SIZE
 from ml.scoring.shard import score_shard
 
 
@@ -56,7 +55,7 @@ def open_run(job: Job, version: int) -> UUID:
 def _warm_up(job: Job, program: Program) -> None:
     """A full batch, as the others do: on a GPU the first one chooses and loads kernels."""
     if job.device == "cuda":
-        program.predict(np.zeros((BATCH_SIZE["cuda"], 3, *job.input_size), dtype=np.uint8))
+        program.predict(np.zeros((program.batch_size, 3, *job.input_size), dtype=np.uint8))
 
 
 def setup(job: Job) -> Run:

@@ -26,14 +26,16 @@ from ml.images.decoding import decode
 from ml.images.rejection import TRANSIENT
 from ml.images.resizing import empty_batch, resize
 from ml.parallel import batched
+from ml.program.program import Program
 from ml.scoring.discovery import plan_shards
-from ml.scoring.engine import BATCH_SIZE, BatchResult, Item, score, thread_count
+from ml.scoring.engine import BatchResult, Item, score, thread_count
 from ml.scoring.results import Results
 from ml.storage.download import DownloadRequest, download
 from ml.storage.object_store import object_store
 
 LEAST_SECONDS = 2.0
 _LIMITS = Limits()
+_DECODED_AT_ONCE = 128
 # The versions of these runs must not meet those of the contender, which are the turns.
 _FIRST_VERSION = 1_000_000
 
@@ -52,8 +54,11 @@ def fetch(job: Job) -> Run:
 
 def decode_resize(job: Job) -> Run:
     """From files' bytes to batches of pixels of the input size."""
-    batches, pool = _files(job), ThreadPoolExecutor(job.cores)
-    unpack = partial(_pixels, job.input_size)
+    batches, pool = _files(job, _DECODED_AT_ONCE), ThreadPoolExecutor(job.cores)
+
+    def unpack(contents: list[bytes]) -> np.ndarray:
+        return _decode(contents, empty_batch(len(contents), job.input_size))
+
     return _repeated(lambda: sum(map(len, pool.map(unpack, batches))))
 
 
@@ -63,7 +68,8 @@ def host_to_device(job: Job) -> Run:
         return lambda: 0
     import torch
 
-    batches = [torch.from_numpy(_pixels(job.input_size, b)).pin_memory() for b in _files(job)]
+    program = load_program(job, _FIRST_VERSION)
+    batches = [torch.from_numpy(pixels) for pixels in _batches(job, program)]
 
     def once() -> int:
         for batch in batches:
@@ -79,9 +85,10 @@ def forward(job: Job) -> Run:
     program = load_program(job, _FIRST_VERSION)
     threads = thread_count("cuda" if job.device == "cuda" else "cpu")
     pool = ThreadPoolExecutor(threads)
-    batches = list(pool.map(partial(_pixels, job.input_size), _files(job)))
-    list(pool.map(program.predict, batches[:1] * threads))
-    return _repeated(lambda: sum(map(len, pool.map(program.predict, batches))))
+    batches = _batches(job, program)
+    predict = partial(program.predict, maps="flagged")
+    list(pool.map(predict, batches[:1] * threads))
+    return _repeated(lambda: sum(map(len, pool.map(predict, batches))))
 
 
 def write(job: Job) -> Run:
@@ -129,16 +136,22 @@ def _requests(job: Job) -> list[DownloadRequest[int]]:
     ]
 
 
-def _files(job: Job) -> list[list[bytes]]:
-    """The images' files, in batches of the engine's size."""
+def _files(job: Job, count: int) -> list[list[bytes]]:
+    """The images' files, in batches of `count`."""
     found: Iterator[bytes | None] = (d.content for d in download(object_store(), _requests(job)))
-    size = BATCH_SIZE["cuda" if job.device == "cuda" else "cpu"]
-    return list(batched((content for content in found if content is not None), size))
+    return list(batched((content for content in found if content is not None), count))
 
 
-def _pixels(size: tuple[int, int], contents: list[bytes]) -> np.ndarray:
-    """uint8 (B, 3, height, width), in channels-last order as the engine makes them."""
-    pixels = empty_batch(len(contents), size)
+def _batches(job: Job, program: Program) -> list[np.ndarray]:
+    """Batches of pixels as the engine makes them, on a GPU in page-locked memory."""
+    files = _files(job, program.batch_size)
+    with ThreadPoolExecutor(job.cores) as pool:
+        return list(pool.map(lambda part: _decode(part, program.empty_batch(len(part))), files))
+
+
+def _decode(contents: list[bytes], pixels: np.ndarray) -> np.ndarray:
+    """Decode images into the rows of `pixels`, uint8 (B, 3, height, width)."""
+    size: tuple[int, int] = pixels.shape[2:]
     for row, content in enumerate(contents):
         image = decode(content, max_pixels=_LIMITS.max_pixels, target_size=size)
         resize(image, size, out=pixels[row])

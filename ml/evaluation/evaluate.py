@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -146,8 +146,7 @@ def predict(program: Program, pixels: np.ndarray, *, anomaly_maps: bool = False)
         pixels: uint8 (N, 3, H, W).
         anomaly_maps: keep the anomaly maps.
     """
-    outputs = program.predict(pixels)
-    return outputs if anomaly_maps else replace(outputs, heatmaps=np.empty(0, dtype=np.float32))
+    return program.predict(pixels, maps="all" if anomaly_maps else "none")
 
 
 def _predict_batches(program: Program, batches: Iterable[np.ndarray]) -> Iterator[Outputs]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ml.program.precision import TOLERANCE
-from ml.program.runtime import OpenVinoRuntime, Runtime, TorchRuntime, batch_size
+from ml.program.runtime import OpenVinoRuntime, Runtime, TorchRuntime, images_per_core
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -108,8 +108,8 @@ def convert(exported: "ExportedProgram", program: str, input_size: tuple[int, in
         graph = (Path(folder) / _GRAPH).read_bytes()
         weights = (Path(folder) / _WEIGHTS).read_bytes()
     # A batch of this size runs both compiled models: that for a full batch, and that for one image.
-    images = batch_size(input_size) + 1
-    outputs = TorchRuntime(exported, "cpu")(noise(images, input_size))
+    images = images_per_core(input_size) + 1
+    outputs = TorchRuntime(exported)(noise(images, input_size))
     converted = ConvertedProgram(program, version(), images, graph, weights, outputs)
     converted.check(converted.runtime("float32", input_size), input_size)
     return pack(converted)

@@ -6,6 +6,7 @@ runs it.
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -13,9 +14,11 @@ from ml.errors import DataError, NightscoreError
 from ml.program.device import Device
 from ml.program.info import ANOMALY, CLASSIFICATION, ProgramInfo
 from ml.program.precision import TOLERANCE
-from ml.program.runtime import Runtime
+from ml.program.runtime import Runtime, is_map, map_rows
 from ml.program.selection import select_runtimes
 
+# Which anomaly maps `Program.predict` returns.
+Maps = Literal["all", "flagged", "none"]
 # Outputs may be outside of [0, 1] by so much, because of rounding.
 _ROUNDING = 1e-3
 
@@ -31,17 +34,34 @@ class Outputs:
     Attributes:
         probabilities: float32 (B, classes), of a classifier.
         scores: float32 (B,), of an anomaly detector.
-        heatmaps: float32 (B, h, w), of an anomaly detector; may be coarser than the images.
+        anomaly_maps: float32 (M, h, w), of an anomaly detector; may be coarser than the images.
         novelties: float32 (B,), of an anomaly detector that measures novelty.
+        map_rows: int64 (M,), ascending: the rows of the batch that `anomaly_maps` are of.
     """
 
     probabilities: np.ndarray = field(default_factory=_empty)
     scores: np.ndarray = field(default_factory=_empty)
-    heatmaps: np.ndarray = field(default_factory=_empty)
+    anomaly_maps: np.ndarray = field(default_factory=_empty)
     novelties: np.ndarray = field(default_factory=_empty)
+    map_rows: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     def __len__(self) -> int:
         return max(len(self.probabilities), len(self.scores))
+
+
+def _replace(
+    outputs: tuple[np.ndarray, ...],
+    near: np.ndarray,
+    recomputed: tuple[np.ndarray, ...],
+    rows: np.ndarray,
+) -> None:
+    """Put in the outputs of the rows `near` that were computed again; `rows` have maps."""
+    _, of_maps, of_near = np.intersect1d(rows, near, assume_unique=True, return_indices=True)
+    for values, again in zip(outputs, recomputed, strict=True):
+        if is_map(values):
+            values[of_maps] = again[of_near]
+        else:
+            values[near] = again
 
 
 class Program:
@@ -94,29 +114,61 @@ class Program:
         program._smoke_test()
         return program
 
-    def predict(self, pixels: np.ndarray) -> Outputs:
+    @property
+    def batch_size(self) -> int:
+        """The number of images per call of `predict` that suits the device."""
+        return self.runtime.batch_size
+
+    def empty_batch(self, count: int) -> np.ndarray:
+        """Return an uninitialised batch, from which the device copies fastest.
+
+        Args:
+            count: Number of images.
+
+        Returns:
+            uint8 (count, 3, H, W) of the program's input size, in channels-last order; for a GPU
+            in page-locked memory.
+        """
+        return self.runtime.empty_batch(count, self.info.input_size)
+
+    def predict(self, pixels: np.ndarray, *, maps: Maps = "all") -> Outputs:
         """Compute the outputs for a batch.
 
-        In bfloat16 (`ml.program.precision`), images whose class, flag or mark for review could
-        change because of its error are computed again in float32. On a CPU one call uses one core;
-        for many images, call it with batches from as many threads as there are cores.
+        In TF32 and bfloat16 (`ml.program.precision`), images whose class, flag or mark for review
+        could change because of its error are computed again in float32. On a CPU one call uses one
+        core; for many images, call it with batches from as many threads as there are cores.
 
         Args:
             pixels: uint8 (B, 3, H, W), B at least 1.
+            maps: Which anomaly maps are returned: `all`, `none`, or `flagged`: at least those of
+                the images whose score has reached the threshold.
         """
-        outputs = self.runtime(pixels)
+        map_threshold = self._map_threshold(maps)
+        outputs = self.runtime(pixels, map_threshold)
+        rows = map_rows(outputs[0], map_threshold)
         if self.float32_runtime is not None and len(near := self._near_threshold(outputs)):
-            for values, exact in zip(outputs, self.float32_runtime(pixels[near]), strict=True):
-                values[near] = exact
+            _replace(outputs, near, self.float32_runtime(pixels[near]), rows)
         if self.info.task == CLASSIFICATION:
             (probabilities,) = outputs
             return Outputs(probabilities=probabilities)
-        scores, heatmaps, novelties = outputs if len(outputs) != 2 else (*outputs, _empty())
-        return Outputs(scores=scores, heatmaps=heatmaps, novelties=novelties)
+        scores, anomaly_maps, novelties = outputs if len(outputs) != 2 else (*outputs, _empty())
+        return Outputs(scores=scores, anomaly_maps=anomaly_maps, novelties=novelties, map_rows=rows)
+
+    def _map_threshold(self, maps: Maps) -> float | None:
+        """Return the score from which on maps are computed; None: all maps."""
+        if maps == "all" or self.info.threshold is None:
+            return None
+        # An image that is computed again may be flagged although its first score was lower.
+        return np.inf if maps == "none" else self.info.threshold - self._tolerance
+
+    @property
+    def _tolerance(self) -> float:
+        """The largest error of `runtime` that is corrected by `float32_runtime`."""
+        return TOLERANCE[self.runtime.precision] if self.float32_runtime is not None else 0.0
 
     def _near_threshold(self, outputs: tuple[np.ndarray, ...]) -> np.ndarray:
         """Return the rows whose decision an error within the tolerance could change."""
-        values, error = outputs[0], TOLERANCE["bfloat16"]
+        values, error = outputs[0], self._tolerance
         if self.info.task == CLASSIFICATION:
             best_two = np.partition(values, -2, axis=1)[:, -2:]
             return np.flatnonzero(best_two[:, 1] - best_two[:, 0] < 2 * error)
@@ -169,9 +221,9 @@ class Program:
     def _expected_shapes(self, outputs: Outputs, count: int) -> dict[str, tuple[int, ...]]:
         if self.info.task == CLASSIFICATION:
             return {"probabilities": (count, len(self.info.classes))}
-        # A heat map may have any height and width.
-        size = outputs.heatmaps.shape[1:] if outputs.heatmaps.ndim == 3 else (1, 1)
-        shapes: dict[str, tuple[int, ...]] = {"scores": (count,), "heatmaps": (count, *size)}
+        # An anomaly map may have any height and width.
+        size = outputs.anomaly_maps.shape[1:] if outputs.anomaly_maps.ndim == 3 else (1, 1)
+        shapes: dict[str, tuple[int, ...]] = {"scores": (count,), "anomaly_maps": (count, *size)}
         if len(outputs.novelties) or self.info.novelty_threshold is not None:
             shapes["novelties"] = (count,)
         return shapes

@@ -8,13 +8,12 @@ converted, no torch in the process (docs/decisions/0008-scoring-path.md).
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ml.program.device import Device
-from ml.program.gpu_memory import apply_limit, memory_errors
-from ml.program.precision import requested_precision
+from ml.images.resizing import empty_batch
 
 if TYPE_CHECKING:
     import torch
@@ -31,79 +30,86 @@ _PIXELS_PER_BATCH = 64 * 32 * 56
 class Runtime(Protocol):
     """Runs a program; several threads may call it at once."""
 
-    def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Return the outputs, float32, for pixels: uint8 (B, 3, H, W), B at least 1."""
+    # float32, tf32 or bfloat16
+    precision: str
+
+    @property
+    def batch_size(self) -> int:
+        """The number of images per call that suits the device."""
+        ...
+
+    def empty_batch(self, count: int, size: tuple[int, int]) -> np.ndarray:
+        """Return an uninitialised batch where the device reads it fastest.
+
+        Args:
+            count: Number of images.
+            size: Height and width in pixels.
+
+        Returns:
+            uint8 (count, 3, height, width), in channels-last order.
+        """
+        ...
+
+    def __call__(
+        self, pixels: np.ndarray, map_threshold: float | None = None
+    ) -> tuple[np.ndarray, ...]:
+        """Return the outputs of a batch.
+
+        Args:
+            pixels: uint8 (B, 3, H, W), B at least 1.
+            map_threshold: Only the anomaly maps of images whose first output, the score, has
+                reached it are returned (`map_rows`). None: those of all images.
+
+        Returns:
+            float32 arrays of length B; an anomaly map's is shorter where some are left out.
+        """
         ...
 
 
-class TorchRuntime:
-    """Runs a program with torch, operation by operation; on a GPU from pinned memory.
+class CpuRuntime:
+    """What the runtimes on a CPU have in common."""
 
-    On a CPU it is the reference for other runtimes. On a GPU, its construction and each call may
-    raise GpuMemoryError (`NIGHTSCORE_GPU_MEMORY`).
+    # So many images of a usual size lie in the caches.
+    batch_size = 128
+
+    def empty_batch(self, count: int, size: tuple[int, int]) -> np.ndarray:
+        """Return an uninitialised batch, as `Runtime` describes."""
+        return empty_batch(count, size)
+
+
+class TorchRuntime(CpuRuntime):
+    """Runs a program with torch on a CPU, operation by operation: the reference for the others.
 
     Args:
         exported: The program.
-        device: Where to run it.
     """
 
-    def __init__(self, exported: "ExportedProgram", device: Device) -> None:
-        if device == "cuda":
-            import torch
-            from torch.export.passes import move_to_device_pass
+    precision = "float32"
 
-            with memory_errors(device):
-                apply_limit()
-                # A program exported on a CPU carries its device in its operations.
-                exported = move_to_device_pass(exported, device)
-            # Otherwise cuDNN would use TF32, with a mantissa of 10 bits, for float32.
-            torch.backends.cudnn.allow_tf32 = requested_precision() != "float32"
+    def __init__(self, exported: "ExportedProgram") -> None:
         self.exported = exported
         self._module = exported.module()
-        self._device = device
-        self._launching = threading.Lock()
-        self._local = threading.local()
 
-    def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+    def __call__(
+        self, pixels: np.ndarray, map_threshold: float | None = None
+    ) -> tuple[np.ndarray, ...]:
         """Return the outputs, as `Runtime` describes."""
-        with memory_errors(self._device):
-            return self._run(pixels)
-
-    def _run(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
         import torch
 
-        on_host = self._pin(pixels) if self._device == "cuda" else _as_tensor(pixels)
-        # One thread launches operations at a time; the others decode, copy, or wait for results.
-        with self._launching, torch.inference_mode():
-            outputs = self._module(on_host.to(self._device, non_blocking=True))
-        tensors = outputs if isinstance(outputs, tuple | list) else (outputs,)
+        with torch.inference_mode():
+            tensors = as_tuple(self._module(as_tensor(pixels)))
         # Half precision becomes float32. Integers stay, so that the smoke test reports them.
-        return tuple(
-            (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
-            for tensor in tensors
-        )
-
-    def _pin(self, pixels: np.ndarray) -> "torch.Tensor":
-        """Copy pixels to page-locked memory, which the GPU reads while this thread continues.
-
-        Each thread has a buffer, which it uses again for every batch.
-        """
-        import torch
-
-        count, *shape = pixels.shape
-        buffer = getattr(self._local, "buffer", None)
-        if buffer is None or len(buffer) < count or list(buffer.shape[1:]) != shape:
-            buffer = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
-            self._local.buffer = buffer
-        filled: torch.Tensor = buffer[:count].copy_(_as_tensor(pixels))
-        return filled
+        outputs = [
+            (tensor.float() if tensor.is_floating_point() else tensor).numpy() for tensor in tensors
+        ]
+        return _select_maps(outputs, map_threshold)
 
 
-class OpenVinoRuntime:
+class OpenVinoRuntime(CpuRuntime):
     """Runs a converted program with OpenVINO, on one core per calling thread.
 
-    The program is compiled for two fixed numbers of images, `batch_size` and one, and a batch is
-    cut into such parts. Compiled for any number of images, OpenVINO shares no memory between
+    The program is compiled for two fixed numbers of images, `images_per_core` and one, and a batch
+    is cut into such parts. Compiled for any number of images, OpenVINO shares no memory between
     layers and takes a tenth more time.
 
     Args:
@@ -131,9 +137,9 @@ class OpenVinoRuntime:
             "INFERENCE_PRECISION_HINT": _OPENVINO_NAMES[precision],
         }
         core = openvino.Core()
-        self._batch_size = batch_size(input_size)
+        self._images_per_core = images_per_core(input_size)
         self._compiled = {}
-        for count in {self._batch_size, 1}:
+        for count in {self._images_per_core, 1}:
             model = core.read_model(graph, weights)
             model.reshape([count, 3, *input_size])
             self._compiled[count] = core.compile_model(model, "CPU", options)
@@ -141,19 +147,25 @@ class OpenVinoRuntime:
         self.precision = {value: key for key, value in _OPENVINO_NAMES.items()}[used]
         self._local = threading.local()
 
-    def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+    def __call__(
+        self, pixels: np.ndarray, map_threshold: float | None = None
+    ) -> tuple[np.ndarray, ...]:
         """Return the outputs, as `Runtime` describes."""
         # OpenVINO reads the array's own memory, so the array must live until it is done.
         contiguous = np.ascontiguousarray(pixels)
-        size = self._batch_size
+        size = self._images_per_core
         in_batches = len(pixels) - len(pixels) % size
         parts = [
-            self._infer(contiguous[start : start + size]) for start in range(0, in_batches, size)
+            self._infer(contiguous[start : start + size], map_threshold)
+            for start in range(0, in_batches, size)
         ]
-        parts += [self._infer(contiguous[row : row + 1]) for row in range(in_batches, len(pixels))]
+        parts += [
+            self._infer(contiguous[row : row + 1], map_threshold)
+            for row in range(in_batches, len(pixels))
+        ]
         return tuple(np.concatenate(output) for output in zip(*parts, strict=True))
 
-    def _infer(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _infer(self, pixels: np.ndarray, map_threshold: float | None) -> tuple[np.ndarray, ...]:
         import openvino
 
         name = f"request_{len(pixels)}"
@@ -163,12 +175,13 @@ class OpenVinoRuntime:
             setattr(self._local, name, request)
         request.set_input_tensor(openvino.Tensor(pixels, shared_memory=True))
         request.infer()
+        outputs = _select_maps([tensor.data for tensor in request.output_tensors], map_threshold)
         # Copies, since the next call overwrites the request's tensors.
-        return tuple(np.array(tensor.data) for tensor in request.output_tensors)
+        return tuple(np.array(output) for output in outputs)
 
 
-def batch_size(input_size: tuple[int, int]) -> int:
-    """Return the number of images per batch for a core, a power of two up to 64.
+def images_per_core(input_size: tuple[int, int]) -> int:
+    """Return the number of images that a core computes at once, a power of two up to 64.
 
     With it, the activations between two layers fit into the core's cache.
 
@@ -180,7 +193,35 @@ def batch_size(input_size: tuple[int, int]) -> int:
     return 1 << (limit.bit_length() - 1)
 
 
-def _as_tensor(pixels: np.ndarray) -> "torch.Tensor":
+def map_rows(scores: np.ndarray, map_threshold: float | None) -> np.ndarray:
+    """Return the rows whose anomaly maps are returned, int64: see `Runtime`."""
+    if map_threshold is None:
+        return np.arange(len(scores))
+    return np.flatnonzero(scores >= map_threshold)
+
+
+def is_map(output: "np.ndarray | torch.Tensor") -> bool:
+    """Return whether an output is an anomaly map (B, h, w)."""
+    return output.ndim == 3
+
+
+def as_tensor(array: np.ndarray) -> "torch.Tensor":
+    """Return a tensor that shares the array's memory; a read-only array is copied."""
     import torch
 
-    return torch.from_numpy(np.require(pixels, requirements="W"))
+    return torch.from_numpy(np.require(array, requirements="W"))
+
+
+def as_tuple(outputs: Any) -> "tuple[torch.Tensor, ...]":
+    """Return the outputs of a program, of which there may be one or several."""
+    return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
+
+
+def _select_maps(
+    outputs: Sequence[np.ndarray], map_threshold: float | None
+) -> tuple[np.ndarray, ...]:
+    """Return the outputs with the anomaly maps that are wanted."""
+    if map_threshold is None:
+        return tuple(outputs)
+    rows = map_rows(outputs[0], map_threshold)
+    return tuple(output[rows] if is_map(output) else output for output in outputs)

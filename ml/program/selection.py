@@ -8,16 +8,22 @@ and the result is kept beside the program's file.
 import logging
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ml import files
 from ml.errors import DataError, NightscoreError, ServiceError
 from ml.program import conversion, program_file, runtime
 from ml.program.conversion import ConvertedProgram
 from ml.program.device import Device
+from ml.program.gpu import cuda_streams
+from ml.program.gpu_memory import memory_errors
+from ml.program.gpu_runtime import GpuRuntime
 from ml.program.info import ProgramInfo
 from ml.program.precision import requested_precision
 from ml.program.runtime import Runtime
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +34,7 @@ class Runtimes(NamedTuple):
     Attributes:
         fastest: Runs all images.
         float32: Runs the images again for which the precision of `fastest` may be too low; None if
-            that computes in float32, or runs on a GPU.
+            that computes in float32.
     """
 
     fastest: Runtime
@@ -60,7 +66,11 @@ def select_runtimes(
         runtimes = _try_converting(content, path, info)
     if runtimes is None:
         exported = program_file.deserialize(content, info)
-        runtimes = Runtimes(runtime.TorchRuntime(exported, device))
+        runtimes = (
+            _gpu_runtimes(exported, info)
+            if device == "cuda"
+            else Runtimes(runtime.TorchRuntime(exported))
+        )
     return runtimes
 
 
@@ -141,6 +151,21 @@ def _try_converting(content: bytes, path: Path, info: ProgramInfo) -> Runtimes |
         reason = _first_line(error)
         log.warning("OpenVINO cannot run %s (%s); torch does, more slowly", info.name, reason)
         return None
+
+
+def _gpu_runtimes(exported: "ExportedProgram", info: ProgramInfo) -> Runtimes:
+    """Return the runtimes of a program on a GPU, in the requested precision and in float32."""
+    from torch.export.passes import move_to_device_pass
+
+    with memory_errors("cuda"):
+        streams = cuda_streams()
+        # A program exported on a CPU carries its device in its operations.
+        moved = move_to_device_pass(exported, "cuda")
+    precision = requested_precision()
+    fastest = GpuRuntime(moved, info.name, info.input_size, precision, streams)
+    if precision == "float32":
+        return Runtimes(fastest)
+    return Runtimes(fastest, GpuRuntime(moved, info.name, info.input_size, "float32", streams))
 
 
 def _openvino_runtimes(converted: ConvertedProgram, info: ProgramInfo) -> Runtimes:

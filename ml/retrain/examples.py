@@ -154,7 +154,7 @@ def _gallery(
     pixels = np.array(holdout.pixels[chosen])
     if _is_classifier(program) or not len(chosen):
         return plots.gallery([heatmap.to_image(image) for image in pixels], captions, title)
-    anomaly_maps = predict(program, pixels, anomaly_maps=True).heatmaps
+    anomaly_maps = predict(program, pixels, anomaly_maps=True).anomaly_maps
     pictures = [
         Image.fromarray(heatmap.overlay(image, anomaly_map))
         for image, anomaly_map in zip(pixels, anomaly_maps, strict=True)

@@ -20,17 +20,16 @@ import numpy as np
 from ml.config.schema import Limits
 from ml.images.decoding import decode
 from ml.images.rejection import Reason, RejectedError
-from ml.images.resizing import empty_batch, resize
+from ml.images.resizing import resize
 from ml.parallel import parallel_map, prefetch
 from ml.program.device import Device
 from ml.program.info import ANOMALOUS, CLASSIFICATION, NORMAL
 from ml.program.program import Outputs, Program
 from ml.storage.download import DownloadRequest, DownloadResult
 
-# Images per forward pass: enough to fill a GPU, and no more than the caches of a CPU hold.
-BATCH_SIZE = {"cpu": 128, "cuda": 256}
-# A batch with this many bytes of files is complete, so that all threads get some of the large ones.
-_MAX_BATCH_BYTES = 4 * 2**20
+# A batch with this many bytes of files is complete. On a CPU all threads get some of the large
+# ones; a GPU gets enough of them at once.
+_MAX_BATCH_BYTES = {"cpu": 4 * 2**20, "cuda": 16 * 2**20}
 
 Size = tuple[int, int]
 
@@ -137,7 +136,7 @@ def score(
         fetch: downloads the images, as `ml.storage.download.download`. An error that it raises ends
             the scoring; the caller retries. An outage must not become a rejection of images.
         limits: the largest image that is decoded.
-        batch_size: images per forward pass; None for the best size on the device.
+        batch_size: images per batch; None for what suits the device.
 
     Yields:
         The results of a batch. Images come in the order in which they were fetched.
@@ -146,11 +145,12 @@ def score(
         return
     device = programs[0].device
     threads = thread_count(device)
-    sizes = sorted({program.info.input_size for program in programs})
-    batches = _batches(_fetch_items(items, fetch, limits), batch_size or BATCH_SIZE[device])
+    batch_size = batch_size or min(program.batch_size for program in programs)
+    fetched = _fetch_items(items, fetch, limits)
+    batches = _batches(fetched, batch_size, _MAX_BATCH_BYTES[device])
 
     def score_batch(batch: list[FetchedItem]) -> BatchResult:
-        return _score_batch(batch, programs, sizes, limits)
+        return _score_batch(batch, programs, limits)
 
     prefetched = prefetch(batches, buffer_size=threads)
     try:
@@ -193,14 +193,16 @@ def _fetch_items(items: Iterable[Item], fetch: Fetch, limits: Limits) -> Iterato
         yield item, RejectedError(Reason.TOO_MANY_BYTES, detail)
 
 
-def _batches(fetched: Iterable[FetchedItem], batch_size: int) -> Iterator[list[FetchedItem]]:
+def _batches(
+    fetched: Iterable[FetchedItem], batch_size: int, max_bytes: int
+) -> Iterator[list[FetchedItem]]:
     """Batches of up to `batch_size` images; the first has half, so that no core waits long."""
     batch: list[FetchedItem] = []
     batch_bytes, target_size = 0, max(1, batch_size // 2)
     for item, content in fetched:
         batch.append((item, content))
         batch_bytes += len(content) if isinstance(content, bytes) else 0
-        if len(batch) == target_size or batch_bytes >= _MAX_BATCH_BYTES:
+        if len(batch) == target_size or batch_bytes >= max_bytes:
             yield batch
             batch, batch_bytes, target_size = [], 0, min(2 * target_size, batch_size)
     if batch:
@@ -208,12 +210,11 @@ def _batches(fetched: Iterable[FetchedItem], batch_size: int) -> Iterator[list[F
 
 
 def _score_batch(
-    batch: Sequence[FetchedItem],
-    programs: Sequence[Program],
-    sizes: Sequence[Size],
-    limits: Limits,
+    batch: Sequence[FetchedItem], programs: Sequence[Program], limits: Limits
 ) -> BatchResult:
-    pixels = {size: empty_batch(len(batch), size) for size in sizes}
+    by_size = {program.info.input_size: program for program in programs}
+    # Decoded to where the device reads it: once for all programs of a size.
+    pixels = {size: program.empty_batch(len(batch)) for size, program in by_size.items()}
     decoded: list[Item] = []
     rejected: list[tuple[Item, RejectedError]] = []
     for item, content in batch:
@@ -252,7 +253,7 @@ def _predict(
     items: Sequence[Item], pixels: np.ndarray, program: Program, result: BatchResult
 ) -> None:
     """Run a program on a batch and add what it gives for each image to `result`."""
-    outputs = program.predict(pixels)
+    outputs = program.predict(pixels, maps="flagged")
     if program.info.task == CLASSIFICATION:
         finite = np.isfinite(outputs.probabilities).all(axis=1)
         result.predictions.extend(_classify(items, outputs, program, finite))
@@ -295,6 +296,7 @@ def _detect(
     assert threshold is not None  # checked when the program was loaded
     flags = outputs.scores >= threshold
     novelties, reviews = _novelties(outputs, program.info.novelty_threshold)
+    maps = dict(zip(outputs.map_rows.tolist(), outputs.anomaly_maps, strict=True))
     columns = (items, outputs.scores.tolist(), flags.tolist(), novelties, reviews, finite.tolist())
     for row, (item, value, flagged, novelty, review, is_finite) in enumerate(
         zip(*columns, strict=True)
@@ -309,7 +311,7 @@ def _detect(
         yield Prediction(
             item, model, version, ANOMALOUS, None, value, threshold, True, novelty, review,
             # Copies, so that one anomaly does not keep its whole batch in memory.
-            pixels[row].copy(), outputs.heatmaps[row].copy(),
+            pixels[row].copy(), maps[row].copy(),
         )  # fmt: skip
 
 

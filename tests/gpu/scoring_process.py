@@ -16,7 +16,7 @@ import numpy as np
 from ml.errors import NightscoreError
 from ml.program.info import ProgramInfo
 from ml.program.program import Program
-from ml.scoring.engine import BATCH_SIZE, thread_count
+from ml.scoring.engine import thread_count
 
 
 def main(path: Path) -> None:
@@ -40,12 +40,12 @@ def _load(described: dict, device: str) -> Program:
 
 
 def _score(programs: list[Program], job: dict) -> dict:
-    threads, batch = thread_count(job["device"]), BATCH_SIZE[job["device"]]
+    threads = thread_count(job["device"])
     random = np.random.default_rng(os.getpid())
     images = 0
     with ThreadPoolExecutor(threads) as pool:
         for program in programs:
-            shape = (batch, 3, *program.info.input_size)
+            shape = (program.batch_size, 3, *program.info.input_size)
             pixels = random.integers(0, 256, shape, dtype=np.uint8)
             done = pool.map(program.predict, [pixels] * job["batches"])
             images += sum(len(outputs) for outputs in done)

@@ -30,12 +30,12 @@ def trained(request, train_once) -> Trained:
 
 def _reference(trained: Trained) -> Program:
     """What scores on a CPU without OpenVINO, in float32."""
-    return Program(TorchRuntime(torch.export.load(trained.path), "cpu"), trained.info, "cpu")
+    return Program(TorchRuntime(torch.export.load(trained.path)), trained.info, "cpu")
 
 
 def _predict(program: Program, pixels: np.ndarray) -> Outputs:
     found = [program.predict(pixels[start : start + 256]) for start in range(0, len(pixels), 256)]
-    names = ("probabilities", "scores", "heatmaps", "novelties")
+    names = ("probabilities", "scores", "anomaly_maps", "novelties")
     return Outputs(*(np.concatenate([getattr(one, name) for one in found]) for name in names))
 
 
@@ -75,7 +75,7 @@ def test_the_gpu_decides_as_the_cpu(trained, device, record_property):
     assert IS_REHEARSAL or isinstance(program.runtime, TorchRuntime)
     reference = _reference(trained)
     there, here = _predict(program, trained.pixels), _predict(reference, trained.pixels)
-    for name in ("probabilities", "scores", "heatmaps", "novelties"):
+    for name in ("probabilities", "scores", "anomaly_maps", "novelties"):
         values, expected = getattr(there, name), getattr(here, name)
         if len(expected):
             furthest = float(np.abs(values - expected).max())

@@ -9,7 +9,8 @@ import psutil
 
 from ml.config.loading import configuration
 from ml.parallel import parallel_map
-from ml.scoring.engine import BATCH_SIZE, thread_count
+from ml.program.runtime import CpuRuntime
+from ml.scoring.engine import thread_count
 from ml.storage.download import CONNECTIONS
 from ml.storage.object_store import object_store
 from tests.support import evidence, synthetic_images
@@ -19,7 +20,7 @@ from tests.support.proxy import Proxy
 
 _STREAM = "long"  # its nights are one shard
 # Images that may be under way: before the engine's threads, in them, and before the writer.
-_AHEAD = (2 * thread_count("cpu") + 1 + 6) * BATCH_SIZE["cpu"] + CONNECTIONS
+_AHEAD = (2 * thread_count("cpu") + 1 + 6) * CpuRuntime.batch_size + CONNECTIONS
 # The session that has the temporary table of predictions: its schema bears the session's number.
 _WRITERS = """
     SELECT pid
@@ -51,7 +52,7 @@ def test_images_are_not_fetched_ahead_of_a_postgres_that_stands_still(trained):
     with Proxy(object_store().settings.s3_endpoint) as proxy:
         process = Scoring(tonight, AWS_ENDPOINT_URL=proxy.url)
         process.go()
-        evidence.wait_for(lambda: proxy.seen["GET"] > BATCH_SIZE["cpu"], timeout_s=120)
+        evidence.wait_for(lambda: proxy.seen["GET"] > CpuRuntime.batch_size, timeout_s=120)
         (session,) = evidence.query(_WRITERS)
         writer = psutil.Process(session["pid"])
         writer.send_signal(signal.SIGSTOP)

@@ -337,7 +337,7 @@ class TestProgram:
             arrays = (
                 (outputs.probabilities,)
                 if info.task == CLASSIFICATION
-                else (outputs.scores, outputs.heatmaps, outputs.novelties)[: len(expected)]
+                else (outputs.scores, outputs.anomaly_maps, outputs.novelties)[: len(expected)]
             )
             for array, tensor in zip(arrays, expected, strict=True):
                 np.testing.assert_allclose(array, tensor.numpy(), rtol=1e-4, atol=1e-5)

@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,7 +12,6 @@ from ml.program import gpu_memory
 from ml.program.gpu_memory import VARIABLE, limit, memory_errors
 from ml.program.info import CLASSIFICATION, ProgramInfo
 from ml.program.program import Program
-from ml.program.runtime import TorchRuntime
 
 REPOSITORY = Path(__file__).parents[3]
 GIB = 2**30
@@ -97,21 +95,17 @@ def _full(*_):
     raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
-def test_a_runtime_on_a_full_gpu_fails_by_name():
-    runtime = TorchRuntime.__new__(TorchRuntime)
-    runtime._device, runtime._run = "cuda", _full
-    with pytest.raises(GpuMemoryError):
-        runtime(np.zeros((1, 3, 8, 8), dtype=np.uint8))
-
-
 def test_a_program_is_not_blamed_for_a_full_gpu():
-    runtime = TorchRuntime.__new__(TorchRuntime)
-    runtime._device, runtime._run = "cuda", _full
     info = ProgramInfo("m", 1, CLASSIFICATION, ("a", "b"), (8, 8), None, "")
-    with pytest.raises(GpuMemoryError):
-        Program(runtime, info, "cuda")._smoke_test()
 
-    def broken(pixels):
+    def run_out_of_memory(pixels, map_threshold):
+        with memory_errors("cuda"):
+            _full()
+
+    with pytest.raises(GpuMemoryError):
+        Program(run_out_of_memory, info, "cuda")._smoke_test()
+
+    def broken(pixels, map_threshold):
         raise RuntimeError("shapes do not fit")
 
     with pytest.raises(DataError, match="shapes do not fit"):
@@ -156,9 +150,10 @@ for name in ("mlflow", "airflow", "openvino"):
 from pathlib import Path
 import numpy as np, torch, torch.export.passes
 torch.export.passes.move_to_device_pass = lambda exported, device: exported
-from ml.program import runtime
-runtime.TorchRuntime._pin = lambda self, pixels: runtime._as_tensor(pixels)
-torch.Tensor.to = lambda self, *_, **__: self
+from ml.program import selection
+from ml.program.gpu import StreamPool
+from tests.support.deferred_gpu import DeferredGpu
+selection.cuda_streams = lambda: StreamPool(DeferredGpu())
 from ml.program.program import Program
 from ml.program.info import ProgramInfo, sha256
 path = Path(sys.argv[1])

@@ -117,8 +117,8 @@ def test_a_program_for_one_number_of_images_is_refused(tmp_path):
         (_Means(lambda shares: shares * float("nan")), r"not all in \[0, 1\]: nan"),
         (_Means(lambda shares: shares.argsort()), "type int64 for 3 images"),
         (_Means(lambda shares: shares[:1]), r"of shape \(1, 3\)"),
-        (_Map(lambda heat: heat + 1), r"heatmaps that are not all in \[0, 1\]"),
-        (_Map(lambda heat: heat.mean(1)), r"heatmaps of shape \(3, 8\)"),
+        (_Map(lambda heat: heat + 1), r"anomaly_maps that are not all in \[0, 1\]"),
+        (_Map(lambda heat: heat.mean(1)), r"anomaly_maps of shape \(3, 8\)"),
     ],
 )
 def test_outputs_that_are_not_those_of_the_task_are_refused(network, reason, tmp_path):
@@ -141,12 +141,17 @@ def test_a_class_is_computed_again_where_an_error_of_both_best_could_change_it()
     quick = np.array([*rows, rows[0][::-1], rows[1][::-1]], dtype=np.float32)
     computed_again: list[int] = []
 
-    def exact(pixels):
+    def compute_quickly(pixels, map_threshold):
+        return (quick.copy(),)
+
+    def compute_again(pixels):
         computed_again.extend(pixels[:, 0, 0, 0].tolist())
         return (np.tile(third, (len(pixels), 1)),)
 
+    compute_quickly.precision = "bfloat16"
+
     info = ProgramInfo("m", 1, CLASSIFICATION, ("a", "b", "c"), SIZE, None, "")
-    program = Program(lambda pixels: (quick.copy(),), info, "cpu", exact)
+    program = Program(compute_quickly, info, "cpu", compute_again)
     pixels = np.zeros((4, 3, *SIZE), dtype=np.uint8) + np.arange(4, dtype=np.uint8)[:, None, None, None]  # fmt: skip
     probabilities = program.predict(pixels).probabilities
     assert computed_again == [0, 2]

@@ -55,7 +55,7 @@ def test_a_version_from_before_there_was_novelty_still_scores(tmp_path):
     pixels = np.full((3, 3, 16, 16), 51, dtype=np.uint8)
     outputs = Program.load(path, info, "cpu").predict(pixels)
     np.testing.assert_allclose(outputs.scores, 0.2, rtol=1e-6)
-    assert outputs.heatmaps.shape == (3, 8, 8)
+    assert outputs.anomaly_maps.shape == (3, 8, 8)
     assert outputs.novelties.shape == (0,)
     # What is recorded of it must fit.
     with pytest.raises(DataError, match="novelties"):
@@ -246,7 +246,7 @@ def test_a_conversion_that_gives_other_outputs_than_torch_is_refused(tmp_path):
     converted = conversion.unpack(conversion.convert(programs[0], "0" * 64, (16, 16)))
     runtime = converted.runtime("float32", (16, 16))
     converted.check(runtime, (16, 16))
-    other = TorchRuntime(programs[1], "cpu")(conversion.noise(converted.images, (16, 16)))
+    other = TorchRuntime(programs[1])(conversion.noise(converted.images, (16, 16)))
     with pytest.raises(ValueError, match="its outputs differ from those of torch by"):
         replace(converted, outputs=other).check(runtime, (16, 16))
     with pytest.raises(ValueError, match="its outputs have the shape"):

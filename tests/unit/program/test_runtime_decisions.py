@@ -82,7 +82,7 @@ def _outputs(program: Program, pixels: np.ndarray) -> list[np.ndarray]:
     outputs = program.predict(pixels)
     if program.info.task == CLASSIFICATION:
         return [outputs.probabilities]
-    arrays = [outputs.scores, outputs.heatmaps, outputs.novelties]
+    arrays = [outputs.scores, outputs.anomaly_maps, outputs.novelties]
     return [values for values in arrays if len(values)]
 
 

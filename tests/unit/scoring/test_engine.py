@@ -4,6 +4,7 @@ import io
 import os
 from dataclasses import replace
 from datetime import date
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +14,15 @@ from PIL import Image
 from ml.config.schema import Limits
 from ml.images.rejection import Reason, RejectedError
 from ml.models import build
+from ml.program.gpu import StreamPool
+from ml.program.gpu_runtime import GpuRuntime
 from ml.program.info import ProgramInfo, sha256
 from ml.program.program import Program
 from ml.program.program_file import export
 from ml.scoring import engine
 from ml.scoring.engine import BatchResult, Item, Prediction, Rejection, score
 from ml.storage.download import DownloadResult
+from tests.support.deferred_gpu import DeferredGpu
 
 LIMITS = Limits(max_pixels=10_000, max_bytes=100_000)
 
@@ -36,7 +40,7 @@ def _known(size) -> torch.Tensor:
     return torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())
 
 
-def _program(folder, name: str, architecture: str, classes, size) -> Program:
+def _exported(folder, name: str, architecture: str, classes, size) -> tuple[Path, ProgramInfo]:
     torch.manual_seed(0)
     network = build(architecture, size, classes, {"width": 4}).eval()
     known = _known(size)
@@ -46,18 +50,21 @@ def _program(folder, name: str, architecture: str, classes, size) -> Program:
     task = "anomaly" if architecture == "anomaly_segmenter" else "classification"
     # Below every score, so that all images are flagged and have anomaly maps.
     threshold = 1e-9 if task == "anomaly" else None
-    return Program.load(
-        path, ProgramInfo(name, 3, task, classes, size, threshold, sha256(path)), "cpu"
-    )
+    return path, ProgramInfo(name, 3, task, classes, size, threshold, sha256(path))
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory):
+def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("programs")
     return [
-        _program(folder, "classifier", "residual_network", ("a", "b", "c"), (16, 16)),
-        _program(folder, "detector", "anomaly_segmenter", ("normal", "anomalous"), (16, 24)),
+        _exported(folder, "classifier", "residual_network", ("a", "b", "c"), (16, 16)),
+        _exported(folder, "detector", "anomaly_segmenter", ("normal", "anomalous"), (16, 24)),
     ]
+
+
+@pytest.fixture(scope="module")
+def programs(exported):
+    return [Program.load(path, info, "cpu") for path, info in exported]
 
 
 class Bucket:
@@ -116,6 +123,40 @@ def test_each_image_is_fetched_once_and_scored_by_every_program(programs):
         r.predicted_class in "abc" and 0 < r.confidence <= 1 and r.pixels is None
         for r in classified
     )
+
+
+def _on_a_gpu(path: Path, info: ProgramInfo, gpu: DeferredGpu) -> Program:
+    program = torch.export.load(path)
+    runtime = GpuRuntime(program, info.name, info.input_size, "float32", StreamPool(gpu))
+    return Program(runtime, info, "cuda")
+
+
+def test_on_a_gpu_each_image_has_the_results_that_it_has_on_a_cpu(exported, programs):
+    """Images are decoded to page-locked memory; some batches are too large for the GPU's memory."""
+    bucket = Bucket({f"s3://b/{n}.png": _png(n) for n in range(300)})
+    bucket.objects["s3://b/7.png"] = b"no image"
+    items = bucket.items()
+    gpus = [DeferredGpu(), DeferredGpu()]
+    there = [_on_a_gpu(*one, gpu) for one, gpu in zip(exported, gpus, strict=True)]
+    gpus[1].images = 40
+    for gpu in gpus:
+        gpu.copied = 0
+    found, expected = _score(items, there, bucket), _score(items, programs, bucket)
+    assert sorted(found.rejections) == sorted(expected.rejections)
+    assert len(found.predictions) == len(expected.predictions) == 598
+    by_image = {(one.model, one.item): one for one in expected.predictions}
+    for one in found.predictions:
+        other = by_image[one.model, one.item]
+        assert (one.predicted_class, one.flagged) == (other.predicted_class, other.flagged)
+        assert one.confidence == pytest.approx(other.confidence, abs=1e-5)
+        assert one.score == pytest.approx(other.score, abs=1e-5)
+        if one.flagged:
+            assert np.array_equal(one.pixels, other.pixels)
+            np.testing.assert_allclose(one.anomaly_map, other.anomaly_map, atol=1e-5)
+    assert there[1].batch_size <= 40
+    # Of the detector's parts only the indices of maps, which are few, are copied on the host.
+    assert gpus[0].copied == 0
+    assert max(gpus[1].named("launch")) > 40
 
 
 def test_an_image_is_marked_for_review_exactly_when_its_novelty_reaches_the_threshold(programs):
@@ -194,11 +235,10 @@ def test_the_batch_size_changes_nothing(programs):
     )
 
 
-def _batched(contents, size: int) -> list[int]:
+def _batched(contents, size: int, max_bytes: int = 10**6) -> list[int]:
     item = Item(date(2026, 1, 1), 1, "s3://b/x.png", "e", 1)
-    return [
-        len(batch) for batch in engine._batches([(item, content) for content in contents], size)
-    ]
+    fetched = [(item, content) for content in contents]
+    return [len(batch) for batch in engine._batches(fetched, size, max_bytes)]
 
 
 def test_batches_are_of_the_size_but_for_a_smaller_first_and_the_rest():
@@ -209,13 +249,12 @@ def test_batches_are_of_the_size_but_for_a_smaller_first_and_the_rest():
     assert _batched([], 8) == []
 
 
-def test_a_batch_of_large_images_is_handed_over_earlier(monkeypatch):
-    monkeypatch.setattr(engine, "_MAX_BATCH_BYTES", 10)
+def test_a_batch_of_large_images_is_handed_over_earlier():
     rejected = RejectedError(Reason.GONE)
-    assert _batched([b"123"] * 10, 64) == [4, 4, 2]
-    assert _batched([b"12345"] * 6, 64) == [2, 2, 2]
+    assert _batched([b"123"] * 10, 64, 10) == [4, 4, 2]
+    assert _batched([b"12345"] * 6, 64, 10) == [2, 2, 2]
     # A rejected image has no bytes.
-    assert _batched([b"123", b"123", b"123", rejected, b"123", b"123"], 64) == [5, 1]
+    assert _batched([b"123", b"123", b"123", rejected, b"123", b"123"], 64, 10) == [5, 1]
 
 
 def test_bad_images_are_rejected_with_a_reason_and_the_others_are_scored(programs):
