@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks import machine
 from benchmarks.models.figures import images_per_second, judged, seconds_to
 from ml.config.schema import Model
-from ml.evaluation.evaluate import BATCH, evaluate
+from ml.evaluation.evaluate import evaluate
 from ml.evaluation.metrics import calibration
 from ml.parallel import parallel_map
 from ml.program.device import Device
@@ -126,7 +126,8 @@ def _fitted(
 def _rate(program: Program, pixels: np.ndarray) -> float:
     """Images per second on all cores, as a shard is scored: one batch per thread."""
     pixels = pixels[:_RATED_ON]
-    batches = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
+    size = program.batch_size
+    batches = [pixels[start : start + size] for start in range(0, len(pixels), size)]
     threads = machine.cores()
 
     def run() -> None:

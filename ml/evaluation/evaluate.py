@@ -20,8 +20,6 @@ from ml.parallel import batched, parallel_map
 from ml.program.info import CLASSIFICATION, NORMAL
 from ml.program.program import Outputs, Program
 
-BATCH = 128
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -88,7 +86,8 @@ def evaluate(program: Program, pixels: np.ndarray, labels: np.ndarray) -> Evalua
         An evaluation with these metrics: for classification n, accuracy, macro_f1, per_class; for
         anomaly n, auroc, average_precision, threshold, tpr, tnr at the program's threshold.
     """
-    batches = (pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH))
+    size = program.batch_size
+    batches = (pixels[start : start + size] for start in range(0, len(pixels), size))
     outputs = list(_predict_batches(program, batches))
     return _evaluation(program, _concatenate(outputs), labels)
 
@@ -111,7 +110,7 @@ def evaluate_files(
         DataError: there is no such image, one of them cannot be decoded, or the program does not
             know a class.
     """
-    size = program.info.input_size
+    size, batch_size = program.info.input_size, program.batch_size
 
     def load(image: LabelledImage) -> tuple[np.ndarray, str]:
         try:
@@ -126,7 +125,8 @@ def evaluate_files(
     labels: list[str] = []
 
     def batches() -> Iterator[np.ndarray]:
-        for batch in batched(parallel_map(load, images, threads=4, buffer_size=2 * BATCH), BATCH):
+        loaded = parallel_map(load, images, threads=4, buffer_size=2 * batch_size)
+        for batch in batched(loaded, batch_size):
             labels.extend(label for _, label in batch)
             yield np.stack([pixels for pixels, _ in batch])
 
