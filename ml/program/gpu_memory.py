@@ -58,6 +58,24 @@ def apply_limit() -> int | None:
     return limit_bytes
 
 
+def available() -> int:
+    """Return how many bytes of the current GPU this process may still take.
+
+    Raises:
+        ConfigurationError: `NIGHTSCORE_GPU_MEMORY` is not an amount of memory.
+    """
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    allocated = torch.cuda.memory_allocated()
+    # What torch's allocator holds without a tensor in it is for us.
+    usable = free + torch.cuda.memory_reserved() - allocated
+    limit_bytes = limit(total)
+    if limit_bytes is None:
+        return usable
+    return max(0, min(usable, limit_bytes - allocated))
+
+
 @contextmanager
 def memory_errors(device: Device) -> Iterator[None]:
     """Turn torch's errors about used-up GPU memory into our own; on a CPU, do nothing.

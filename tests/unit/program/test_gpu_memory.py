@@ -41,6 +41,23 @@ def test_what_is_no_limit_is_refused(wish, monkeypatch):
         limit(80 * GIB)
 
 
+@pytest.mark.parametrize(
+    ("wish", "bytes_"),
+    [
+        ("", 12 * GIB),  # what is free, and what torch's allocator holds in reserve
+        ("1", 12 * GIB),
+        ("8GiB", 5 * GIB),  # of which this process uses three
+        ("2GiB", 0),
+    ],
+)
+def test_available_is_what_is_free_within_the_limit(wish, bytes_, monkeypatch):
+    monkeypatch.setenv(VARIABLE, wish)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10 * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 5 * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 3 * GIB)
+    assert gpu_memory.available() == bytes_
+
+
 FULL = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
     RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be ..."),
