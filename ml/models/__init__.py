@@ -18,13 +18,17 @@ from torch import Tensor, nn
 
 from ml.config.architectures import architectures, complete_options
 from ml.errors import ConfigurationError
+from ml.models.components.adamw import adamw
 
 
 class Network(nn.Module):
     """A network as an architecture's `build` returns it; it takes uint8 pixels.
 
     Normalization belongs to the network, so that the exported program needs no preprocessing.
-    Training calls, in this order, `before_fit`, `loss` for each batch, `after_fit`, `calibrate`.
+    Training calls, in this order, `before_fit`, `loss` for each batch, `after_fit`, `calibrate`,
+    all with the network on the device that trains (`device`). Then the network goes to the CPU,
+    where it is exported. The batches of `loss` and `forward` are on the device. Those methods that
+    take all images get them on the CPU, and bring what they use to the device, batch by batch.
     """
 
     # The share of the training steps in which the learning rate rises; then it falls to zero.
@@ -33,11 +37,30 @@ class Network(nn.Module):
     # reaches back; training returns the average. 0: training returns the last weights.
     ema_ratio = 0.0
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def train_indices(self, labels: Tensor) -> Tensor:
+        """Return which images batches are made of; all, unless overridden.
+
+        Args:
+            labels: int64 (N,), on the CPU.
+
+        Returns:
+            Indices, int64 (M,), ascending.
+        """
+        return torch.arange(len(labels))
+
     def loss(self, pixels: Tensor, labels: Tensor) -> Tensor:
         """Compute the training loss of a batch, a scalar; this includes the augmentation.
 
+        It should not wait for the device: no `item`, no boolean mask as an index, no tensor from a
+        list (`tests/unit/training/test_synchronization.py` shows what does).
+
         Args:
-            pixels: uint8 (B, 3, H, W), RGB.
+            pixels: uint8 (B, 3, H, W), RGB, of images of `train_indices`.
             labels: int64 (B,), indices into `classes`. For the task `anomaly` the classes are
                 ("normal", "anomalous"); a data set may have no anomalous image at all.
         """
@@ -46,17 +69,18 @@ class Network(nn.Module):
     def before_fit(self, pixels: Tensor, labels: Tensor) -> None:
         """Compute what is fitted in closed form, and keep what every batch needs.
 
-        It is called once, with fresh weights, on the CPU.
+        It is called once, with fresh weights, and computes in float32.
 
         Args:
-            pixels: uint8 (N, 3, H, W), all training images; may be a memory-mapped file.
-            labels: int64 (N,).
+            pixels: uint8 (N, 3, H, W), all training images, on the CPU; may be a memory-mapped
+                file.
+            labels: int64 (N,), on the CPU.
         """
 
     def after_fit(self, pixels: Tensor, labels: Tensor) -> None:
         """Compute what is fitted to the final weights in closed form, and forget the images.
 
-        It is called once, in eval mode, on the CPU.
+        It is called once, in eval mode, and computes in float32.
 
         Args:
             pixels: as for `before_fit`.
@@ -66,11 +90,12 @@ class Network(nn.Module):
     def calibrate(self, pixels: Tensor, labels: Tensor) -> None:
         """Fit what makes the outputs probabilities, without changing their order.
 
-        It is called once, after `after_fit`.
+        It is called once, after `after_fit`, and computes in float32.
 
         Args:
-            pixels: uint8 (N, 3, H, W), the held-out images, which no weight was trained on.
-            labels: int64 (N,).
+            pixels: uint8 (N, 3, H, W), the held-out images, which no weight was trained on, on the
+                CPU.
+            labels: int64 (N,), on the CPU.
         """
 
     def optimizers(self, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
@@ -78,7 +103,7 @@ class Network(nn.Module):
 
         The learning rate of the first one is reported.
         """
-        return [torch.optim.AdamW(self.parameters(), learning_rate, weight_decay=weight_decay)]
+        return [adamw(self.parameters(), learning_rate, weight_decay=weight_decay)]
 
     def forward(self, pixels: Tensor) -> Any:
         """Compute the outputs of a batch.

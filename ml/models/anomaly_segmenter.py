@@ -84,13 +84,17 @@ class AnomalySegmenter(Network):
         self.image = nn.Linear(4 * width + 2, 1)
         self.novelty = Novelty(4 * width + 2)
 
+    def train_indices(self, labels: Tensor) -> Tensor:
+        """The normal images."""
+        return torch.nonzero(labels == 0)[:, 0]
+
     def before_fit(self, pixels: Tensor, labels: Tensor) -> None:
         """Keep the known anomalies, which are so few that most batches would have none."""
-        self.known_anomalies = pixels[labels == 1]
+        self.known_anomalies = pixels[labels == 1].to(self.device)
 
     def loss(self, pixels: Tensor, labels: Tensor) -> Tensor:
         """Train on the batch's normal images, and on as many with an anomaly in them."""
-        normal = augment(pixels[labels == 0].float() / 255)
+        normal = augment(pixels.float() / 255)
         anomalous, masks, is_synthetic = self._add_anomalies(normal.roll(1, 0))
         images = torch.cat([normal, anomalous])
         target_map = torch.cat([torch.zeros_like(masks), masks])
@@ -113,11 +117,11 @@ class AnomalySegmenter(Network):
     @torch.no_grad()
     def after_fit(self, pixels: Tensor, labels: Tensor) -> None:
         """Fit novelty to the normal images, to at most 20,000 of them."""
-        normal = torch.nonzero(labels == 0)[:, 0]
+        normal = self.train_indices(labels)
         if len(normal) > _MAX_NOVELTY_IMAGES:
             normal = normal[torch.arange(_MAX_NOVELTY_IMAGES) * len(normal) // _MAX_NOVELTY_IMAGES]
         features = [
-            self._tta_logits(pixels[batch].float() / 255)[2]
+            self._tta_logits(pixels[batch].to(self.device).float() / 255)[2]
             for batch in torch.split(normal, _NOVELTY_BATCH)
         ]
         self.novelty.fit(torch.cat(features))
@@ -176,8 +180,8 @@ class AnomalySegmenter(Network):
         known_count = round(_KNOWN_RATIO * count) if len(self.known_anomalies) else 0
         images, masks = [], []
         if known_count:
-            indices = torch.randint(len(self.known_anomalies), (known_count,))
-            known = augment(self.known_anomalies[indices].to(normal.device).float() / 255)
+            indices = torch.randint(len(self.known_anomalies), (known_count,), device=normal.device)
+            known = augment(self.known_anomalies[indices].float() / 255)
             images.append(_cutpaste(normal[:known_count], known))
             masks.append(torch.zeros_like(normal[:known_count, :1]))
         parts = normal[known_count:].tensor_split(len(self.synthesizers))

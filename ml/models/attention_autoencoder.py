@@ -84,26 +84,28 @@ class AttentionAutoencoder(Network):
         self.register_buffer("pixel_scale", torch.tensor(0.01))
         self.register_buffer("score_scale", torch.tensor(0.01))
 
+    def train_indices(self, labels: Tensor) -> Tensor:
+        """The normal images."""
+        return torch.nonzero(labels == 0)[:, 0]
+
     def loss(self, pixels: Tensor, labels: Tensor) -> Tensor:
-        """The mean squared error of the reconstruction of the normal images."""
-        normal = pixels[labels == 0]
-        if not len(normal):  # nothing to learn from this batch
-            return 0 * torch.stack([weight.sum() for weight in self.parameters()]).sum()
-        images = _augment(normal.float() / 255)
+        """The mean squared error of the reconstruction of normal images."""
+        images = _augment(pixels.float() / 255)
         return F.mse_loss(self._reconstruct(images), images)
 
+    @torch.no_grad()
     def after_fit(self, pixels: Tensor, labels: Tensor) -> None:
         """Set the scales from the errors of normal training images, of at most 2,000 of them."""
-        normal = torch.nonzero(labels == 0)[:, 0]
+        normal = self.train_indices(labels)
         chosen = normal[:: -(-len(normal) // _MAX_SCALE_IMAGES)]
-        with torch.no_grad():
-            batches = [
-                self._errors(pixels[rows].float() / 255) for rows in torch.split(chosen, _BATCH)
-            ]
+        batches = [
+            self._errors(pixels[rows].to(self.device).float() / 255)
+            for rows in torch.split(chosen, _BATCH)
+        ]
         pixel_errors, image_errors = (torch.cat(errors) for errors in zip(*batches, strict=True))
         for scale, errors in ((self.pixel_scale, pixel_errors), (self.score_scale, image_errors)):
             # Not `torch.quantile`, which takes 16 million numbers at most.
-            quantile = float(np.quantile(errors.numpy(), _SCALE_QUANTILE))
+            quantile = float(np.quantile(errors.cpu().numpy(), _SCALE_QUANTILE))
             scale.fill_(max(quantile, _MIN_SCALE))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

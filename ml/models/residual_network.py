@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ml.models import Network
+from ml.models.components.adamw import adamw
 from ml.models.components.muon import Muon
 
 OPTIONS = {
@@ -131,17 +132,18 @@ class ResidualNetwork(Network):
     @torch.no_grad()
     def before_fit(self, pixels: Tensor, labels: Tensor) -> None:
         """Set the filters of the stem, from at most 5,000 images."""
-        filters = _whitening_filters(_subsample(pixels))
+        filters = _whitening_filters(_subsample(pixels).to(self.device))
         self.stem.weight.copy_(torch.cat([filters, -filters]))
 
     @torch.no_grad()
     def calibrate(self, pixels: Tensor, labels: Tensor) -> None:
         """Set the temperature that gives the smallest cross-entropy, from at most 5,000 images."""
-        labels = _subsample(labels)
         batches = torch.split(_subsample(pixels), 500)
-        logits = torch.cat([self._tta_logits(batch) for batch in batches])
-        losses = torch.stack([F.cross_entropy(logits / t, labels) for t in _TEMPERATURES])
-        self.temperature.copy_(_TEMPERATURES[losses.argmin()])
+        logits = torch.cat([self._tta_logits(batch.to(self.device)) for batch in batches])
+        targets = _one_hot(_subsample(labels).to(self.device), logits)
+        temperatures = _TEMPERATURES.to(self.device)
+        losses = torch.stack([F.cross_entropy(logits / t, targets) for t in temperatures])
+        self.temperature.copy_(temperatures[losses.argmin()])
 
     def optimizers(self, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
         """Muon for the convolutions, AdamW for the other weights."""
@@ -151,13 +153,14 @@ class ResidualNetwork(Network):
         adamw_rate = _ADAMW_LEARNING_RATE_RATIO * learning_rate
         return [
             Muon(matrices, learning_rate, weight_decay=weight_decay, momentum=0.8, iterations=3),
-            torch.optim.AdamW(others, adamw_rate, betas=(0.9, 0.95), weight_decay=0),
+            adamw(others, adamw_rate, betas=(0.9, 0.95), weight_decay=0),
         ]
 
     def loss(self, pixels: Tensor, labels: Tensor) -> Tensor:
         """The cross-entropy with label smoothing, of randomly shifted and flipped images."""
         logits = self._logits(random_shift_flip(pixels, self.flips))
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        targets = _one_hot(labels, logits)
+        return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """The probabilities of the classes."""
@@ -174,6 +177,16 @@ class ResidualNetwork(Network):
         # Global max pooling: the strongest response of each feature, wherever it is in the image.
         logits: Tensor = self.head(x.amax((2, 3))) * _LOGIT_SCALE
         return logits
+
+
+def _one_hot(labels: Tensor, logits: Tensor) -> Tensor:
+    """The labels int64 (B,) as probabilities, in the shape and dtype of the logits (B, classes).
+
+    With labels as numbers the cross-entropy is `nll_loss`, which torch does not promise to be
+    deterministic on a GPU; with probabilities it is a product and a sum.
+    """
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    return (labels[:, None] == classes).to(logits.dtype)
 
 
 def _normalize(pixels: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def write_result(network: Network, folder: Path) -> None:
 
 
 def _read_result(network: Network, folder: Path) -> None:
-    result = torch.load(folder / _RESULT, weights_only=True)
+    result = torch.load(folder / _RESULT, map_location=network.device, weights_only=True)
     network.load_state_dict(result["state"])
     for name, parameter in network.named_parameters():
         parameter.grad = result["gradients"][name]
@@ -95,7 +95,7 @@ def fit(
     However this process ends, the others end with it.
 
     Args:
-        network: the network; each process also calls its `before_fit`.
+        network: the network, on any device; each process also calls its `before_fit`.
         model: its configuration.
         splits: the images; those of `test` are not used.
         device: where to train; `cuda` needs a GPU for each process.

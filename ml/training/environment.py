@@ -91,6 +91,9 @@ def deterministic(device: Device, threads: int | None = None) -> Iterator[None]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # Together with that torch fills all new memory before it is written: a second kernel for
+        # each operation. No operation used here reads what it has not written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         with memory_errors(device):
             if device == "cuda":
@@ -100,6 +103,7 @@ def deterministic(device: Device, threads: int | None = None) -> Iterator[None]:
         torch.set_num_threads(default_threads)
         if device == "cuda":
             torch.use_deterministic_algorithms(False)
+            torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
 
 
 def _package_version(package: str) -> str | None:

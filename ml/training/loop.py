@@ -1,13 +1,14 @@
 """The training loop, the same for every architecture.
 
-Pixels stay uint8 and go to the device batch by batch, unless the caller has put all of them there.
-Augmentation and normalization belong to the network.
+Pixels stay uint8; `ml.training.batches` brings them to the device. Augmentation and normalization
+belong to the network. Nothing in an epoch waits for the device, before its loss is read.
 """
 
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from ml.config.schema import Training
 from ml.errors import DataError
 from ml.models import Network
+from ml.training.batches import Batches, select_batches
 from ml.training.group import Group
 from ml.training.memory import retain_freed_memory
 from ml.training.train_state import TrainState
@@ -64,10 +66,11 @@ def fit(
     device: torch.device,
     seed: int,
     group: Group | None = None,
+    images: Batches | None = None,
     validate: Callable[[Network], dict[str, float]] = lambda network: {},
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Network:
-    """Train a network in place.
+    """Train a network in place, on those of the images that its `train_indices` select.
 
     The learning rate rises linearly during the network's `warmup_ratio` of the steps and then falls
     linearly to zero. If the network has an `ema_ratio`, its weights become their moving average,
@@ -75,62 +78,68 @@ def fit(
     of processes give the same weights to the bit.
 
     Args:
-        network: the network, after `before_fit`.
-        pixels: uint8 (N, 3, H, W); may be a view of a memory-mapped file, as it is only read.
-        labels: int64 (N,).
+        network: the network, after `before_fit`, for which it has to be on `device` already.
+        pixels: uint8 (N, 3, H, W), on the CPU; may be a view of a memory-mapped file, as it is only
+            read.
+        labels: int64 (N,), on the CPU.
         parameters: epochs, batch size, learning rate and weight decay.
         device: where to train.
         seed: of the order of the images and of the augmentation.
         group: the processes that train together: each calls this function with the same arguments
             and gets a part of each batch. None: this process alone.
+        images: the way of the pixels and labels to the device; None: that of `select_batches`.
         validate: measures the network after each epoch, in eval mode.
         on_epoch: is called after each epoch.
 
     Returns:
-        `network`, on the CPU and in eval mode.
+        `network`, on `device` and in eval mode.
 
     Raises:
         DataError: there is no image, or there are fewer images than processes; or the loss is not
             finite.
     """
     group = group or Group()
-    batch_size = _batch_size(len(pixels), parameters.batch_size, group.world_size)
+    rows = network.train_indices(labels)
+    batch_size = _batch_size(len(rows), parameters.batch_size, group.world_size)
     # Each process makes its own augmentations.
     torch.manual_seed(seed + group.rank)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    steps = max(math.ceil(len(pixels) / batch_size), MIN_STEPS)
+    steps = max(math.ceil(len(rows) / batch_size), MIN_STEPS)
     state = TrainState(network, parameters, steps, group)
-    indices = map(
-        group.shard_batch, _batch_indices(len(pixels), batch_size, group.shuffle_generator(seed))
-    )
-    batches = ((pixels[i].to(device), labels[i].to(device)) for i in indices)
-    for number in range(1, parameters.epochs + 1):
-        start = time.perf_counter()
-        loss_and_norm = state.train_epoch(itertools.islice(batches, steps))
-        # Read before the clock: only when it has the loss has a GPU finished its last steps.
-        loss, gradient_norm = group.all_reduce_mean(loss_and_norm).tolist()
-        seconds = time.perf_counter() - start
-        group.sync_batchnorm_stats(state.result)
-        if not math.isfinite(loss):
-            raise DataError(
-                f"The training loss is {loss} in epoch {number}.", "Lower the learning rate."
+    images = images or select_batches(pixels, labels, device)
+    generator = group.shuffle_generator(seed)
+    if generator is None and images.is_early:
+        # The global one would give other augmentations, depending on how early indices are drawn.
+        generator = torch.Generator().manual_seed(seed)
+    order = map(group.shard_batch, _batch_indices(len(rows), batch_size, generator))
+    with closing(images.gather(rows[batch] for batch in order)) as batches:
+        for number in range(1, parameters.epochs + 1):
+            start = time.perf_counter()
+            loss_and_norm = state.train_epoch(itertools.islice(batches, steps))
+            # Read before the clock: only when it has the loss has a GPU finished its last steps.
+            loss, gradient_norm = group.all_reduce_mean(loss_and_norm).tolist()
+            seconds = time.perf_counter() - start
+            group.sync_batchnorm_stats(state.result)
+            if not math.isfinite(loss):
+                raise DataError(
+                    f"The training loss is {loss} in epoch {number}.", "Lower the learning rate."
+                )
+            on_epoch(
+                Epoch(
+                    number,
+                    parameters.epochs,
+                    train_loss=loss,
+                    learning_rate=state.learning_rate(),
+                    gradient_norm=gradient_norm,
+                    weight_norm=state.weight_norm(),
+                    images_per_second=steps * batch_size / seconds,
+                    seconds=seconds,
+                    validation=validate(state.result.eval()),
+                )
             )
-        on_epoch(
-            Epoch(
-                number,
-                parameters.epochs,
-                train_loss=loss,
-                learning_rate=state.learning_rate(),
-                gradient_norm=gradient_norm,
-                weight_norm=state.weight_norm(),
-                images_per_second=steps * batch_size / seconds,
-                seconds=seconds,
-                validation=validate(state.result.eval()),
-            )
-        )
     if state.result is not network:
         network.load_state_dict(state.result.state_dict())
-    return network.eval().cpu()
+    return network.eval()
 
 
 def _batch_size(images: int, configured: int, processes: int) -> int:

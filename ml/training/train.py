@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ml.config.schema import Model, Training
+from ml.config.schema import Model
 from ml.data.snapshot import Snapshot
 from ml.evaluation import plots
-from ml.models import Network, build, weights_sha256
-from ml.program.device import Device, profile, select_device
+from ml.models import Network, weights_sha256
+from ml.program.device import Device, select_device
 from ml.program.info import ProgramInfo
 from ml.registry import programs, tracking
-from ml.training import data, distributed, environment, loop, thresholds
-from ml.training.validation import validate
+from ml.training import data, environment, loop, thresholds
+from ml.training.batches import select_batches
+from ml.training.precision import float32
+from ml.training.trainer import train_network, training_parameters
 
 log = logging.getLogger(__name__)
 
@@ -64,21 +66,17 @@ def run(
             device,
         )
         network, history = _train(run_id, model, splits, device)
+        chosen = (
+            _choose_thresholds(network, model, splits.holdout) if model.task == "anomaly" else None
+        )
+        network.cpu()
         tracking.set_run_tags(run_id, {tracking.WEIGHTS_TAG: weights_sha256(network)})
         figures = {
             "training_curves": plots.training_curves(history),
             "weights_and_gradients": _plot_weights_and_gradients(network),
         }
         tracking.log_figures(run_id, figures)
-        chosen = (
-            _choose_thresholds(network, model, splits.holdout) if model.task == "anomaly" else None
-        )
         _log_program(name, model, snapshot, run_id, network, splits.classes, chosen)
-
-
-def training_parameters(model: Model, device: Device) -> Training:
-    """The training parameters for a device: those of `cpu` if there are none for `gpu`."""
-    return model.training.get(profile(device)) or model.training["cpu"]
 
 
 def _log_inputs(run_id: str, model: Model, snapshot: Snapshot, device: Device) -> None:
@@ -105,10 +103,7 @@ def _log_inputs(run_id: str, model: Model, snapshot: Snapshot, device: Device) -
 def _train(
     run_id: str, model: Model, splits: data.Splits, device: Device
 ) -> tuple[Network, list[dict[str, float]]]:
-    """The trained network, and the metrics of each epoch."""
-    parameters = training_parameters(model, device)
-    torch.manual_seed(model.seed)
-    network = build(model.architecture, model.input_size, splits.classes, model.options)
+    """The trained network, on the device, and the metrics of each epoch."""
     history: list[dict[str, float]] = []
 
     def on_epoch(epoch: loop.Epoch) -> None:
@@ -118,30 +113,7 @@ def _train(
         tracking.log_metrics(run_id, row, epoch.number)
         log.info("%s", _summary(epoch))
 
-    pixels, labels = splits.train.tensors()
-    network.before_fit(pixels, labels)
-    if parameters.processes > 1:
-        distributed.fit(
-            network,
-            model,
-            splits,
-            device=device,
-            processes=parameters.processes,
-            on_epoch=on_epoch,
-        )
-    else:
-        loop.fit(
-            network,
-            pixels,
-            labels,
-            parameters,
-            device=torch.device(device),
-            seed=model.seed,
-            validate=lambda network: validate(network, model, splits.holdout),
-            on_epoch=on_epoch,
-        )
-    network.after_fit(pixels, labels)
-    network.calibrate(*splits.holdout.tensors())
+    network = train_network(model, splits, device=device, on_epoch=on_epoch)
     return network, history
 
 
@@ -170,8 +142,7 @@ def _plot_weights_and_gradients(network: Network) -> bytes:
 
 
 def _choose_thresholds(network: Network, model: Model, holdout: data.Split) -> Thresholds:
-    with torch.autocast("cpu", enabled=False):
-        scores, novelties = _predict_float32(network, holdout.pixels)
+    scores, novelties = _predict_float32(network, holdout)
     normal = holdout.labels == 0
     scenes = np.unique([row.scene for row in holdout.rows], return_inverse=True)[1]
     chosen = thresholds.choose_threshold(
@@ -187,16 +158,19 @@ def _choose_thresholds(network: Network, model: Model, holdout: data.Split) -> T
     return Thresholds(chosen, novelty)
 
 
-def _predict_float32(network: Network, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Scores and novelties in full precision, as the exported program will compute them."""
+def _predict_float32(network: Network, split: data.Split) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scores and novelties in full precision, as the exported program computes them."""
+    images = select_batches(*split.tensors(), network.device)
     scores, novelties = [], []
-    with torch.inference_mode():
-        for start in range(0, len(pixels), _FLOAT32_BATCH):
-            batch = torch.from_numpy(np.array(pixels[start : start + _FLOAT32_BATCH]))
-            score, _, *novelty = network(batch)
-            scores.append(score.numpy())
-            novelties += [values.numpy() for values in novelty]
-    return np.concatenate(scores), np.concatenate(novelties) if novelties else None
+    with torch.inference_mode(), float32(network.device):
+        for pixels, _ in images.gather(torch.split(torch.arange(len(split)), _FLOAT32_BATCH)):
+            score, _, *novelty = network(pixels)
+            scores.append(score)
+            novelties += novelty
+    return (
+        torch.cat(scores).cpu().numpy(),
+        torch.cat(novelties).cpu().numpy() if novelties else None,
+    )
 
 
 def _log_program(

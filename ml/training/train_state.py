@@ -1,16 +1,16 @@
 """The state of a training: the network, its optimizers, their schedules, the moving average."""
 
 from collections.abc import Iterable
-from typing import cast
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ml.config.schema import Training
 from ml.models import Network
-from ml.program.device import has_fast_bfloat16
+from ml.training.batches import Batch
+from ml.training.ema import MovingAverage
 from ml.training.group import Group
+from ml.training.precision import autocast
 
 _MAX_GRADIENT_NORM = 5.0
 
@@ -40,22 +40,23 @@ class TrainState:
             for optimizer in self._optimizers
         ]
         self._ema = _make_ema(network, total_steps)
-        self.result = cast(Network, self._ema.module) if self._ema else network
+        self.result = self._ema.network if self._ema else network
         # Last, as it may register hooks with the parameters, which the average must not copy.
         self._loss_function = group.loss_function(network)
 
-    def train_epoch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-        """Take a step for each batch of images and labels.
+    def train_epoch(self, batches: Iterable[Batch]) -> Tensor:
+        """Take a step for each batch of images and labels, without waiting for the device.
 
         Returns:
-            The mean loss and the mean norm of the gradient before it is clipped, float32 (2,).
+            The mean loss and the mean norm of the gradient before it is clipped, float32 (2,), on
+            the device.
         """
         self._network.train()
         losses_and_norms = []
         for pixels, labels in batches:
             losses_and_norms.append(self._step(pixels, labels))
             if self._ema:
-                self._ema.update_parameters(self._network)
+                self._ema.update()
             for schedule in self._schedules:
                 schedule.step()
         return torch.stack(losses_and_norms).mean(0)
@@ -81,18 +82,11 @@ class TrainState:
         return float(torch.nn.utils.get_total_norm(weights))
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """A context that computes in bfloat16 where the device multiplies it faster than float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device.type))
-
-
-def _make_ema(network: Network, steps: int) -> AveragedModel | None:
+def _make_ema(network: Network, steps: int) -> MovingAverage | None:
     """An exponential moving average of weights and buffers, if the network wants one."""
     if not network.ema_ratio:
         return None
-    decay = max(0.0, 1 - 1 / (network.ema_ratio * steps))
-    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+    return MovingAverage(network, decay=max(0.0, 1 - 1 / (network.ema_ratio * steps)))
 
 
 def _triangular(progress: float, warmup_ratio: float) -> float:

@@ -16,12 +16,12 @@ import torch
 
 from ml.config.schema import Model
 from ml.errors import NightscoreError
-from ml.models import build
+from ml.models import Network
 from ml.training import distributed, environment, loop
 from ml.training.data import Split
 from ml.training.group import ProcessGroup
-from ml.training.train import training_parameters
-from ml.training.validation import validate
+from ml.training.trainer import prepare_network, training_parameters
+from ml.training.validation import Validation
 
 
 def main(folder: Path) -> None:
@@ -45,26 +45,25 @@ def _train(folder: Path, job: distributed.Job) -> None:
         torch.cuda.set_device(device)
     with environment.deterministic(job.device, job.threads):
         group = ProcessGroup(device)
-        torch.manual_seed(model.seed)
-        network = build(model.architecture, model.input_size, tuple(job.classes), model.options)
         train, holdout = (_read_split(folder, name) for name in distributed.SPLITS)
+        network = prepare_network(model, tuple(job.classes), train, device)
 
         def report(epoch: loop.Epoch) -> None:
             with (folder / distributed.EPOCHS).open("a") as file:
                 file.write(json.dumps(asdict(epoch)) + "\n")
 
-        pixels, labels = train.tensors()
-        network.before_fit(pixels, labels)
+        def measure_nothing(network: Network) -> dict[str, float]:
+            return {}
+
         is_first = group.rank == 0
         loop.fit(
             network,
-            pixels,
-            labels,
+            *train.tensors(),
             training_parameters(model, job.device),
             device=device,
             seed=model.seed,
             group=group,
-            validate=lambda network: validate(network, model, holdout) if is_first else {},
+            validate=Validation(model, holdout, device) if is_first else measure_nothing,
             on_epoch=report if is_first else lambda epoch: None,
         )
         if is_first:

@@ -9,14 +9,16 @@ import torch
 from torch.nn.functional import nll_loss
 
 import ml.models
-from ml.config.schema import Training
+from ml.config.schema import Model, Training
 from ml.errors import ConfigurationError, DataError
 from ml.models import build
 from ml.program.info import ANOMALY, CLASSIFICATION, ProgramInfo, sha256
 from ml.program.program import Program
 from ml.program.program_file import export
+from ml.training.batches import HostBatches
+from ml.training.data import Split
 from ml.training.loop import Epoch, fit
-from ml.training.validation import holdout_loss, predict
+from ml.training.validation import Validation, holdout_loss, predict
 
 SIZE = (16, 24)
 TASKS = {
@@ -100,7 +102,9 @@ def test_validation_leaves_training_as_it_is_and_measures_the_same_each_time(nam
     losses: list[float] = []
 
     def validate(network):
-        first, second = (holdout_loss(network, pixels, labels, seed=3) for _ in range(2))
+        rows = network.train_indices(labels)
+        images = HostBatches(pixels, labels)
+        first, second = (holdout_loss(network, images, rows, seed=3) for _ in range(2))
         assert first == second
         losses.append(first)
         return {"holdout_loss": first}
@@ -115,10 +119,37 @@ def test_validation_leaves_training_as_it_is_and_measures_the_same_each_time(nam
         assert torch.equal(one, other)
 
 
-def test_the_loss_of_held_out_images_is_finite_when_they_are_sorted_by_label():
-    pixels, labels = _images(40)
-    network = _network("anomaly_segmenter").eval()
-    assert np.isfinite(holdout_loss(network, pixels, labels.sort().values, seed=0, batch_size=10))
+@pytest.mark.parametrize("name", TASKS)
+def test_only_the_images_that_a_network_is_trained_from_come_in_batches(name):
+    pixels, labels = _images(100)
+    network = _network(name)
+    seen: list[torch.Tensor] = []
+    original_loss = network.loss
+
+    def loss(pixels, labels):
+        seen.append(labels)
+        return original_loss(pixels, labels)
+
+    network.loss = loss
+    fit(network, pixels, labels, PARAMETERS, device=CPU, seed=0)
+    assert set(torch.cat(seen).tolist()) == ({0, 1} if TASKS[name] == CLASSIFICATION else {0})
+    # The same holds for the loss of held-out images, however they are sorted.
+    seen.clear()
+    rows = network.train_indices(labels.sort().values)
+    images = HostBatches(pixels, labels.sort().values)
+    assert np.isfinite(holdout_loss(network.eval(), images, rows, seed=0, batch_size=10))
+    assert sum(map(len, seen)) == len(rows)
+    assert set(torch.cat(seen).tolist()) == ({0, 1} if TASKS[name] == CLASSIFICATION else {0})
+
+
+def test_held_out_images_without_a_normal_one_have_no_loss_for_a_detector():
+    pixels, _ = _images(20)
+    holdout = Split(pixels.numpy(), np.ones(20, np.int64), ())
+    model = Model(
+        task=ANOMALY, dataset="d", architecture="anomaly_segmenter", input_size=SIZE,
+        training={"cpu": PARAMETERS},
+    )  # fmt: skip
+    assert Validation(model, holdout, CPU)(_network("anomaly_segmenter").eval()) == {}
 
 
 def test_an_epoch_has_the_norms_of_gradient_and_weights():
@@ -229,8 +260,7 @@ def test_an_autoencoder_finds_anomalies_it_has_never_seen():
 
 
 def test_an_autoencoder_learns_nothing_from_anomalies():
-    """The weights are the same whatever the anomalous images show, and a batch of them alone does
-    not stop the training."""
+    """The weights are the same whatever the anomalous images show."""
     pixels, labels = _images()
     other = torch.where((labels == 1)[:, None, None, None], 255 - pixels, pixels)
     trained = [
@@ -238,9 +268,6 @@ def test_an_autoencoder_learns_nothing_from_anomalies():
     ]
     for one, another in zip(*(network.state_dict().values() for network in trained), strict=True):
         assert torch.equal(one, another)
-    loss = _autoencoder().loss(pixels[labels == 1], labels[labels == 1])
-    loss.backward()
-    assert float(loss.detach()) == 0
 
 
 def test_an_autoencoders_scale_comes_from_normal_images_and_keeps_the_order():
@@ -271,6 +298,13 @@ def test_a_loss_that_is_not_finite_stops_the_training():
     parameters = PARAMETERS.model_copy(update={"learning_rate": 1e30})
     with pytest.raises(DataError, match="Lower the learning rate"):
         fit(_network("residual_network"), pixels, labels, parameters, device=CPU, seed=0)
+
+
+def test_no_normal_image_is_an_error_of_a_detector():
+    pixels, _ = _images(20)
+    labels = torch.ones(20, dtype=torch.int64)
+    with pytest.raises(DataError, match="no image"):
+        fit(_network("anomaly_segmenter"), pixels, labels, PARAMETERS, device=CPU, seed=0)
 
 
 def test_no_image_is_an_error():
