@@ -54,7 +54,7 @@ def measured(
     runs: Sequence[str], data: Path | None, device: Device, scratch: Path, quick: bool
 ) -> Iterator[dict[str, Any]]:
     """Train and measure each of `runs`, MODEL/SEED."""
-    from ml.training.train import training_parameters
+    from ml.training.trainer import training_parameters
 
     known = load(REPOSITORY / "nightscore.yaml")
     loaded: dict[str, tuple[Splits, str]] = {}
@@ -87,7 +87,7 @@ def measured(
 
 
 def _quick(model: Model, device: Device) -> Model:
-    from ml.training.train import training_parameters
+    from ml.training.trainer import training_parameters
 
     used = training_parameters(model, device).model_copy(update={"epochs": 1})
     return model.model_copy(update={"training": {"cpu": used, "gpu": used}})

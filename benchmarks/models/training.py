@@ -50,7 +50,7 @@ def train(
     both: train_seconds (evaluation left out), images_per_second and size_mb (of the program's file,
     1 MB = 10^6 bytes).
     """
-    network, epochs, other_seconds = _fitted(model, splits, seed, device)
+    network, epochs, train_seconds = _fitted(model, splits, seed, device)
     path = folder / f"{name}-{seed}.pt2"
     export(network, path, model.input_size)
     # The honest threshold is chosen from the program's own scores; until then any will do.
@@ -61,7 +61,7 @@ def train(
     program = Program.load(path, info, device)
     test = evaluate(program, splits.test.pixels, splits.test.labels)
     figures: dict[str, float | None] = {
-        "train_seconds": sum(epoch.seconds for epoch in epochs) + other_seconds,
+        "train_seconds": train_seconds,
         "images_per_second": _rate(program, splits.test.pixels),
         "size_mb": path.stat().st_size / 1e6,
     }
@@ -85,42 +85,33 @@ def train(
 def _fitted(
     model: Model, splits: "Splits", seed: int, device: Device
 ) -> "tuple[Network, list[Epoch], float]":
-    """The network, its epochs, and the seconds of `before_fit`, `after_fit` and `calibrate`."""
-    import torch
+    """The network, on the CPU, its epochs, and the seconds of its training without evaluations."""
+    from ml.training import environment, trainer, validation
 
-    from ml.models import build
-    from ml.training import environment, loop, validation
-    from ml.training.train import training_parameters
-
-    torch.manual_seed(seed)
-    network = build(model.architecture, model.input_size, splits.classes, model.options)
     test, _ = splits.test.tensors()
+    evaluation_seconds = 0.0
 
-    def accuracy(trained: "Network") -> dict[str, float]:
-        predicted = validation.predict(trained, test).argmax(axis=1)
+    def evaluate_test(network: "Network") -> dict[str, float]:
+        nonlocal evaluation_seconds
+        if model.task != CLASSIFICATION:
+            return {}
+        started = time.perf_counter()
+        predicted = validation.predict(network, test).argmax(axis=1)
+        evaluation_seconds += time.perf_counter() - started
         return {"accuracy": float((predicted == splits.test.labels).mean())}
 
     epochs: list[Epoch] = []
-    learned = splits.train.tensors()
-    is_classifier = model.task == CLASSIFICATION
     started = time.perf_counter()
-    network.before_fit(*learned)
-    around = time.perf_counter() - started
     with environment.deterministic(device):
-        loop.fit(
-            network,
-            *learned,
-            training_parameters(model, device),
-            device=torch.device(device),
-            seed=seed,
-            # Only reported, and not in the seconds of an epoch.
-            validate=accuracy if is_classifier else lambda network: {},
+        network = trainer.train_network(
+            model.model_copy(update={"seed": seed}),
+            splits,
+            device=device,
+            validate=evaluate_test,
             on_epoch=epochs.append,
         )
-    started = time.perf_counter()
-    network.after_fit(*learned)
-    network.calibrate(*splits.holdout.tensors())
-    return network, epochs, around + time.perf_counter() - started
+    seconds = time.perf_counter() - started - evaluation_seconds
+    return network.cpu(), epochs, seconds
 
 
 def _rate(program: Program, pixels: np.ndarray) -> float:

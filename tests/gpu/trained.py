@@ -11,12 +11,13 @@ from PIL import Image
 from ml.config.loading import load
 from ml.config.schema import Model
 from ml.data import samples
-from ml.models import Network, build
+from ml.models import Network
 from ml.program.device import Device
 from ml.program.info import ANOMALY, CLASSIFICATION, ProgramInfo, sha256
 from ml.program.program_file import export
 from ml.training import environment, loop, thresholds
-from ml.training.train import training_parameters
+from ml.training.data import Split, Splits
+from ml.training.trainer import train_network, training_parameters
 
 ARCHITECTURES = ("residual_network", "anomaly_segmenter", "attention_autoencoder")
 SHAPES = tuple(samples.SHAPES)
@@ -67,28 +68,33 @@ def images(
     return files, np.stack([_pixels(file, size) for file in files]), labels
 
 
-def train(architecture: str, device: Device, folder: Path, count: int, epochs: int) -> Trained:
-    """Train with the parameters of the device's profile, for fewer epochs, and export."""
+def quick_training(
+    architecture: str, device: Device, count: int, epochs: int
+) -> tuple[Model, Splits]:
+    """A model with the parameters of the device's profile, for fewer epochs, and its images, of
+    which the held-out ones are those that it is trained from."""
     settings = model(architecture)
     classes = SHAPES if settings.task == CLASSIFICATION else ("normal", "anomalous")
     _, pixels, labels = images(settings.task, count, settings.input_size, seed=1)
-    learned = torch.from_numpy(pixels), torch.from_numpy(labels)
     parameters = training_parameters(settings, device).model_copy(update={"epochs": epochs})
+    settings = settings.model_copy(
+        update={"seed": 0, "training": {"cpu": parameters, "gpu": parameters}}
+    )
+    learned = Split(pixels, labels, ())
+    return settings, Splits(classes, train=learned, holdout=learned, test=learned)
+
+
+def train(architecture: str, device: Device, folder: Path, count: int, epochs: int) -> Trained:
+    """Train with the parameters of the device's profile, for fewer epochs, and export."""
+    settings, splits = quick_training(architecture, device, count, epochs)
     done: list[loop.Epoch] = []
-    torch.manual_seed(0)
-    network = build(architecture, settings.input_size, classes, settings.options)
-    network.before_fit(*learned)
     with environment.deterministic(device):
-        loop.fit(
-            network, *learned, parameters, device=torch.device(device), seed=0, on_epoch=done.append
-        )
-    network.after_fit(*learned)
-    network.calibrate(*learned)
+        network = train_network(settings, splits, device=device, on_epoch=done.append).cpu()
     path = folder / f"{architecture}.pt2"
     export(network, path, settings.input_size)
     files, unseen, truth = images(settings.task, count, settings.input_size, seed=2)
     info = ProgramInfo(
-        architecture, 1, settings.task, classes, settings.input_size, None, sha256(path)
+        architecture, 1, settings.task, splits.classes, settings.input_size, None, sha256(path)
     )
     if settings.task == ANOMALY:
         info = _with_thresholds(info, network, unseen)
