@@ -154,7 +154,7 @@ class _CudaGpu:
     """See `Gpu`."""
 
     def __init__(self) -> None:
-        self._limit = gpu_memory.apply_limit()
+        gpu_memory.apply_limit()
 
     def stream(self) -> Stream:
         return _CudaStream()
@@ -170,12 +170,7 @@ class _CudaGpu:
         return host if host.is_pinned() else host.pin_memory()
 
     def available_bytes(self) -> int:
-        import torch
-
-        free, _ = torch.cuda.mem_get_info()
-        allocated = torch.cuda.memory_allocated()
-        available = free + torch.cuda.memory_reserved() - allocated
-        return available if self._limit is None else min(available, self._limit - allocated)
+        return gpu_memory.available()
 
     def peak_bytes(self, run: Callable[[], None]) -> int:
         import torch
