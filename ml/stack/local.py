@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ml.config.loading import config_path
 from ml.errors import ServiceError
+from ml.program.device import usable_gpus
 from ml.settings import OWNER_ENV, STACK_ENV, settings
 from ml.stack import airflow_server, mlflow_server, postgres, s3
 from ml.stack.layout import HOST, Layout, choose_ports, known_ports
@@ -20,7 +21,6 @@ from ml.stack.supervisor import RUNNING, Supervisor, is_alive
 
 SERVICES = ("postgres", "s3", "mlflow", "airflow")
 ALREADY_UP = "the stack is up already"
-GPU_SLOTS = 1
 _READY_TIMEOUT_S = 180
 
 
@@ -230,7 +230,7 @@ class LocalStack:
 
         with AirflowApi(settings()) as api:
             purpose = "Training and scoring: one slot per GPU (or per machine without one)"
-            api.ensure_pool("gpu", GPU_SLOTS, purpose)
+            api.ensure_pool("gpu", max(usable_gpus(), 1), purpose)
 
     def _stop(self, on_message: OnMessage = lambda line: None) -> bool:
         """Stop all processes; returns False when none was running."""

@@ -55,7 +55,8 @@ def run(
     Raises:
         DataError: see `ml.training.data.load` and `ml.training.loop.fit`.
     """
-    device = select_device()
+    # Training in several processes takes as many GPUs, so that this one must not hide any.
+    device = select_device(all_gpus=training_parameters(model, "cuda").processes > 1)
     with environment.deterministic(device, threads):
         _log_inputs(run_id, model, snapshot, device)
         splits = data.load(snapshot, model)
