@@ -1,6 +1,7 @@
 """A DAG `score_<stream>` for each stream of nightscore.yaml.
 
-open run (pin versions) → discover → plan shards → score shards (mapped) → reconcile → report
+open run (pin versions) → discover → plan shards → score shards (mapped over groups) → reconcile →
+report
 
 A stream with `rescore_nights` also has a DAG `rescore_<stream>`: a promotion of one of its models
 starts the scoring of that many nights again.
@@ -18,6 +19,13 @@ from ml.config.loading import configuration
 from ml.config.schema import Stream
 from ml.errors import RunFailedError
 from ml.scoring import SHARD_ATTEMPTS
+
+# What Airflow shows instead of a mapped task's number, such as "shards 0 to 23".
+_GROUP_NAME = (
+    "{% set shards = task.op_kwargs['shards'] %}"
+    "{% if shards | length == 1 %}shard {{ shards[0] }}"
+    "{% else %}shards {{ shards[0] }} to {{ shards[-1] }}{% endif %}"
+)
 
 
 def _steps() -> Any:
@@ -62,17 +70,18 @@ def score_dag(name: str, stream: Stream) -> Any:
             return _steps().discover(scoring_run)
 
         @task
-        def plan_shards(scoring_run: str) -> list[int]:
-            return _steps().plan_shards(scoring_run)
+        def plan_shards(scoring_run: str) -> list[list[int]]:
+            return _steps().plan_groups(scoring_run)
 
-        # After the last attempt the run fails and names the shard's images.
+        # A retry scores the shards of the group that are not finished. After the last attempt the
+        # run fails and names their images.
         @task(
             **gpu_slot("score"),
-            map_index_template="shard {{ shard }}",
+            map_index_template=_GROUP_NAME,
             retries=SHARD_ATTEMPTS - 1,
         )
-        def score_shard(scoring_run: str, shard: int) -> dict[str, int]:
-            return _steps().score_shard(scoring_run, shard)
+        def score_shards(scoring_run: str, shards: list[int]) -> dict[str, int]:
+            return _steps().score_shards(scoring_run, shards)
 
         # Also runs after a failed shard: the results of the other shards are counted, and the run
         # is marked failed. And it runs when there was no shard to score.
@@ -92,12 +101,12 @@ def score_dag(name: str, stream: Stream) -> Any:
 
         scoring_run = open_run()
         discovered = discover(scoring_run)
-        shards = plan_shards(scoring_run)
-        scored = score_shard.partial(scoring_run=scoring_run).expand(shard=shards)
+        groups = plan_shards(scoring_run)
+        scored = score_shards.partial(scoring_run=scoring_run).expand(shards=groups)
         reconciled = reconcile(scoring_run)
         reported = report(scoring_run)
         reported.operator.operator_extra_links = (ReportLink(),)
-        discovered >> shards
+        discovered >> groups
         scored >> reconciled >> reported
 
     return score()

@@ -114,6 +114,14 @@ def plan_shards(run_id: RunId) -> None:
 
 
 @step.command()
+def plan_groups(run_id: RunId) -> None:
+    """Score 3: print the same numbers in groups, one for each task of the DAG."""
+    from ml.scoring import groups
+
+    print_json(groups.plan_groups(run_id))
+
+
+@step.command()
 def score_shard(
     run_id: RunId, number: Annotated[int, typer.Argument(metavar="SHARD", help="Its number.")]
 ) -> None:
@@ -121,6 +129,17 @@ def score_shard(
     from ml.scoring import shard
 
     print_json(shard.score_shard(run_id, number))
+
+
+@step.command()
+def score_shards(
+    run_id: RunId,
+    numbers: Annotated[list[int], typer.Argument(metavar="SHARD...", help="Their numbers.")],
+) -> None:
+    """Score 4: score several shards one after the other, with the programs loaded once."""
+    from ml.scoring import shards
+
+    print_json(shards.score_shards(run_id, numbers))
 
 
 @step.command()

@@ -89,6 +89,9 @@ class Stream(Section):
     models: Annotated[list[Name], Field(min_length=1)]
     lookback_nights: int = Field(3, ge=0, le=366)
     shard_size: int = Field(50_000, ge=1, le=1_000_000)
+    shards_per_task: int | None = Field(
+        None, ge=1, le=500, description="scored by one process; None selects automatically"
+    )
     max_rejected_share: Share = 0.5
     rescore_nights: int = Field(0, ge=0, le=366)
     limits: Limits = Limits()

@@ -1,4 +1,4 @@
-"""Score one shard of a run: the unit of retry and of scale-out."""
+"""Score one shard of a run: the unit of what is stored at once, and of what a failure loses."""
 
 import logging
 import time
@@ -10,10 +10,12 @@ from itertools import chain
 from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from ml.config.loading import configuration
 from ml.database.connection import statement, transaction
-from ml.errors import ServiceError
+from ml.database.tables import Shard
+from ml.errors import DataError, ServiceError
 from ml.images.rejection import TRANSIENT
 from ml.parallel import prefetch
 from ml.program.device import select_device
@@ -52,20 +54,22 @@ def score_shard(
 ) -> dict[str, int]:
     """Score the images of a shard that have no result yet, and store the results.
 
-    Safe to repeat at any point: what is stored is not scored again.
+    Safe to repeat at any point: what is stored is not scored again, and the row of a finished shard
+    stays as it is.
 
     Args:
         run_id: the scoring run.
         number: the shard's number.
         on_images: called with the number of images of each batch that was scored.
-        load: loads the programs of the pinned versions (model → version).
+        load: loads the programs of the pinned versions (model → version); not called if there is
+            nothing to score.
 
     Returns:
         The numbers of results stored: `scored`, `rejected`, and rejections by reason.
 
     Raises:
-        DataError: a pinned version is not registered, or its program is not what was registered; no
-            image has been fetched.
+        DataError: there is no such shard, a pinned version is not registered, or its program is not
+            what was registered; no image has been fetched.
         ServiceError: S3, Postgres or MLflow failed. Nothing of the shard is visible; retry it.
     """
     try:
@@ -90,7 +94,9 @@ def _score_shard(
         run = runs.get_run(session, run_id)
         stream_name = run.stream
         versions = runs.pinned_versions(session, run_id)
-        session.execute(statement("scoring/sql/start_shard"), {"run_id": run_id, "shard": number})
+        if not _start(session, run_id, number):
+            log.info("Shard %s of run %s is finished already", number, run_id)
+            return {"scored": 0, "rejected": 0}
     # The first images are fetched while the others are still being listed.
     with closing(prefetch(_pending_items(run_id, number), buffer_size=_UNLIMITED)) as pages:
         first_page = next(pages, [])
@@ -99,6 +105,17 @@ def _score_shard(
         counts = _score_items(run_id, number, stream_name, items, loaded, on_images)
     log.info("Shard %s of run %s is stored: %s", number, run_id, dict(counts))
     return dict(counts)
+
+
+def _start(session: Session, run_id: UUID, number: int) -> bool:
+    """Count an attempt at a shard; returns False if the shard is finished."""
+    if session.get(Shard, (run_id, number)) is None:
+        raise DataError(
+            f"Run {run_id} has no shard {number}.",
+            f"`nightscore step plan-shards {run_id}` prints those that are to be scored.",
+        )
+    row = {"run_id": run_id, "shard": number}
+    return bool(session.scalar(statement("scoring/sql/start_shard"), row))
 
 
 def _pending_items(run_id: UUID, number: int) -> Iterator[list[Item]]:

@@ -5,17 +5,19 @@ URI. A DAG passes them on from step to step. `score_night` runs all the steps in
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date
 from typing import Any
 from uuid import UUID
 
 from ml.errors import NightscoreError, RunFailedError, ServiceError
 from ml.report import nightly
-from ml.scoring import SHARD_ATTEMPTS, discovery, reconciliation, runs
+from ml.scoring import SHARD_ATTEMPTS, discovery, groups, reconciliation, runs
 from ml.timeouts import retrying
 
 log = logging.getLogger(__name__)
+
+_retry = retrying(lambda error: isinstance(error, ServiceError), max_attempts=SHARD_ATTEMPTS)
 
 
 def open_run(stream: str, night: str, trigger: str | None = None) -> str:
@@ -33,14 +35,24 @@ def plan_shards(run_id: str) -> list[int]:
     return discovery.plan_shards(UUID(run_id))
 
 
-def score_shard(
-    run_id: str, number: int, on_images: Callable[[int], None] = lambda count: None
-) -> dict[str, int]:
+def plan_groups(run_id: str) -> list[list[int]]:
+    """Return the shards to score, a group for each task. See `ml.scoring.groups.plan_groups`."""
+    return groups.plan_groups(UUID(run_id))
+
+
+def score_shard(run_id: str, number: int) -> dict[str, int]:
     """Score one shard; returns the numbers of results. See `ml.scoring.shard.score_shard`."""
     # Not at the top: a night without new images needs nothing of what decodes and scores.
     from ml.scoring import shard
 
-    return shard.score_shard(UUID(run_id), number, on_images)
+    return shard.score_shard(UUID(run_id), number)
+
+
+def score_shards(run_id: str, numbers: list[int]) -> dict[str, int]:
+    """Score a group; returns the numbers of results. See `ml.scoring.shards.score_shards`."""
+    from ml.scoring import shards
+
+    return shards.score_shards(UUID(run_id), numbers)
 
 
 def reconcile(run_id: str) -> dict[str, Any]:
@@ -63,8 +75,8 @@ def score_night(
 ) -> dict[str, Any]:
     """Run all the steps in this process, as the DAG does in Airflow.
 
-    A shard is tried `SHARD_ATTEMPTS` times. When it fails for good, the other shards are still
-    scored.
+    The programs are loaded once. A shard is tried `SHARD_ATTEMPTS` times. When it fails for good,
+    the other shards are still scored.
 
     Args:
         stream: a stream of nightscore.yaml.
@@ -94,17 +106,26 @@ def score_night(
 
 def _score_images(run_id: str, on_images: Callable[[int, int], None]) -> NightscoreError | None:
     """Discover and score a run's images; returns the last failure, None if there was none."""
-    failure: NightscoreError | None = None
-    retry = retrying(lambda error: isinstance(error, ServiceError), max_attempts=SHARD_ATTEMPTS)
     try:
-        total = retry(discover, run_id)
+        total = _retry(discover, run_id)
         on_images(0, total)
-        shards = retry(plan_shards, run_id)
+        numbers = _retry(plan_shards, run_id)
     except NightscoreError as error:
         return error  # the caller still counts what there is and closes the run
-    for number in shards:
+    return _score_each(run_id, numbers, lambda count: on_images(count, total)) if numbers else None
+
+
+def _score_each(
+    run_id: str, numbers: Iterable[int], on_images: Callable[[int], None]
+) -> NightscoreError | None:
+    """Score shards with the programs loaded once; returns the last failure."""
+    from ml.scoring import shard, shards
+
+    failure: NightscoreError | None = None
+    load = shards.load_once()
+    for number in numbers:
         try:
-            retry(score_shard, run_id, number, lambda count: on_images(count, total))
+            _retry(shard.score_shard, UUID(run_id), number, on_images, load)
         except NightscoreError as error:
             failure = error
             log.error("Shard %s failed: %s", number, error)

@@ -44,7 +44,7 @@ class TaskState:
     """The state of a task of a run.
 
     Attributes:
-        task: the task's id, with its index where it is mapped: "score_shard[3]".
+        task: the task's id, with its index where it is mapped: "score_shards[3]".
         state: Airflow's name of the state, such as "running".
         seconds: how long it has run so far.
         reason: why it failed; empty if it did not.

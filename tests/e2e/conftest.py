@@ -11,6 +11,11 @@ _LESS = {
     "cpu: {epochs: 8,": "cpu: {epochs: 2,",
     "cpu: {epochs: 14,": "cpu: {epochs: 3,",
     "options: {width: 16,": "options: {width: 8,",
+    # Several groups of shards in a night.
+    "models: [spill-anomaly]\n    lookback_nights: 3\n    shard_size: 50000\n": (
+        "models: [spill-anomaly]\n    lookback_nights: 3\n    shard_size: 50\n"
+        "    shards_per_task: 2\n"
+    ),
 }
 
 

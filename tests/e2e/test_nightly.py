@@ -182,6 +182,15 @@ def _first_run(airflow, dag_id: str) -> str:
     return sorted(runs, key=lambda run: run["run_after"])[0]["dag_run_id"]
 
 
+def test_a_mapped_task_scores_a_group_of_shards_and_shows_which(home, airflow):
+    run = _first_run(airflow, "score_spill")
+    answer = airflow.get(f"/api/v2/dags/score_spill/dagRuns/{run}/taskInstances")
+    tasks = [task for task in answer.json()["task_instances"] if task["task_id"] == "score_shards"]
+    labels = {task["map_index"]: task["rendered_map_index"] for task in tasks}
+    assert labels == {0: "shard 0", 1: "shards 1 to 2", 2: "shards 3 to 4", 3: "shards 5 to 6"}
+    assert {task["state"] for task in tasks} == {"success"}
+
+
 def test_airflow_links_to_the_report_and_serves_it_to_whoever_is_logged_in(home, airflow):
     run = _first_run(airflow, "score_spill")
     links = airflow.get(f"/api/v2/dags/score_spill/dagRuns/{run}/taskInstances/report/links")

@@ -1,4 +1,5 @@
-"""A scoring process that can be watched and killed: `nightscore score`, without its start-up."""
+"""Scoring processes that can be watched and killed: `nightscore score` and the task of a group of
+shards, without their start-up."""
 
 import json
 import os
@@ -16,7 +17,7 @@ _CODE = """
 import json, logging, resource, sys
 import ml.registry.programs, ml.report.nightly, ml.scoring.shard, openvino
 from ml.registry.client import mlflow_client
-from ml.scoring.steps import score_night
+from ml.scoring.steps import score_night, score_shards
 logging.basicConfig(level="INFO", stream=sys.stderr)
 mlflow_client()
 most_bytes = int(sys.argv[3])
@@ -24,7 +25,7 @@ if most_bytes:
     resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
 print("ready", flush=True)
 sys.stdin.readline()
-print(json.dumps(score_night(sys.argv[1], sys.argv[2])), flush=True)
+print(json.dumps({call}), flush=True)
 """
 
 
@@ -38,8 +39,11 @@ class Scoring:
 
     def __init__(self, night: Night, most_bytes: int = 0, **variables: str) -> None:
         arguments = [night.stream, night.date.isoformat(), str(most_bytes)]
+        self._start(_CODE.replace("{call}", "score_night(*sys.argv[1:3])"), arguments, variables)
+
+    def _start(self, code: str, arguments: list[str], variables: dict[str, str]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _CODE, *arguments],
+            [sys.executable, "-c", code, *arguments],
             env=os.environ | variables,
             cwd=_REPOSITORY,
             stdin=subprocess.PIPE,
@@ -79,6 +83,14 @@ class Scoring:
             raise ScoringFailedError(errors)
         counts: dict[str, Any] = json.loads(printed)
         return counts
+
+
+class GroupScoring(Scoring):
+    """Scores a group of a run's shards, as a mapped task of the DAG does."""
+
+    def __init__(self, run_id: str, group: list[int]) -> None:
+        call = "score_shards(sys.argv[1], json.loads(sys.argv[2]))"
+        self._start(_CODE.replace("{call}", call), [run_id, json.dumps(group), "0"], {})
 
 
 class ScoringFailedError(Exception):

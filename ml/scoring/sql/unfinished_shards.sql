@@ -1,4 +1,4 @@
-SELECT number
+SELECT number, images
 FROM nightscore.shard
 WHERE run_id = :run_id AND finished_at IS NULL
 ORDER BY number

@@ -36,7 +36,8 @@ def _load(tmp_path: Path, text: str):
 def test_a_valid_file_gets_defaults(tmp_path):
     config = _load(tmp_path, VALID)
     assert config.stream("line").model_dump(exclude={"prefix", "schedule", "models"}) == {
-        "lookback_nights": 3, "shard_size": 50_000, "max_rejected_share": 0.5, "rescore_nights": 0,
+        "lookback_nights": 3, "shard_size": 50_000, "shards_per_task": None,
+        "max_rejected_share": 0.5, "rescore_nights": 0,
         "limits": {"max_pixels": 64_000_000, "max_bytes": 64 * 2**20},
     }  # fmt: skip
     detector = config.model("detector")
@@ -68,6 +69,7 @@ REQUIRED = {
     [
         (Stream, ["lookback_nights", "rescore_nights"], [0, 366], [-1, 367]),
         (Stream, ["shard_size"], [1, 1_000_000], [0, 1_000_001]),
+        (Stream, ["shards_per_task"], [None, 1, 500], [0, 501]),
         (Stream, ["max_rejected_share"], [0, 1], [-0.001, 1.001]),
         (Limits, ["max_pixels", "max_bytes"], [1], [0]),
         (Training, ["epochs", "batch_size"], [1], [0]),

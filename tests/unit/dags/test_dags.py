@@ -80,18 +80,18 @@ def test_there_is_a_dag_for_each_model_and_stream(parsed):
 
 def test_the_scoring_steps_follow_the_design_and_the_gpu_is_pooled(parsed):
     dag = parsed["score.py"]["dags"]["score_spill"]
-    assert dag["tasks"]["score_shard"] == ["reconcile"]
+    assert dag["tasks"]["score_shards"] == ["reconcile"]
     assert dag["tasks"]["reconcile"] == ["report"]
     assert dag["tasks"]["discover"] == ["plan_shards"]
     assert {"discover", "plan_shards"} <= set(dag["tasks"]["open_run"])
-    assert dag["pools"]["score_shard"] == "gpu"
+    assert dag["pools"]["score_shards"] == "gpu"
 
 
 def test_a_night_goes_before_training_and_a_trained_version_before_another_training(parsed):
     retrain = parsed["retrain.py"]["dags"]["retrain_spill-anomaly"]["priorities"]
     score = parsed["score.py"]["dags"]["score_spill"]["priorities"]
     weights = {name: weight for name, (weight, _) in {**retrain, **score}.items()}
-    assert sorted(weights, key=weights.__getitem__) == ["train", "evaluate", "score_shard"]
+    assert sorted(weights, key=weights.__getitem__) == ["train", "evaluate", "score_shards"]
     assert {rule for _, rule in {**retrain, **score}.values()} == {"absolute"}
 
 
