@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Collection, Mapping
+from typing import NamedTuple
 from uuid import UUID
 
 from ml.database.connection import statement, transaction
@@ -15,6 +16,18 @@ log = logging.getLogger(__name__)
 
 # How many shards the error of a group names.
 _MAX_NAMED_SHARDS = 20
+
+
+class _Failure(NamedTuple):
+    """How a shard failed. The error itself would keep the memory of its batches."""
+
+    reason: str
+    is_permanent: bool
+
+    @classmethod
+    def of(cls, error: Exception) -> "_Failure":
+        is_permanent = isinstance(error, ConfigurationError | DataError)
+        return cls(str(error) or type(error).__name__, is_permanent)
 
 
 def load_once(load: LoadPrograms = load_programs) -> LoadPrograms:
@@ -57,7 +70,7 @@ def score_shards(
     """
     load = load_once(load)
     counts: Counter[str] = Counter(scored=0, rejected=0)
-    failures: dict[int, Exception] = {}
+    failures: dict[int, _Failure] = {}
     untried = set(numbers)
     while (number := _next_shard(run_id, untried)) is not None:
         untried.remove(number)
@@ -66,12 +79,12 @@ def score_shards(
         except Exception as error:
             is_expected = isinstance(error, NightscoreError)
             log.error("Shard %s failed: %s", number, error, exc_info=not is_expected)
-            failures[number] = error
+            failures[number] = _Failure.of(error)
             if is_gpu_broken():
                 log.error("This process cannot use its GPU any more; a retry can in a new one")
                 break
     if failures:
-        raise _group_error(failures, len(numbers)) from list(failures.values())[-1]
+        raise _group_error(failures, len(numbers))
     return dict(counts)
 
 
@@ -83,15 +96,10 @@ def _next_shard(run_id: UUID, numbers: Collection[int]) -> int | None:
         return number
 
 
-def _group_error(failures: Mapping[int, Exception], shards: int) -> NightscoreError:
+def _group_error(failures: Mapping[int, _Failure], shards: int) -> NightscoreError:
     """Return the error of a group, which names the shards that failed."""
-    is_permanent = all(
-        isinstance(error, ConfigurationError | DataError) for error in failures.values()
-    )
     names = ", ".join(map(str, list(failures)[:_MAX_NAMED_SHARDS]))
-    last = list(failures.values())[-1]
-    message = (
-        f"{len(failures)} of {shards} shards failed: {names}. "
-        f"The last error: {str(last) or type(last).__name__}"
-    )
-    return (DataError if is_permanent else ServiceError)(message, "The others are stored.")
+    reason = list(failures.values())[-1].reason
+    message = f"{len(failures)} of {shards} shards failed: {names}. The last error: {reason}"
+    is_permanent = all(failure.is_permanent for failure in failures.values())
+    return (DataError if is_permanent else ServiceError)(message, "What was stored stays stored.")
