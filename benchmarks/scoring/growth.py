@@ -40,7 +40,7 @@ _WORKLOAD = WORKLOADS["spill"]
 
 
 @contextmanager
-def _bucket(count: int) -> Iterator[str]:
+def bucket(count: int) -> Iterator[str]:
     """A synthetic bucket; yields its endpoint."""
     with socket.socket() as free:
         free.bind((HOST, 0))
@@ -69,7 +69,7 @@ def _night(count: int, folder: Path) -> Iterator[tuple[Job, list[psutil.Process]
     os.environ["NIGHTSCORE_HOME"] = str(folder / "stack")
     os.environ["NIGHTSCORE_CONFIG"] = str(folder / "nightscore.yaml")
     workloads.write_configuration(folder / "nightscore.yaml")
-    with _bucket(count) as endpoint:
+    with bucket(count) as endpoint:
         os.environ["AWS_ENDPOINT_URL"] = endpoint
         settings.cache_clear()
         stack = LocalStack(folder / "stack")

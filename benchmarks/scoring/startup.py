@@ -34,6 +34,8 @@ from ml.settings import settings, state_folder
 from ml.stack.local import LocalStack
 from ml.storage.object_store import object_store
 
+# The command.
+NIGHTSCORE = str(Path(sys.executable).parent / "nightscore")
 STREAM, MODEL, IMAGES = "spill", "spill-anomaly", 300
 _DATES = (date(2026, 1, 1) + timedelta(days=n) for n in range(1000))
 _CONFIGURATION = """\
@@ -74,7 +76,8 @@ sys.exit(bool(status))
 """
 
 
-def _spent(command: list[str]) -> Spent:
+def spent(command: list[str]) -> Spent:
+    """Run a command as a process of its own; returns what it took."""
     done = subprocess.run(
         [sys.executable, "-S", "-c", _MEASURE, *command], stdout=subprocess.PIPE, text=True
     )
@@ -84,19 +87,18 @@ def _spent(command: list[str]) -> Spent:
 
 
 def _import() -> Spent:
-    return _spent([sys.executable, "-c", "import mlflow"])
+    return spent([sys.executable, "-c", "import mlflow"])
 
 
 def _night(night: date) -> Spent:
-    command = Path(sys.executable).parent / "nightscore"
-    return _spent([str(command), "score", STREAM, "--date", night.isoformat(), "--json"])
+    return spent([NIGHTSCORE, "score", STREAM, "--date", night.isoformat(), "--json"])
 
 
 def _forget() -> None:
     shutil.rmtree(state_folder() / "cache" / "programs", ignore_errors=True)
 
 
-class _Nights:
+class Nights:
     """Nights of the same 300 images, each of which is new."""
 
     def __init__(self, folder: Path) -> None:
@@ -104,6 +106,7 @@ class _Nights:
         self._images = [(path.suffix, path.read_bytes()) for path in files]
 
     def new(self) -> date:
+        """Put a night into the bucket."""
         night = next(_DATES)
         prefix = configuration().stream(STREAM).prefix
         for number, (suffix, content) in enumerate(self._images):
@@ -111,17 +114,17 @@ class _Nights:
         return night
 
 
-def _never_used(nights: _Nights) -> Spent:
+def _never_used(nights: Nights) -> Spent:
     _forget()
     return _night(nights.new())
 
 
-def _converted_here(nights: _Nights) -> Spent:
+def _converted_here(nights: Nights) -> Spent:
     with _without_form():
         return _never_used(nights)
 
 
-def _used_before(nights: _Nights) -> Spent:
+def _used_before(nights: Nights) -> Spent:
     """In a turn it follows one that has left the version here."""
     return _night(nights.new())
 
@@ -146,20 +149,20 @@ def _record(sha256: str | None, version: str | None) -> None:
 
 
 @contextmanager
-def _stack(folder: Path) -> Iterator[_Nights]:
-    """Services with a champion; gives its nights."""
+def stack(folder: Path) -> Iterator[Nights]:
+    """Postgres, S3 and MLflow with a champion of `MODEL`; gives nights of `STREAM`."""
     os.environ["NIGHTSCORE_HOME"] = str(folder / "stack")
     os.environ["NIGHTSCORE_CONFIG"] = str(folder / "nightscore.yaml")
     os.environ.setdefault("NIGHTSCORE_DEVICE", "cpu")
     (folder / "nightscore.yaml").write_text(_CONFIGURATION, encoding="utf-8")
     settings.cache_clear()
-    stack = LocalStack(folder / "stack")
+    services = LocalStack(folder / "stack")
     try:
-        stack.up(("postgres", "s3", "mlflow"))
+        services.up(("postgres", "s3", "mlflow"))
         settings.cache_clear()
-        yield _Nights(_trained(folder))
+        yield Nights(_trained(folder))
     finally:
-        stack.down()
+        services.down()
 
 
 def _trained(folder: Path) -> Path:
@@ -174,7 +177,7 @@ def _trained(folder: Path) -> Path:
     return written
 
 
-def _lines(nights: _Nights) -> dict[str, Callable[[], Spent]]:
+def _lines(nights: Nights) -> dict[str, Callable[[], Spent]]:
     empty = next(_DATES)
     return {
         "import mlflow": _import,
@@ -239,7 +242,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     arguments = parser.parse_args()
     temporary = tempfile.TemporaryDirectory(prefix="nightscore-")
-    with temporary as folder, _stack(Path(folder)) as nights:
+    with temporary as folder, stack(Path(folder)) as nights:
         spent = _measure(_lines(nights), arguments.turns)
     rows = _table(spent)
     _print(rows)
