@@ -52,7 +52,8 @@ def score_shards(
 
     Each shard is stored by itself. One that fails does not keep the others from being scored. The
     order is by attempts, then number. So if a shard kills the process, a retry takes the others
-    first; and two processes with the same group begin with different shards.
+    first, and so does a second process with the same group while the first is at work. If both
+    take the same shard at the same moment, it is scored twice and stored once.
 
     Args:
         run_id: the scoring run.

@@ -240,7 +240,7 @@ def test_shards_that_kill_the_process_do_not_keep_the_others_from_being_scored(p
     assert steps.reconcile(planned)["scored"] == 45
 
 
-def test_two_processes_with_the_same_group_store_every_image_once(planned, merges):
+def test_two_processes_with_the_same_group_store_every_image_once(planned):
     """As when Airflow starts a task again because it has lost sight of it."""
     errors: list[BaseException] = []
 
@@ -259,8 +259,26 @@ def test_two_processes_with_the_same_group_store_every_image_once(planned, merge
     assert _stored(planned) == 45
     assert all(row["finished_at"] for row in _shards(planned).values())
     assert steps.reconcile(planned)["scored"] == 45
-    # They took different shards, so that few were scored twice.
-    assert len(merges) <= 5 + 2
+
+
+def test_a_second_process_begins_with_the_shards_that_the_first_has_not_started(
+    planned, monkeypatch, merges
+):
+    merge = Results.merge
+    is_first = True
+
+    def merge_after_a_second_process(self, images, seconds):
+        nonlocal is_first
+        if is_first:
+            is_first = False
+            steps.score_shards(planned, [0, 1, 2, 3, 4])
+        merge(self, images, seconds)
+
+    monkeypatch.setattr(Results, "merge", merge_after_a_second_process)
+    steps.score_shards(planned, [0, 1, 2, 3, 4])
+    assert merges == [1, 2, 3, 4, 0, 0]  # the second takes shard 0 last, and the first ends with it
+    assert [row["attempts"] for row in _shards(planned).values()] == [2, 1, 1, 1, 1]
+    assert steps.reconcile(planned)["scored"] == 45
 
 
 def test_a_shard_that_another_process_has_finished_meanwhile_keeps_its_row(planned, monkeypatch):
