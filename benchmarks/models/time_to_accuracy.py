@@ -1,0 +1,196 @@
+"""How long it takes to learn CIFAR-10 to an accuracy of 94 % and of 96 %: ours, and airbench.
+
+Ours is `cifar10-classifier`'s architecture in a ladder of widths and epochs of growing cost. After
+each epoch its accuracy on the test images is measured, which is not timed, chooses nothing, and
+says when 0.94 and 0.96 were reached. airbench's programs are made for these two accuracies. Both
+train from all images of the split `train`, the same decoded JPEGs, after a warm-up.
+
+Prints a line of JSON for each training as soon as it is measured. Needs no service; airbench needs
+a GPU.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.models import cifar10
+from benchmarks.models.cifar10 import Images
+from benchmarks.models.figures import seconds_to
+from benchmarks.models.profiles import source
+from benchmarks.paths import REPOSITORY
+from ml.config.loading import load
+from ml.config.schema import Model, Training
+from ml.program.device import Device, select_device
+
+MODEL = "cifar10-classifier"
+WANTED = (0.94, 0.96)
+# Width and epochs, from the cheapest to the dearest.
+LADDER = {
+    "width-48-epochs-8": (48, 8),
+    "width-64-epochs-12": (64, 12),
+    "width-96-epochs-16": (96, 16),
+    "width-128-epochs-24": (128, 24),
+    "width-192-epochs-40": (192, 40),
+}
+AIRBENCH = "airbench"
+# Seeds of each of airbench's programs: the second takes ten times as long.
+_AIRBENCH_SEEDS = {"94": 3, "96": 2}
+_WARM_UP_IMAGES = 2048
+_QUICK_IMAGES, _QUICK_WIDTH = 10, 8  # images of each SPLIT/CLASS
+Measured = dict[str, Any]
+
+
+def names() -> list[str]:
+    """The trainings, in the order in which they are run."""
+    peers = [
+        f"{AIRBENCH}-{target}/{seed}"
+        for target, seeds in _AIRBENCH_SEEDS.items()
+        for seed in range(seeds)
+    ]
+    return [*(f"{rung}/0" for rung in LADDER), *peers]
+
+
+def train_ours(model: Model, training: Training, images: Images, device: Device) -> Measured:
+    """Train once; seconds until each wanted accuracy, None where it is not reached."""
+    import torch
+
+    _fit(model, training.model_copy(update={"epochs": 1}), _first(images), device)
+    started = time.perf_counter()
+    epochs = _fit(model, training, images, device)
+    accuracies = [accuracy for _, accuracy in epochs]
+    return {
+        "train_seconds": sum(seconds for seconds, _ in epochs),
+        "accuracy": accuracies[-1],
+        **{f"seconds_to_{wanted}": seconds_to(wanted, epochs) for wanted in WANTED},
+        "accuracies": [round(accuracy, 4) for accuracy in accuracies],
+        "with_evaluation": time.perf_counter() - started,
+        "gpu_memory_mb": torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else None,
+    }
+
+
+def _first(images: Images) -> Images:
+    """A few of the images, to warm up with."""
+    pixels, labels = images.train
+    few = slice(None, None, max(1, len(pixels) // _WARM_UP_IMAGES))
+    return Images(images.classes, (pixels[few], labels[few]), images.test)
+
+
+def _fit(
+    model: Model, training: Training, images: Images, device: Device
+) -> list[tuple[float, float]]:
+    """Seconds of each epoch, those before the first one included, and accuracy after it."""
+    import torch
+
+    from ml.models import Network, build
+    from ml.training import environment, loop, validation
+
+    torch.manual_seed(0)
+    network = build(model.architecture, model.input_size, images.classes, model.options)
+    pixels, labels = images.test
+
+    def accuracy(trained: Network) -> dict[str, float]:
+        predicted = torch.from_numpy(validation.predict(trained, pixels)).argmax(1)
+        return {"accuracy": float((predicted == labels).float().mean())}
+
+    epochs: list[loop.Epoch] = []
+    with environment.deterministic(device):
+        started = time.perf_counter()
+        network.before_fit(*images.train)
+        before = time.perf_counter() - started
+        loop.fit(
+            network,
+            *images.train,
+            training,
+            device=torch.device(device),
+            seed=0,
+            validate=accuracy,
+            on_epoch=epochs.append,
+        )
+    found = [(epoch.seconds, epoch.validation["accuracy"]) for epoch in epochs]
+    return [(found[0][0] + before, found[0][1]), *found[1:]]
+
+
+def _rung(name: str, model: Model, device: Device, quick: bool) -> tuple[Model, Training]:
+    from ml.training.train import training_parameters
+
+    width, epochs = (_QUICK_WIDTH, 1) if quick else LADDER[name]
+    chosen = model.model_copy(update={"options": model.options | {"width": width}})
+    return chosen, training_parameters(model, device).model_copy(update={"epochs": epochs})
+
+
+def measured(
+    runs: list[str], data: Path | None, device: Device, scratch: Path, quick: bool
+) -> Iterator[Measured]:
+    """Run trainings, NAME/SEED; one that fails is named, and the next one is run."""
+    model = load(REPOSITORY / "nightscore.yaml").model(MODEL)
+    path, synthetic = source(model.dataset, data, scratch)
+    images = cifar10.load(path, model, _QUICK_IMAGES if quick else None)
+    peers = [name for name in runs if name.startswith(AIRBENCH)]
+    if peers:
+        from benchmarks.peers import airbench_cifar
+
+        airbench_cifar.write(images, scratch)
+    for name in runs:
+        rung, _, seed = name.rpartition("/")
+        about: Measured = {
+            "part": f"time-to-accuracy/{name}",
+            "gpu": machine.describe(device)["gpu"],
+            "source": f"synthetic samples ({path.name})" if synthetic else path.name,
+            "images": {"train": len(images.train[1]), "test": len(images.test[1])},
+            "quick": quick,
+        }
+        started = time.perf_counter()
+        if rung in LADDER:
+            chosen, training = _rung(rung, model, device, quick)
+            about |= {"options": chosen.options, "parameters": training.model_dump()}
+            found = _attempt(lambda: train_ours(chosen, training, images, device))  # noqa: B023
+        elif device == "cpu":
+            found = {"left_out": "airbench trains on a CUDA device only; its files were written"}
+        else:
+            target = rung.rpartition("-")[2]
+            found = _attempt(lambda: airbench_cifar.train(target, int(seed), scratch))  # noqa: B023
+        yield about | found | {"seconds": time.perf_counter() - started}
+
+
+def _attempt(train: Callable[[], Measured]) -> Measured:
+    """What a training found, or why it failed: that of another's code ends nothing of ours."""
+    try:
+        return {"figures": train()}
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}"[:2000]}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.models.time_to_accuracy",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="holds cifar10.tar (or .tar.xz)")
+    parser.add_argument("--skip", nargs="*", default=[], metavar="NAME/SEED")
+    parser.add_argument("--quick", action="store_true", help="few images, one epoch: a smoke run")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print a line of JSON for each training as soon as it is measured."""
+    arguments = _arguments()
+    for name in list(os.environ):
+        if name.startswith("NIGHTSCORE_") and name != "NIGHTSCORE_DEVICE":
+            del os.environ[name]
+    runs = [name for name in names() if name not in arguments.skip]
+    with tempfile.TemporaryDirectory(prefix="nightscore-time-") as scratch:
+        for line in measured(runs, arguments.data, select_device(), Path(scratch), arguments.quick):
+            sys.stdout.write(json.dumps(line) + "\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
