@@ -40,6 +40,7 @@ LADDER = {
     "width-192-epochs-40": (192, 40),
 }
 AIRBENCH = "airbench"
+PART = "time-to-accuracy"
 # Seeds of each of airbench's programs: the second takes ten times as long.
 _AIRBENCH_SEEDS = {"94": 3, "96": 2}
 _WARM_UP_IMAGES = 2048
@@ -132,39 +133,40 @@ def measured(
     model = load(REPOSITORY / "nightscore.yaml").model(MODEL)
     path, synthetic = source(model.dataset, data, scratch)
     images = cifar10.load(path, model, _QUICK_IMAGES if quick else None)
-    peers = [name for name in runs if name.startswith(AIRBENCH)]
-    if peers:
-        from benchmarks.peers import airbench_cifar
-
-        airbench_cifar.write(images, scratch)
+    about = {
+        "gpu": machine.describe(device)["gpu"],
+        "source": f"synthetic samples ({path.name})" if synthetic else path.name,
+        "images": {"train": len(images.train[1]), "test": len(images.test[1])},
+        "quick": quick,
+    }
     for name in runs:
         rung, _, seed = name.rpartition("/")
-        about: Measured = {
-            "part": f"time-to-accuracy/{name}",
-            "gpu": machine.describe(device)["gpu"],
-            "source": f"synthetic samples ({path.name})" if synthetic else path.name,
-            "images": {"train": len(images.train[1]), "test": len(images.test[1])},
-            "quick": quick,
-        }
-        started = time.perf_counter()
         if rung in LADDER:
             chosen, training = _rung(rung, model, device, quick)
-            about |= {"options": chosen.options, "parameters": training.model_dump()}
-            found = _attempt(lambda: train_ours(chosen, training, images, device))  # noqa: B023
-        elif device == "cpu":
-            found = {"left_out": "airbench trains on a CUDA device only; its files were written"}
-        else:
-            target = rung.rpartition("-")[2]
-            found = _attempt(lambda: airbench_cifar.train(target, int(seed), scratch))  # noqa: B023
-        yield about | found | {"seconds": time.perf_counter() - started}
+            with_it = {"options": chosen.options, "parameters": training.model_dump()}
+            yield about | with_it | _attempt(name, train_ours, chosen, training, images, device)
+    peers = [name for name in runs if name.startswith(AIRBENCH)]
+    if not peers:
+        return
+    from benchmarks.peers import airbench_cifar
+
+    airbench_cifar.write(images, scratch)
+    if reason := airbench_cifar.missing(device):
+        yield {"part": AIRBENCH, "seconds": 0.0, "left_out": reason}
+        return
+    for name in peers:
+        target, _, seed = name.removeprefix(f"{AIRBENCH}-").partition("/")
+        yield about | _attempt(name, airbench_cifar.train, target, int(seed), scratch)
 
 
-def _attempt(train: Callable[[], Measured]) -> Measured:
-    """What a training found, or why it failed: that of another's code ends nothing of ours."""
+def _attempt(name: str, train: Callable[..., Measured], *arguments: Any) -> Measured:
+    """What a training found, or why it failed: the next one is run all the same."""
+    started = time.perf_counter()
     try:
-        return {"figures": train()}
+        found = {"figures": train(*arguments)}
     except Exception as error:
-        return {"failed": f"{type(error).__name__}: {error}"[:2000]}
+        found = {"failed": f"{type(error).__name__}: {error}"[:2000]}
+    return {"part": f"{PART}/{name}", "seconds": time.perf_counter() - started, **found}
 
 
 def _arguments() -> argparse.Namespace:
@@ -174,7 +176,7 @@ def _arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="holds cifar10.tar (or .tar.xz)")
-    parser.add_argument("--skip", nargs="*", default=[], metavar="NAME/SEED")
+    parser.add_argument("--skip", nargs="*", default=[], metavar="PART/NAME/SEED")
     parser.add_argument("--quick", action="store_true", help="few images, one epoch: a smoke run")
     return parser.parse_args()
 
@@ -185,7 +187,7 @@ def main() -> None:
     for name in list(os.environ):
         if name.startswith("NIGHTSCORE_") and name != "NIGHTSCORE_DEVICE":
             del os.environ[name]
-    runs = [name for name in names() if name not in arguments.skip]
+    runs = [name for name in names() if f"{PART}/{name}" not in arguments.skip]
     with tempfile.TemporaryDirectory(prefix="nightscore-time-") as scratch:
         for line in measured(runs, arguments.data, select_device(), Path(scratch), arguments.quick):
             sys.stdout.write(json.dumps(line) + "\n")

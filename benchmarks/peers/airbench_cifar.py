@@ -9,6 +9,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,14 @@ import torch
 
 from benchmarks.models.cifar10 import Images
 
-# Its programs, named by the accuracy in percent that each is made for.
-TARGETS = ("94", "96")
 _FOLDER = "cifar10"
+
+
+def missing(device: str) -> str:
+    """Why it cannot be run; empty if it can."""
+    if find_spec("airbench") is None:
+        return "the package airbench is not installed"
+    return "" if device == "cuda" else "it knows no device but a GPU; only its files were written"
 
 
 def write(images: Images, folder: Path) -> None:
@@ -35,7 +41,7 @@ def write(images: Images, folder: Path) -> None:
 
 
 def train(target: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Train its network for a target; `folder` is where `write` wrote.
+    """Train its network for a target, 94 or 96 percent; `folder` is where `write` wrote.
 
     Returns:
         seconds of training, and accuracy on the test images (by its mean over shifted and mirrored

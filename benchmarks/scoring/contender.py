@@ -25,13 +25,16 @@ class Job:
 
     `input_size` is (height, width) in pixels; `threshold` is set for the task `anomaly`;
     `database_url` is one that psycopg2 takes; `table` (SCHEMA.NAME) has the columns uri,
-    predicted_class, score, flagged. `turn` counts from 1 and differs in every pass of a workload.
+    predicted_class, score, flagged. `turn` counts from 1; `version`, that of the model, differs in
+    every pass of a workload. `precision` is that in which Nightscore computes.
     """
 
     workload: str
     model: str
     night: str
     turn: int
+    version: int
+    precision: str
     endpoint: str
     key_id: str
     secret: str

@@ -93,6 +93,8 @@ def _job(folder: Path) -> Job:
         model=_WORKLOAD.model,
         night=NIGHT,
         turn=1,
+        version=1,
+        precision="float32",
         endpoint=current.s3_endpoint,
         key_id=current.s3_access_key,
         secret=current.s3_secret_key.get_secret_value(),

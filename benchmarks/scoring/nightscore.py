@@ -1,5 +1,6 @@
 """Nightscore's engine, called as the shard task of the DAG calls it."""
 
+import os
 from datetime import date
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -60,10 +61,11 @@ def _warm_up(job: Job, program: Program) -> None:
 
 def setup(job: Job) -> Run:
     """Load the program, warm up and discover the night; the run is timed."""
-    # A version of its own for each turn: so every image is to be scored again.
-    program = load_program(job, job.turn)
+    os.environ["NIGHTSCORE_PRECISION"] = job.precision
+    # A version of its own for each pass: so every image is to be scored again.
+    program = load_program(job, job.version)
     _warm_up(job, program)
-    run_id = open_run(job, job.turn)
+    run_id = open_run(job, job.version)
     shards = plan_shards(run_id)
 
     def run() -> int:

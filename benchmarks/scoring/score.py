@@ -39,8 +39,11 @@ from ml.stack.local import LocalStack
 from ml.storage.object_store import split_uri
 from ml.storage.upload import upload
 
+# Nightscore in each precision: its contenders, of which the first one is what others are compared
+# with.
+PRECISIONS = {OURS: "float32", f"{OURS}_tf32": "tf32", f"{OURS}_bfloat16": "bfloat16"}
 CONTENDERS = {
-    OURS: "benchmarks.scoring.nightscore",
+    **dict.fromkeys(PRECISIONS, "benchmarks.scoring.nightscore"),
     "per_image_script": "benchmarks.peers.per_image_script",
     "dataloader_orm": "benchmarks.peers.dataloader_orm",
     "dataloader_copy": "benchmarks.peers.dataloader_copy",
@@ -48,12 +51,16 @@ CONTENDERS = {
     "ray_data": "benchmarks.peers.ray_data",
 }
 STAGES = ("list", "fetch", "decode_resize", "host_to_device", "forward", "write")
+# Left out unless `--only` names them.
+_ON_REQUEST = tuple(PRECISIONS)[1:]
 _NEEDS = {"daft": "daft", "ray_data": "ray"}
 _SCHEMA = "benchmark"
 _LONGEST_NOTE = 2000
+# More turns than anybody measures: versions of two precisions must not meet.
+_TURNS_OF_A_PRECISION = 1000
 _COLUMNS = "uri text PRIMARY KEY, predicted_class text, score real, flagged boolean"
-_OURS_AS_THEIRS = f"""
-INSERT INTO {_SCHEMA}.{OURS}
+_OURS_AS_THEIRS = """
+INSERT INTO {table}
 SELECT uri, predicted_class, coalesce(score, confidence), flagged
 FROM nightscore.prediction JOIN nightscore.image USING (night, image_id)
 WHERE model = %s AND version = %s
@@ -87,7 +94,14 @@ class Bench:
         """Every contender once, beginning with another one each turn, then every stage."""
         first = (number - 1) % max(len(self.contenders), 1)
         for name in [*self.contenders[first:], *self.contenders[:first]]:
-            job = replace(self.job, turn=number, table=f"{_SCHEMA}.{name}")
+            version = number + _TURNS_OF_A_PRECISION * list(CONTENDERS).index(name)
+            job = replace(
+                self.job,
+                turn=number,
+                version=version,
+                precision=PRECISIONS.get(name, "float32"),
+                table=f"{_SCHEMA}.{name}",
+            )
             self._make_table(job.table)
             with self._failures_of(name):
                 found = self._run(name, job)
@@ -143,8 +157,8 @@ class Bench:
 
     def _check_rows(self, name: str, job: Job) -> None:
         with _cursor(job) as cursor:
-            if name == OURS:
-                cursor.execute(_OURS_AS_THEIRS, (job.model, job.turn))
+            if name in PRECISIONS:
+                cursor.execute(_OURS_AS_THEIRS.format(table=job.table), (job.model, job.version))
             counted = f"SELECT count(*), count(DISTINCT uri), sum(flagged::int) FROM {job.table}"
             cursor.execute(counted)
             count, distinct, flagged = cursor.fetchone()
@@ -233,6 +247,8 @@ def _prepare(workload: Workload, contents: Sequence[bytes], folder: Path) -> Job
         model=workload.model,
         night=workloads.NIGHT,
         turn=0,
+        version=0,
+        precision="float32",
         endpoint=current.s3_endpoint,
         key_id=current.s3_access_key,
         secret=current.s3_secret_key.get_secret_value(),
@@ -290,7 +306,8 @@ def _measure(
 
 def _contenders(only: Sequence[str] | None) -> list[str]:
     """The contenders to run; one whose package is missing is left out, and said so."""
-    chosen = [name for name in CONTENDERS if not only or name in only]
+    default = [name for name in CONTENDERS if name not in _ON_REQUEST]
+    chosen = [name for name in CONTENDERS if name in (only or default)]
     missing = [n for n in chosen if n in _NEEDS and find_spec(_NEEDS[n]) is None]
     for name in missing:
         _say(f"{name} is left out: the package {_NEEDS[name]} is not installed.")

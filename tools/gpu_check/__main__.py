@@ -1,4 +1,4 @@
-"""`python -m tools.gpu_check prepare | run | rehearse | show`; docs/gpu-check.md says when."""
+"""`python -m tools.gpu_check prepare | run | rehearse | show | publish`: see docs/gpu-check.md."""
 
 import argparse
 import json
@@ -26,6 +26,8 @@ def _arguments() -> argparse.Namespace:
     rehearse.add_argument("--steps", nargs="+", choices=steps.STEPS, default=list(steps.STEPS))
     show = commands.add_parser("show", help="print the results of a folder as rows of tables")
     show.add_argument("folder", type=Path)
+    publish = commands.add_parser("publish", help="copy the results to benchmarks/results/")
+    publish.add_argument("folder", type=Path)
     return parser.parse_args()
 
 
@@ -62,7 +64,26 @@ def _show(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _publish(arguments: argparse.Namespace) -> int:
+    from tools.gpu_check.publish import PublishError, publish
+
+    try:
+        paths = publish(arguments.folder)
+    except PublishError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write("".join(f"{layout.relative(path)}\n" for path in paths))
+    return 0
+
+
+_COMMANDS = {
+    "prepare": _prepare,
+    "run": _run,
+    "rehearse": _rehearse,
+    "show": _show,
+    "publish": _publish,
+}
+
 if __name__ == "__main__":
     chosen = _arguments()
-    commands = {"prepare": _prepare, "run": _run, "rehearse": _rehearse, "show": _show}
-    sys.exit(commands[chosen.command](chosen))
+    sys.exit(_COMMANDS[chosen.command](chosen))

@@ -186,7 +186,7 @@ def _instructions(python: str, tree: int, calls: Sequence[Sequence[Transfer]]) -
     yield f"Working tree: {tree / MIB:.1f} MiB. With it travel, call by call:"
     for call in calls:
         size = (sum(transfer.bytes for transfer in call) + tree) / MIB
-        places = " ".join(_place(transfer, python) for transfer in call)
+        places = " ".join(_folder_of(transfer, python) for transfer in call)
         yield f"  {places:66}{size:5.1f} MiB with the tree"
     yield "The machine has: " + ", ".join(layout.PROVIDED)
     yield "There, in this order, each within four minutes (docs/gpu-check.md):"
@@ -200,7 +200,7 @@ def _instructions(python: str, tree: int, calls: Sequence[Sequence[Transfer]]) -
         yield f"  python3 -m tools.gpu_check run {step} OUT".ljust(50) + f"carries {carried}"
 
 
-def _place(transfer: Transfer, python: str) -> str:
+def _folder_of(transfer: Transfer, python: str) -> str:
     """The folder of a transfer, from the root of the tree."""
     if transfer.name.startswith("data"):
         return layout.relative(layout.DATA)

@@ -52,14 +52,14 @@ def _train(parts: Mapping[str, Document]) -> Iterator[str]:
 def _figures(runs: list[Document]) -> Iterator[tuple[str, list[float]]]:
     for key in runs[0]["figures"]:
         values = [run["figures"][key] for run in runs]
-        if all(value is not None for value in values):
+        if all(isinstance(value, int | float) for value in values):
             yield key, values
 
 
 def _score(parts: Mapping[str, Document]) -> Iterator[str]:
     done = {name: part["result"] for name, part in parts.items() if part["status"] == DONE}
     for workload in [name for name in done if "/" not in name]:
-        names = (workload, f"{workload}/2", f"{workload}/3")
+        names = (workload, f"{workload}/turn-2", f"{workload}/turn-3")
         turns = [done[name] for name in names if name in done]
         first = turns[0]
         yield f"{workload}: {first['images']:,} images ({first['source']})"
@@ -68,9 +68,10 @@ def _score(parts: Mapping[str, Document]) -> Iterator[str]:
             yield f"| {name} alone | {stage['images_per_second']:,.0f} | {_busy([stage])} |"
         if first["bound"]:
             yield f"bound {first['bound']:,.0f} images/s, efficiency {first['efficiency']}"
-        if script := done.get(f"{workload}/script"):
-            yield f"and of {script['images']:,} images:"
-            yield from _rows([script])
+        for kind in ("precision", "orm", "script"):
+            if besides := done.get(f"{workload}/{kind}"):
+                yield f"{workload}/{kind}, {besides['images']:,} images:"
+                yield from _rows([besides])
         for name, why in first.get("failed", {}).items():
             yield f"{name} failed: {why.strip().splitlines()[-1]}"
 

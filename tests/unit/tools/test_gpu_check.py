@@ -13,9 +13,20 @@ from pathlib import Path
 import pytest
 
 from ml.data.archive import labelled_images
-from tools.gpu_check import child, environment, layout, plan, prepare, report, results, steps
+from tools.gpu_check import (
+    child,
+    environment,
+    layout,
+    plan,
+    prepare,
+    publish,
+    report,
+    results,
+    steps,
+)
 from tools.gpu_check.environment import NotReadyError
 from tools.gpu_check.plan import MIB, Piece, PlanError, Transfer
+from tools.gpu_check.publish import PublishError
 from tools.gpu_check.results import DONE, FAILED, Results
 from tools.locks import LOCK, REQUIREMENTS, pins
 
@@ -309,6 +320,32 @@ def test_the_version_of_the_code_follows_what_is_measured(tmp_path):
     assert results.code_version(tmp_path) != before
 
 
+# --- published ---------------------------------------------------------------------------------
+
+
+def test_results_are_published_by_date_gpu_and_step_without_the_machine_s_paths(tmp_path):
+    found = _results(tmp_path, machine=MACHINE | {"gpu": "NVIDIA H100 80GB"})
+    said = "File '/home/somebody/tree/ml/a.py': s3://bucket/key of benchmarks/peers/b.py failed"
+    found.record("spill", FAILED, 1.0, said=said, result={"failed": {"daft": "/tmp/x/y.log ended"}})
+    found.finish(complete=True)
+    (path,) = publish.publish(tmp_path, tmp_path / "published")
+    day = found.document["runs"][0]["started"][:10]
+    assert path.name == f"{day}-nvidia-h100-80gb-score.json"
+    part = json.loads(path.read_text())["parts"]["spill"]
+    assert part["said"] == "File 'a.py': s3://bucket/key of benchmarks/peers/b.py failed"
+    assert part["result"] == {"failed": {"daft": "y.log ended"}}
+
+
+def test_a_rehearsal_is_not_published(tmp_path):
+    _results(tmp_path).finish(complete=True)
+    _results(tmp_path, step="train", rehearsal=True).finish(complete=True)
+    with pytest.raises(PublishError, match="train is a rehearsal"):
+        publish.publish(tmp_path, tmp_path / "published")
+    assert not (tmp_path / "published").exists()
+    with pytest.raises(PublishError, match=r"holds none of tests\.json"):
+        publish.publish(tmp_path / "published")
+
+
 # --- its processes -----------------------------------------------------------------------------
 
 
@@ -423,12 +460,12 @@ class _Bench:
 
 def test_scoring_that_is_cut_off_goes_on_with_the_missing_workload(folder, monkeypatch):
     monkeypatch.setattr(steps, "_repeat", lambda *_: None)
-    bench = _Bench(monkeypatch, finishes=lambda name: name != "imagenet")
+    bench = _Bench(monkeypatch, finishes=lambda name: name != "photos")
     assert not steps.score(_run(folder))
     bench.finishes = lambda name: True
     assert steps.score(_run(folder))
     # The data sets are not in the folder that is carried, so they are scored apart.
-    assert bench.asked == [["photos", "imagenet"], ["imagenet"], ["spill", "cifar10"]]
+    assert bench.asked == [["imagenet", "photos"], ["photos"], ["spill", "cifar10"]]
     assert _run(folder).results.parts.keys() == set(steps.WORKLOADS)
 
 
@@ -447,13 +484,22 @@ def test_data_sets_that_were_carried_are_read_and_others_are_drawn(folder, monke
     assert "spill=40000" in asked and "photos=2000" in asked
 
 
-def test_with_time_left_turns_are_repeated_and_the_script_is_measured(folder, monkeypatch):
+def test_with_time_left_precisions_turns_and_the_script_are_measured(folder, monkeypatch):
     _Bench(monkeypatch, finishes=lambda name: True)
     run = _run(folder)
     assert steps.score(run)
-    turns = {f"{workload}/{turn}" for workload in steps.WORKLOADS for turn in (2, 3)}
-    assert run.results.parts.keys() == {*steps.WORKLOADS, "spill/script", "imagenet/script", *turns}
+    turns = {f"{workload}/turn-{turn}" for workload in steps.WORKLOADS for turn in (2, 3)}
+    besides = {"imagenet/precision", "spill/script", "imagenet/script", "spill/orm"}
+    assert run.results.parts.keys() == {*steps.WORKLOADS, *besides, *turns}
     assert run.results.document["left_out"].keys() == {"ray_data"}
+
+
+def test_daft_that_was_not_carried_is_left_out_by_name(folder, monkeypatch):
+    _Bench(monkeypatch, finishes=lambda name: True)
+    monkeypatch.setattr(environment, "has", lambda python, module: module != "daft")
+    run = _run(folder)
+    assert steps.score(run)
+    assert "not carried" in run.results.document["left_out"]["daft"]
 
 
 def test_a_workload_that_failed_is_named_and_tried_again(folder, monkeypatch):
@@ -485,10 +531,29 @@ def test_training_goes_on_with_the_seeds_that_are_missing(folder, monkeypatch):
 
     monkeypatch.setattr(child, "run", play)
     assert not steps.train(_run(folder, "train"))
+    assert len(commands) == 1  # the time is up for all that would follow
     assert steps.train(_run(folder, "train"))
     assert commands[0][-1] == "--skip" and commands[1][-2:] == ["--skip", "m/1"]
+    modules = [command[2].rpartition(".")[2] for command in commands[1:]]
+    assert modules == ["profiles", "time_to_accuracy", "profiles"]
     parts = _run(folder, "train").results.parts
     assert parts["m/1"] == {"status": "done", "seconds": 2.0, "result": {"figures": {"a": 1}}}
+
+
+def test_a_training_that_failed_or_cannot_be_run_is_named(folder, monkeypatch):
+    def play(command, variables, log, deadline, on_line, on_poll):
+        on_line(json.dumps({"part": "ours", "seconds": 2.0, "figures": {"accuracy": 0.9}}))
+        on_line(json.dumps({"part": "theirs", "seconds": 2.0, "failed": "no compiler"}))
+        on_line(json.dumps({"part": "airbench", "seconds": 0.0, "left_out": "not installed"}))
+        return 0
+
+    monkeypatch.setattr(child, "run", play)
+    run = _run(folder, "train")
+    steps.train(run)
+    assert run.results.parts["theirs"]["status"] == FAILED
+    assert run.results.parts["theirs"]["said"] == "no compiler"
+    assert run.results.document["left_out"] == {"airbench": "not installed"}
+    assert run.results.has("ours") and not run.results.has("theirs")
 
 
 def test_tests_that_have_passed_are_not_run_again_and_a_crash_is_a_failure(folder, monkeypatch):
@@ -511,7 +576,7 @@ def test_tests_that_have_passed_are_not_run_again_and_a_crash_is_a_failure(folde
 
 
 def test_what_was_found_is_shown_with_what_is_missing(folder, monkeypatch):
-    _Bench(monkeypatch, finishes=lambda name: name != "imagenet")
+    _Bench(monkeypatch, finishes=lambda name: name != "photos")
     run = _run(folder)
     steps.score(run)
     text = "\n".join(report.lines(run.results.document))
