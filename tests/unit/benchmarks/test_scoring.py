@@ -7,6 +7,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks.errors import ContenderError
 from benchmarks.models.profiles import MODELS, names, source
@@ -149,3 +150,19 @@ def test_a_data_set_that_is_not_there_is_replaced_by_samples_that_are_named(tmp_
     monkeypatch.setattr("ml.data.samples.write", drawn.append)
     assert source("spill", None, tmp_path) == (tmp_path / "spill", True)
     assert drawn == [tmp_path]
+
+
+def test_precisions_are_compared_when_they_are_asked_for():
+    assert not {"nightscore_tf32", "nightscore_bfloat16"} & set(score._contenders(None))
+    asked = ["nightscore", "nightscore_tf32"]
+    assert score._contenders(asked) == asked
+
+
+@pytest.mark.slow
+def test_the_classes_of_resnet_are_as_clear_as_after_a_training():
+    workload = workloads.WORKLOADS["imagenet"]
+    network = workloads.network(workload)
+    with torch.inference_mode():
+        best_two = network(workloads._sample_batch(workload)).topk(2).values
+    margins = best_two[:, 0] - best_two[:, 1]
+    assert (margins > 0.2).float().mean() > 0.75  # twice the tolerance of bfloat16
