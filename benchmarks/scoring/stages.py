@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 
 import numpy as np
@@ -68,8 +68,7 @@ def host_to_device(job: Job) -> Run:
         return lambda: 0
     import torch
 
-    program = load_program(job, _FIRST_VERSION)
-    batches = [torch.from_numpy(pixels) for pixels in _batches(job, program)]
+    batches = [torch.from_numpy(pixels) for pixels in _batches(job)]
 
     def once() -> int:
         for batch in batches:
@@ -82,10 +81,10 @@ def host_to_device(job: Job) -> Run:
 
 def forward(job: Job) -> Run:
     """The program on batches of pixels, on as many threads as the engine has for it."""
-    program = load_program(job, _FIRST_VERSION)
+    program = _program(job)
     threads = thread_count("cuda" if job.device == "cuda" else "cpu")
     pool = ThreadPoolExecutor(threads)
-    batches = _batches(job, program)
+    batches = _batches(job)
     predict = partial(program.predict, maps="flagged")
     list(pool.map(predict, batches[:1] * threads))
     return _repeated(lambda: sum(map(len, pool.map(predict, batches))))
@@ -136,14 +135,28 @@ def _requests(job: Job) -> list[DownloadRequest[int]]:
     ]
 
 
+# What several stages need is made once: all of them are measured by one process.
+@cache
+def _contents(job: Job) -> list[bytes]:
+    """The images' files."""
+    found: Iterator[bytes | None] = (d.content for d in download(object_store(), _requests(job)))
+    return [content for content in found if content is not None]
+
+
 def _files(job: Job, count: int) -> list[list[bytes]]:
     """The images' files, in batches of `count`."""
-    found: Iterator[bytes | None] = (d.content for d in download(object_store(), _requests(job)))
-    return list(batched((content for content in found if content is not None), count))
+    return list(batched(_contents(job), count))
 
 
-def _batches(job: Job, program: Program) -> list[np.ndarray]:
+@cache
+def _program(job: Job) -> Program:
+    return load_program(job, _FIRST_VERSION)
+
+
+@cache
+def _batches(job: Job) -> list[np.ndarray]:
     """Batches of pixels as the engine makes them, on a GPU in page-locked memory."""
+    program = _program(job)
     files = _files(job, program.batch_size)
     with ThreadPoolExecutor(job.cores) as pool:
         return list(pool.map(lambda part: _decode(part, program.empty_batch(len(part))), files))
