@@ -112,3 +112,5 @@ def setup(job: Job) -> Run:
 
 if __name__ == "__main__":
     main(setup)
+    # Daft's threads now and then abort a Python that ends while they run; all was reported.
+    os._exit(0)

@@ -1,4 +1,4 @@
-"""The steps on the machine with a GPU, each within a time: tests, train, score.
+"""The steps on the machine with a GPU, each within a time: tests, score, train.
 
 A step writes what it finds as JSON, part by part, and goes on where an earlier run was cut off.
 """
@@ -311,4 +311,4 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-STEPS: dict[str, Callable[[Run], bool]] = {"tests": tests, "train": train, "score": score}
+STEPS: dict[str, Callable[[Run], bool]] = {"tests": tests, "score": score, "train": train}
