@@ -18,7 +18,7 @@ from tests.gpu.conftest import IS_REHEARSAL
 
 _BATCHES = 2 if IS_REHEARSAL else 300
 _LIMIT = 2**30
-_TOO_LITTLE = 16 * 2**20  # less than a batch's activations of either model
+_TOO_LITTLE = 16 * 2**20  # less than torch takes at once for the weights of either model
 _PATIENCE_S = 90
 # Takes what is free, in ever smaller pieces, says so, and holds it.
 _TAKE_ALL = """
