@@ -1,30 +1,30 @@
-"""CIFAR-10 as tensors: all images of the split `train`, none held out, and those of `test`."""
+"""CIFAR-10 with all images of its split `train` to learn from."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from benchmarks.models import dataset
 from ml.config.schema import Model
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from ml.training.data import Splits
 
 
-@dataclass(frozen=True)
-class Images:
-    """Pixels, uint8 (N, 3, H, W), and labels, int64 (N,), to train from and to test on."""
+def load(path: Path, model: Model, most: int | None = None) -> "Splits":
+    """The images of a folder or tar; the held-out ones are trained from, too.
 
-    classes: tuple[str, ...]
-    train: "tuple[Tensor, Tensor]"
-    test: "tuple[Tensor, Tensor]"
-
-
-def load(path: Path, model: Model, most: int | None = None) -> Images:
-    """The images of a folder or tar; see `benchmarks.models.dataset.load`."""
-    import torch
+    The arguments are those of `benchmarks.models.dataset.load`.
+    """
+    from ml.training.data import Split
 
     splits = dataset.load(path, model, most)
-    parts = splits.train.tensors(), splits.holdout.tensors()
-    pixels, labels = (torch.cat(pair) for pair in zip(*parts, strict=True))
-    return Images(splits.classes, (pixels, labels), splits.test.tensors())
+    both = splits.train, splits.holdout
+    train = Split(
+        np.concatenate([part.pixels for part in both]),
+        np.concatenate([part.labels for part in both]),
+        [row for part in both for row in part.rows],
+    )
+    return replace(splits, train=train)

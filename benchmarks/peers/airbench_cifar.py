@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.models.cifar10 import Images
+from ml.training.data import Splits
 
 _FOLDER = "cifar10"
 
@@ -27,15 +27,18 @@ def missing(device: str) -> str:
     return "" if device == "cuda" else "it knows no device but a GPU; only its files were written"
 
 
-def write(images: Images, folder: Path) -> None:
-    """The images as files that its loader reads, uint8 (N, 32, 32, 3), in `folder`/cifar10."""
+def write(splits: Splits, folder: Path) -> None:
+    """Write the images to train from and to test on as its loader reads them.
+
+    They are uint8 (N, 32, 32, 3), in `folder`/cifar10.
+    """
     (folder / _FOLDER).mkdir(exist_ok=True)
-    parts = {"train": images.train, "test": images.test}
-    for name, (pixels, labels) in parts.items():
+    for name, split in {"train": splits.train, "test": splits.test}.items():
+        pixels, labels = split.tensors()
         content = {
             "images": pixels.permute(0, 2, 3, 1).contiguous(),
             "labels": labels,
-            "classes": list(images.classes),
+            "classes": list(splits.classes),
         }
         torch.save(content, folder / _FOLDER / f"{name}.pt")
 

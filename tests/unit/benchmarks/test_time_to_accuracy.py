@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from benchmarks.models import time_to_accuracy
-from benchmarks.models.cifar10 import Images
 from benchmarks.peers import airbench_cifar
 from ml.data import samples
+from ml.training.data import Split, Splits
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,8 @@ def test_airbench_gets_the_same_images_in_the_form_that_it_reads(tmp_path):
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=generator)
     labels = torch.arange(6)
-    airbench_cifar.write(Images(("a", "b"), (pixels, labels), (pixels[:2], labels[:2])), tmp_path)
+    train, test = (Split(pixels[:n].numpy(), labels[:n].numpy(), ()) for n in (6, 2))
+    airbench_cifar.write(Splits(("a", "b"), train, test, test), tmp_path)
     train = torch.load(tmp_path / "cifar10" / "train.pt")
     assert train["images"].shape == (6, 32, 32, 3) and train["images"].is_contiguous()
     assert train["images"][4, 7, 9].tolist() == pixels[4, :, 7, 9].tolist()
