@@ -78,7 +78,7 @@ def _step(step: str, tree: Path, machine: Path, folder: Path) -> int:
     seconds, status = _CUT_OFF_AFTER_S, CONTINUE
     for number in range(_MOST_RUNS):
         # Each run gets an empty folder, as on a machine that gives back what is written there.
-        out = folder / "out" / (f"{step}-cut-off-{number}" if number else step)
+        out = folder / "out" / f"{step}-run-{number + 1}"
         command = [
             *_without_network(),
             str(machine), "-m", "tools.gpu_check", "run", step, str(out),
