@@ -107,12 +107,9 @@ def fit(
     steps = max(math.ceil(len(rows) / batch_size), MIN_STEPS)
     state = TrainState(network, parameters, steps, group)
     images = images or select_batches(pixels, labels, device)
-    generator = group.shuffle_generator(seed)
-    if generator is None and images.is_early:
-        # The global one would give other augmentations, depending on how early indices are drawn.
-        generator = torch.Generator().manual_seed(seed)
-    order = map(group.shard_batch, _batch_indices(len(rows), batch_size, generator))
-    with closing(images.gather(rows[batch] for batch in order)) as batches:
+    order = _batch_indices(len(rows), batch_size, _order_generator(group, seed, images))
+    indices = (rows[group.shard_batch(batch)] for batch in order)
+    with closing(images.gather(indices)) as batches:
         for number in range(1, parameters.epochs + 1):
             start = time.perf_counter()
             loss_and_norm = state.train_epoch(itertools.islice(batches, steps))
@@ -120,10 +117,7 @@ def fit(
             loss, gradient_norm = group.all_reduce_mean(loss_and_norm).tolist()
             seconds = time.perf_counter() - start
             group.sync_batchnorm_stats(state.result)
-            if not math.isfinite(loss):
-                raise DataError(
-                    f"The training loss is {loss} in epoch {number}.", "Lower the learning rate."
-                )
+            _check_finite(loss, number)
             on_epoch(
                 Epoch(
                     number,
@@ -140,6 +134,22 @@ def fit(
     if state.result is not network:
         network.load_state_dict(state.result.state_dict())
     return network.eval()
+
+
+def _order_generator(group: Group, seed: int, images: Batches) -> torch.Generator | None:
+    """Return what draws the order of the images; None for torch's global generator."""
+    generator = group.shuffle_generator(seed)
+    if generator is None and images.is_early:
+        # The global one would give other augmentations, depending on how early indices are drawn.
+        return torch.Generator().manual_seed(seed)
+    return generator
+
+
+def _check_finite(loss: float, epoch: int) -> None:
+    if not math.isfinite(loss):
+        raise DataError(
+            f"The training loss is {loss} in epoch {epoch}.", "Lower the learning rate."
+        )
 
 
 def _batch_size(images: int, configured: int, processes: int) -> int:
