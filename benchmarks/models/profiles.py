@@ -6,10 +6,6 @@ Prints a line of JSON for each model and seed as soon as it is measured.
 """
 
 import argparse
-import json
-import os
-import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import machine
 from benchmarks.models import dataset
+from benchmarks.models.json_lines import print_lines
 from benchmarks.models.training import train
 from benchmarks.paths import REPOSITORY
 from ml.config.loading import load
@@ -115,14 +112,10 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Print a line of JSON for each model and seed as soon as it is measured."""
     arguments = _arguments()
-    for name in list(os.environ):
-        if name.startswith("NIGHTSCORE_") and name != "NIGHTSCORE_DEVICE":
-            del os.environ[name]
     runs = [name for name in names(arguments.seeds) if name not in arguments.skip]
-    with tempfile.TemporaryDirectory(prefix="nightscore-profiles-") as scratch:
-        for line in measured(runs, arguments.data, select_device(), Path(scratch), arguments.quick):
-            sys.stdout.write(json.dumps(line) + "\n")
-            sys.stdout.flush()
+    print_lines(
+        lambda scratch: measured(runs, arguments.data, select_device(), scratch, arguments.quick)
+    )
 
 
 if __name__ == "__main__":

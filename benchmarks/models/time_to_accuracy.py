@@ -10,10 +10,6 @@ a GPU.
 """
 
 import argparse
-import json
-import os
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import machine
 from benchmarks.models import cifar10
+from benchmarks.models.json_lines import print_lines
 from benchmarks.models.profiles import source
 from benchmarks.paths import REPOSITORY
 from ml.config.loading import load
@@ -187,14 +184,10 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Print a line of JSON for each training as soon as it is measured."""
     arguments = _arguments()
-    for name in list(os.environ):
-        if name.startswith("NIGHTSCORE_") and name != "NIGHTSCORE_DEVICE":
-            del os.environ[name]
     runs = [name for name in names() if f"{PART}/{name}" not in arguments.skip]
-    with tempfile.TemporaryDirectory(prefix="nightscore-time-") as scratch:
-        for line in measured(runs, arguments.data, select_device(), Path(scratch), arguments.quick):
-            sys.stdout.write(json.dumps(line) + "\n")
-            sys.stdout.flush()
+    print_lines(
+        lambda scratch: measured(runs, arguments.data, select_device(), scratch, arguments.quick)
+    )
 
 
 if __name__ == "__main__":

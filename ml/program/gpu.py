@@ -69,7 +69,7 @@ class Gpu(Protocol):
         """Return how many bytes this process may still take."""
         ...
 
-    def peak_bytes(self, run: Callable[[], None]) -> int:
+    def peak_bytes(self, run: Callable[[], object]) -> int:
         """Return the bytes that `run` takes at most, beside what is taken before."""
         ...
 
@@ -172,7 +172,7 @@ class _CudaGpu:
     def available_bytes(self) -> int:
         return gpu_memory.available()
 
-    def peak_bytes(self, run: Callable[[], None]) -> int:
+    def peak_bytes(self, run: Callable[[], object]) -> int:
         import torch
 
         torch.cuda.reset_peak_memory_stats()

@@ -145,13 +145,10 @@ class GpuRuntime:
             0, 256, (_MEASURED_IMAGES, 3, *input_size), dtype=np.uint8
         )
         self(noise)  # loads kernels and libraries, whose memory does not grow with the batch
-        peak = self._streams.gpu.peak_bytes(lambda: self._discard(noise))
+        peak = self._streams.gpu.peak_bytes(lambda: self(noise))
         bytes_per_image = -(-peak // min(_MEASURED_IMAGES, self._limit.images))
         available = self._streams.gpu.available_bytes() // self._streams.count
         return images_per_batch(input_size, bytes_per_image, available)
-
-    def _discard(self, pixels: np.ndarray) -> None:
-        self(pixels)
 
 
 def _module(exported: "ExportedProgram", precision: str) -> Callable[["Tensor"], Any]:

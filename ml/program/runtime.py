@@ -87,7 +87,6 @@ class TorchRuntime(CpuRuntime):
     precision = "float32"
 
     def __init__(self, exported: "ExportedProgram") -> None:
-        self.exported = exported
         self._module = exported.module()
 
     def __call__(

@@ -62,7 +62,7 @@ class DeferredGpu:
     def available_bytes(self) -> int:
         return self.available
 
-    def peak_bytes(self, run: Callable[[], None]) -> int:
+    def peak_bytes(self, run: Callable[[], object]) -> int:
         before = len(self.events)
         run()
         launched = [event.images for event in self.events[before:] if event.name == "launch"]
