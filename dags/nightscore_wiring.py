@@ -59,8 +59,12 @@ def nightly(cron: str | None) -> CronTriggerTimetable | None:
 
 
 def champion_asset(model: str) -> Asset:
-    """Return the asset that a promotion of the model updates."""
-    return Asset(name=f"champion of {model}", uri=f"nightscore://models/{model}")
+    """Return the asset that a promotion of the model updates.
+
+    Airflow leaves the URI of a scheme that begins with `x-` as it is. For other schemes it imports
+    the assets of all providers, boto3 among them.
+    """
+    return Asset(name=f"champion of {model}", uri=f"x-nightscore://models/{model}")
 
 
 def export_connections() -> None:

@@ -12,6 +12,7 @@ from typer.main import get_command
 
 from ml.cli import logs
 from ml.cli.console import err
+from ml.cli.extras import missing_extra
 from ml.errors import NightscoreError
 from ml.settings import state_folder
 
@@ -97,11 +98,20 @@ def main() -> None:
     try:
         command()()
     except NightscoreError as error:
-        err.print("[bold red]error:[/]", end=" ")
-        err.print(error.message, highlight=False, markup=False)
-        if error.hint:
-            err.print(error.hint, highlight=False, markup=False)
+        _explain(error)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        if (explained := missing_extra(error)) is None:
+            raise
+        _explain(explained)
         sys.exit(1)
     except KeyboardInterrupt:
         err.print("interrupted")
         sys.exit(130)
+
+
+def _explain(error: NightscoreError) -> None:
+    err.print("[bold red]error:[/]", end=" ")
+    err.print(error.message, highlight=False, markup=False)
+    if error.hint:
+        err.print(error.hint, highlight=False, markup=False)

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -101,7 +102,7 @@ def usable_gpus() -> int:
 
 def count_gpus() -> int:
     """Return the number of GPUs that this process sees, without initialising CUDA."""
-    if not _has_driver():
+    if not _can_use_gpus():
         return 0
     import torch
 
@@ -110,16 +111,17 @@ def count_gpus() -> int:
 
 def has_gpu() -> bool:
     """Return whether torch can compute on a GPU of this machine."""
-    if not _has_driver():
+    if not _can_use_gpus():
         return False
     import torch
 
     return torch.cuda.is_available()
 
 
-def _has_driver() -> bool:
+def _can_use_gpus() -> bool:
+    """Whether there is a driver, and torch to use it; scorers on CPUs have no torch."""
     # Importing torch would take two seconds of every scoring task on a machine without a GPU.
-    return any(driver.exists() for driver in _DRIVERS)
+    return any(driver.exists() for driver in _DRIVERS) and find_spec("torch") is not None
 
 
 def is_gpu_broken() -> bool:

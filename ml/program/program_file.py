@@ -9,10 +9,11 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ml.errors import DataError, ServiceError
+from ml.errors import ConfigurationError, DataError, ServiceError
 from ml.program import archive_check
 from ml.program.info import ProgramInfo
 
@@ -88,7 +89,9 @@ def deserialize(content: bytes, info: ProgramInfo) -> "ExportedProgram":
 
     Raises:
         DataError: The file could run code when it is opened, or it is not an exported program.
+        ConfigurationError: torch is not installed.
     """
+    _require_torch(info)
     try:
         sanitized = archive_check.sanitize(content)
     except ValueError as error:
@@ -103,3 +106,13 @@ def deserialize(content: bytes, info: ProgramInfo) -> "ExportedProgram":
             return torch.export.load(io.BytesIO(sanitized))
     except Exception as error:
         raise DataError(f"The program of {info.name} cannot be opened: {error}") from error
+
+
+def _require_torch(info: ProgramInfo) -> None:
+    if find_spec("torch") is None:
+        raise ConfigurationError(
+            f"{info.name} has no recorded form for CPUs that works here, and torch, which would "
+            "run it or make that form, is not installed.",
+            f"Run `nightscore models convert {info.model}` where torch is installed, such as in "
+            "the image `trainer`. Then every worker fetches the form.",
+        )

