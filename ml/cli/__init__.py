@@ -17,7 +17,17 @@ from ml.errors import NightscoreError
 from ml.settings import state_folder
 
 # The modules with the commands, in the order of `nightscore --help`.
-_CONCERNS = ("run", "stack", "data", "training", "models", "scoring", "database", "steps")
+_CONCERNS = (
+    "run",
+    "stack",
+    "data",
+    "training",
+    "models",
+    "scoring",
+    "database",
+    "prepare",
+    "steps",
+)
 
 app = typer.Typer(
     name="nightscore",

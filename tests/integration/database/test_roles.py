@@ -7,6 +7,7 @@ import pytest
 import sqlalchemy as sa
 from psycopg2.errors import InsufficientPrivilege
 
+from ml.database.roles import DATABASES
 from ml.stack import postgres
 from ml.stack.layout import HOST, known_ports
 
@@ -53,9 +54,9 @@ def login(store_and_database):
 
 @pytest.mark.parametrize("role", postgres.ROLES)
 def test_a_role_connects_to_its_own_databases_only(login, role):
-    own = {name for name, (owner, others) in postgres.DATABASES.items() if role in (owner, *others)}
+    own = {name for name, (owner, others) in DATABASES.items() if role in (owner, *others)}
     assert own
-    for database in (*postgres.DATABASES, "postgres", "template1"):
+    for database in (*DATABASES, "postgres", "template1"):
         if database in own:
             login(role, database).execute("SELECT 1")
         else:

@@ -16,9 +16,9 @@ import boto3
 import pytest
 
 from ml.settings import settings
+from ml.storage.buckets import ensure_bucket
 from ml.storage.object_store import object_store
 from tests.support import stacks, synthetic_images
-from tests.support.buckets import ensure_bucket
 from tests.support.iam import Request, requests
 from tests.support.proxy import HttpRequest, Proxy
 

@@ -17,7 +17,7 @@ TAKES_SQL = {
 # File and function → why its statement may be what it is.
 ALLOWED = {
     ("ml/cli/database.py", "_run_query"): "the analyst's own query, run as the analyst",
-    ("ml/stack/postgres.py", "_ensure_database"): "privileges named in DATABASES; names are quoted",
+    ("ml/database/roles.py", "_ensure_database"): "privileges named in DATABASES; names are quoted",
     (
         "ml/registry/versions.py",
         "_name_filter",
