@@ -114,7 +114,9 @@ def _ensure_database(
     name = sql.Identifier(database)
     cursor.execute("SELECT FROM pg_database WHERE datname = %s", [database])
     if cursor.fetchone() is None:
-        cursor.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, sql.Identifier(owner)))
+        # A server that was set up without a locale makes databases that hold ASCII only.
+        creation = sql.SQL("CREATE DATABASE {} OWNER {} ENCODING 'UTF8' TEMPLATE template0")
+        cursor.execute(creation.format(name, sql.Identifier(owner)))
     for role in ("PUBLIC", *privileges):
         grantee = sql.SQL(role) if role == "PUBLIC" else sql.Identifier(role)
         cursor.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM {}").format(name, grantee))
