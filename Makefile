@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install run stop test test-unit faults hostile lint types format bench growth models gpu-check gpu-rehearsal peers audit sbom licences clean lock
+.PHONY: help install run stop docker-build docker-up docker-down docker-test test test-unit faults hostile lint types format bench growth models gpu-check gpu-rehearsal peers audit sbom licences clean lock
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -67,6 +67,23 @@ gpu-check: $(INSTALLED)  ## prepare a check for a machine with an NVIDIA GPU and
 
 gpu-rehearsal: $(INSTALLED)  ## run that check on the CPU, without a network (20 minutes)
 	@$(BIN)/python -m tools.gpu_check rehearse $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+# The command of Compose 2, or of 1.
+COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose) -f docker/compose.yaml
+
+docker-build:  ## build the images nightscore/scorer, server and trainer (20 GB while it builds)
+	@for image in scorer server trainer; do docker build $(DOCKER_BUILD_ARGS) --file docker/Dockerfile --target $$image --build-arg VERSION=$(VERSION) --build-arg COMMIT=$$(git rev-parse HEAD) --tag nightscore/$$image:$(VERSION) . || exit 1; done
+
+docker-up:  ## draw the secrets and start everything in containers (docker/README.md)
+	@docker/make-secrets.sh
+	@NIGHTSCORE_VERSION=$(VERSION) $(COMPOSE) up --detach $(ARGS)
+
+docker-down:  ## stop the containers; their volumes stay
+	@$(COMPOSE) down $(ARGS)
+
+docker-test: $(INSTALLED)  ## build the images, and kill a worker in mid-night (root, dockerd; 25 minutes)
+	@$(BIN)/pytest --numprocesses 0 -s tests/docker $(ARGS)
 
 hostile: $(INSTALLED)  ## score 20,000 broken and hostile images and count the outcomes
 	@$(BIN)/python -m tests.hostile.run $(ARGS)

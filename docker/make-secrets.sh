@@ -134,11 +134,24 @@ s3_connection() { # NAME
     printf 'MLFLOW_TRACKING_URI=http://mlflow:5000\n'
     printf 'MLFLOW_TRACKING_USERNAME=admin\nMLFLOW_TRACKING_PASSWORD=%s\n' "$mlflow"
 } | secret jobs.env
+# Whoever runs `docker compose run --rm cli nightscore ...`: all of the above but the owner's login.
+{
+    cat secrets/jobs.env secrets/s3_administrator.env
+    printf 'NIGHTSCORE_ANALYST_URL=postgresql+psycopg2://nightscore_analyst:%s@postgres/nightscore\n' "$analyst"
+    printf 'NIGHTSCORE_AIRFLOW_URL=http://airflow-api-server:8080\n'
+    printf 'NIGHTSCORE_AIRFLOW_USERNAME=admin\nNIGHTSCORE_AIRFLOW_PASSWORD=%s\n' "$(draw airflow)"
+} | secret operator.env
 printf 'NIGHTSCORE_OWNER_URL=postgresql+psycopg2://nightscore_owner:%s@postgres/nightscore\n' "$owner" \
     | secret owner.env
 printf 'NIGHTSCORE_ANALYST_URL=postgresql+psycopg2://nightscore_analyst:%s@postgres/nightscore\n' "$analyst" \
     | secret analyst.env
 
-[ -e config/nightscore.yaml ] || cp ../nightscore.yaml config/nightscore.yaml
+if [ ! -e config/nightscore.yaml ]; then
+    {
+        cat ../nightscore.yaml
+        printf '\nresources:                      # queue default: the workers on CPUs; gpu: with torch and MLflow\n'
+        printf '  score: {queue: default}\n  retrain: {queue: gpu}\n'
+    } > config/nightscore.yaml
+fi
 chmod 755 config
 chmod 644 config/nightscore.yaml
