@@ -12,10 +12,12 @@ from nightscore_wiring import RETRIES, champion_asset, export_connections, gpu_s
 
 from ml.config.loading import configuration
 from ml.config.schema import Model
+from ml.cores import limit_library_threads
 
 
 def _steps() -> Any:
     """`ml.retrain.steps`, which is imported when a task runs, not when this file is parsed."""
+    limit_library_threads()
     export_connections()
     from ml.retrain import steps
 

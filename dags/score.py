@@ -17,6 +17,7 @@ from nightscore_wiring import RETRIES, champion_asset, export_connections, gpu_s
 
 from ml.config.loading import configuration
 from ml.config.schema import Stream
+from ml.cores import limit_library_threads
 from ml.errors import RunFailedError
 from ml.scoring import SHARD_ATTEMPTS
 
@@ -30,6 +31,7 @@ _GROUP_NAME = (
 
 def _steps() -> Any:
     """`ml.scoring.steps`, imported when a task runs and not when this file is parsed."""
+    limit_library_threads()
     export_connections()
     from ml.scoring import steps
 

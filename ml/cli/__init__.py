@@ -13,6 +13,7 @@ from typer.main import get_command
 from ml.cli import logs
 from ml.cli.console import err
 from ml.cli.extras import missing_extra
+from ml.cores import limit_library_threads
 from ml.errors import NightscoreError
 from ml.settings import state_folder
 
@@ -104,6 +105,7 @@ def main() -> None:
     The exit status is 0 on success, 1 on an error that is explained in a line, 2 on misuse and 130
     after Ctrl-C.
     """
+    limit_library_threads()
     logs.start(state_folder())
     try:
         command()()

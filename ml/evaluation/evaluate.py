@@ -1,6 +1,5 @@
 """A program measured on labelled images."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ml.config.schema import MAX_PIXELS
+from ml.cores import usable_cores
 from ml.data.archive import LabelledImage, labelled_images
 from ml.errors import DataError
 from ml.evaluation.metrics import anomaly_metrics, classification_metrics
@@ -150,7 +150,7 @@ def predict(program: Program, pixels: np.ndarray, *, anomaly_maps: bool = False)
 
 
 def _predict_batches(program: Program, batches: Iterable[np.ndarray]) -> Iterator[Outputs]:
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     return parallel_map(partial(predict, program), batches, threads=cores, buffer_size=cores + 1)
 
 

@@ -5,7 +5,6 @@ half of the time in bfloat16. It needs no compiler on the machine and, once the 
 converted, no torch in the process (docs/decisions/0008-scoring-path.md).
 """
 
-import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ml.cores import usable_cores
 from ml.images.resizing import empty_batch
 
 if TYPE_CHECKING:
@@ -127,14 +127,7 @@ class OpenVinoRuntime(CpuRuntime):
     ) -> None:
         import openvino
 
-        streams = os.cpu_count() or 1
-        options: dict[str, Any] = {
-            # The calling threads are the parallelism; a batch is computed on one core.
-            "NUM_STREAMS": streams,
-            "INFERENCE_NUM_THREADS": streams,
-            "ENABLE_CPU_PINNING": False,  # the cores are shared with decoding and with servers
-            "INFERENCE_PRECISION_HINT": _OPENVINO_NAMES[precision],
-        }
+        options = inference_options(precision)
         core = openvino.Core()
         self._images_per_core = images_per_core(input_size)
         self._compiled = {}
@@ -177,6 +170,18 @@ class OpenVinoRuntime(CpuRuntime):
         outputs = _select_maps([tensor.data for tensor in request.output_tensors], map_threshold)
         # Copies, since the next call overwrites the request's tensors.
         return tuple(np.array(output) for output in outputs)
+
+
+def inference_options(precision: str) -> dict[str, Any]:
+    """Return OpenVINO's options for a precision (float32 or bfloat16) and this process's cores."""
+    streams = usable_cores()
+    return {
+        # The calling threads are the parallelism; a batch is computed on one core.
+        "NUM_STREAMS": streams,
+        "INFERENCE_NUM_THREADS": streams,
+        "ENABLE_CPU_PINNING": False,  # the cores are shared with decoding and with servers
+        "INFERENCE_PRECISION_HINT": _OPENVINO_NAMES[precision],
+    }
 
 
 def images_per_core(input_size: tuple[int, int]) -> int:

@@ -9,7 +9,6 @@ The engine needs numpy, Pillow, simplejpeg, OpenCV, what runs the programs (`ml.
 and a `fetch` function. It needs neither MLflow nor Postgres nor Airflow.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -18,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ml.config.schema import Limits
+from ml.cores import usable_cores
 from ml.images.decoding import decode
 from ml.images.rejection import Reason, RejectedError
 from ml.images.resizing import resize
@@ -164,7 +164,7 @@ def thread_count(device: Device) -> int:
 
     There are more of them than cores, since each waits at times: for the GPU, or for Python's lock.
     """
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     return 2 * cores if device == "cpu" else cores + 2
 
 

@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from ml.config.loading import configuration
+from ml.cores import usable_cores
 from ml.database.connection import statement, transaction
 from ml.database.tables import Shard
 from ml.errors import DataError, ServiceError
@@ -22,7 +23,7 @@ from ml.program.device import select_device
 from ml.program.program import Program
 from ml.registry import programs
 from ml.scoring import runs
-from ml.scoring.engine import Item, score
+from ml.scoring.engine import Item, score, thread_count
 from ml.scoring.results import Results
 from ml.storage.download import download
 from ml.storage.object_store import object_store
@@ -142,6 +143,10 @@ def _score_items(
     counts: Counter[str] = Counter(scored=0, rejected=0)
     images = 0
     heatmaps = f"{config.storage}/heatmaps/{stream_name}"
+    if loaded:
+        device = loaded[0].device
+        threads, cores = thread_count(device), usable_cores()
+        log.info("Scoring on %s: %s threads on %s cores", device, threads, cores)
     with Results(run_id, number, stream_name, heatmaps) as results:
         limits = config.stream(stream_name).limits
         started = reported = time.monotonic()

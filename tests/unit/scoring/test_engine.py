@@ -1,7 +1,6 @@
 """The scoring engine with images from memory: one pass, bounded memory, no image lost."""
 
 import io
-import os
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 
 from ml.config.schema import Limits
+from ml.cores import usable_cores
 from ml.images.rejection import Reason, RejectedError
 from ml.models import build
 from ml.program.gpu import StreamPool
@@ -309,7 +309,7 @@ def test_it_reads_only_a_bounded_way_ahead(programs):
     batches = score(items(), programs[:1], fetch, LIMITS, batch_size=8)
     next(batches)
     batches.close()
-    assert read < 8 * 4 * (os.cpu_count() + 2)
+    assert read < 8 * 4 * (usable_cores() + 2)
 
 
 def test_an_outage_is_not_a_rejection(programs):
