@@ -1,4 +1,4 @@
-"""What the DAGs of Nightscore share: schedules, retries, priorities, connections."""
+"""What the DAGs of Nightscore share: schedules, retries, connections."""
 
 import os
 from collections.abc import Callable
@@ -26,20 +26,6 @@ RETRIES: dict[str, Any] = {
         ]
     ),
 }
-
-# Which task gets a slot of the pool first: the scoring of a night before all others, then the
-# evaluation of a trained version, then training. By Airflow's own rule, a task with more tasks
-# after it would go first.
-_PRIORITIES = {"score": 3, "evaluate": 2, "train": 1}
-
-
-def gpu_slot(step: str) -> dict[str, Any]:
-    """Return the arguments of a task that takes a slot of the pool `gpu`.
-
-    Args:
-        step: score, evaluate or train; it sets the task's priority.
-    """
-    return {"pool": "gpu", "priority_weight": _PRIORITIES[step], "weight_rule": "absolute"}
 
 
 def nightly(cron: str | None) -> CronTriggerTimetable | None:

@@ -8,7 +8,8 @@ from typing import Any
 from airflow.sdk import dag, task
 from airflow.sdk.exceptions import AirflowSkipException
 from nightscore_links import VersionLink
-from nightscore_wiring import RETRIES, champion_asset, export_connections, gpu_slot, nightly
+from nightscore_resources import task_arguments
+from nightscore_wiring import RETRIES, champion_asset, export_connections, nightly
 
 from ml.config.loading import configuration
 from ml.config.schema import Model
@@ -31,6 +32,8 @@ def retrain_dag(name: str, model: Model) -> Any:
         name: the name of the model.
         model: its configuration.
     """
+    resources = configuration().resources
+    other = task_arguments("retrain", resources.of("retrain", model.resources))
 
     @dag(
         dag_id=f"retrain_{name}",
@@ -43,27 +46,27 @@ def retrain_dag(name: str, model: Model) -> Any:
         doc_md=__doc__,
     )
     def retrain() -> None:
-        @task
+        @task(**other)
         def snapshot() -> dict[str, Any]:
             return _steps().snapshot(name)
 
-        @task(**gpu_slot("train"))
+        @task(**task_arguments("train", resources.of("train", model.resources)))
         def train(taken_snapshot: dict[str, Any], run_id: str | None = None) -> dict[str, Any]:
             return _steps().train(taken_snapshot, idempotency_key=run_id)
 
-        @task(**gpu_slot("evaluate"))
+        @task(**task_arguments("evaluate", resources.of("evaluate", model.resources)))
         def evaluate(trained_run: dict[str, Any]) -> dict[str, Any]:
             return _steps().evaluate(trained_run)
 
-        @task
+        @task(**other)
         def gate(trained_run: dict[str, Any]) -> dict[str, Any]:
             return _steps().gate(trained_run)
 
-        @task
+        @task(**other)
         def register(gated_run: dict[str, Any]) -> dict[str, Any]:
             return _steps().register(gated_run)
 
-        @task(outlets=[champion_asset(name)])
+        @task(**other, outlets=[champion_asset(name)])
         def promote(version: dict[str, Any]) -> dict[str, Any]:
             if not version["passed"]:
                 raise AirflowSkipException(

@@ -13,7 +13,8 @@ from typing import Any
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import AssetAny, Param, TriggerRule, dag, task
 from nightscore_links import ReportLink
-from nightscore_wiring import RETRIES, champion_asset, export_connections, gpu_slot, nightly
+from nightscore_resources import task_arguments
+from nightscore_wiring import RETRIES, champion_asset, export_connections, nightly
 
 from ml.config.loading import configuration
 from ml.config.schema import Stream
@@ -40,6 +41,8 @@ def _steps() -> Any:
 
 def score_dag(name: str, stream: Stream) -> Any:
     """Define the DAG that scores the nights of a stream."""
+    resources = configuration().resources
+    other = task_arguments("other", resources.of("other", stream.resources))
 
     @dag(
         dag_id=f"score_{name}",
@@ -60,25 +63,25 @@ def score_dag(name: str, stream: Stream) -> Any:
         },
     )
     def score() -> None:
-        @task
+        @task(**other)
         def open_run(params: dict[str, Any] | None = None, **context: Any) -> str:
             night = (params or {}).get("night") or _night_of(context["dag_run"])
             # One scoring run per DAG run, so that a cleared task finds the versions pinned before.
             trigger = f"{context['dag'].dag_id}/{context['run_id']}"
             return _steps().open_run(name, night, trigger=trigger)
 
-        @task
+        @task(**other)
         def discover(scoring_run: str) -> int:
             return _steps().discover(scoring_run)
 
-        @task
+        @task(**other)
         def plan_shards(scoring_run: str) -> list[list[int]]:
             return _steps().plan_groups(scoring_run)
 
         # A retry scores the shards of the group that are not finished. After the last attempt the
         # run fails and names their images.
         @task(
-            **gpu_slot("score"),
+            **task_arguments("score", resources.of("score", stream.resources)),
             map_index_template=_GROUP_NAME,
             retries=SHARD_ATTEMPTS - 1,
         )
@@ -87,13 +90,13 @@ def score_dag(name: str, stream: Stream) -> Any:
 
         # Also runs after a failed shard: the results of the other shards are counted, and the run
         # is marked failed. And it runs when there was no shard to score.
-        @task(trigger_rule=TriggerRule.ALL_DONE)
+        @task(**other, trigger_rule=TriggerRule.ALL_DONE)
         def reconcile(scoring_run: str | None) -> dict[str, Any]:
             return _steps().reconcile(_require_opened(scoring_run))
 
         # Also runs after a failed run, whose page says why. It then fails too, because the last
         # task decides whether the DAG run is red.
-        @task(trigger_rule=TriggerRule.ALL_DONE)
+        @task(**other, trigger_rule=TriggerRule.ALL_DONE)
         def report(scoring_run: str | None) -> str:
             steps = _steps()
             run_id = _require_opened(scoring_run)
@@ -127,6 +130,7 @@ def _night_of(dag_run: Any) -> str:
 
 def rescore_dag(name: str, stream: Stream) -> Any:
     """Define the DAG that scores the last nights of a stream again after a promotion."""
+    other = task_arguments("other", configuration().resources.of("other", stream.resources))
 
     @dag(
         dag_id=f"rescore_{name}",
@@ -138,7 +142,7 @@ def rescore_dag(name: str, stream: Stream) -> Any:
         tags=["nightscore", "score"],
     )
     def rescore() -> None:
-        @task
+        @task(**other)
         def nights(**context: Any) -> list[dict[str, str]]:
             last: date = context["dag_run"].run_after.date()
             return [
@@ -147,7 +151,7 @@ def rescore_dag(name: str, stream: Stream) -> Any:
             ]
 
         TriggerDagRunOperator.partial(
-            task_id="score", trigger_dag_id=f"score_{name}", wait_for_completion=True
+            **other, task_id="score", trigger_dag_id=f"score_{name}", wait_for_completion=True
         ).expand(conf=nights())
 
     return rescore()

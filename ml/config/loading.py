@@ -11,6 +11,13 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from ml.config.architectures import options_model
+from ml.config.resources import (
+    ModelResources,
+    Resources,
+    StreamResources,
+    TaskResources,
+    Toleration,
+)
 from ml.config.schema import (
     FOLDER_URI,
     SCHEMES,
@@ -18,12 +25,12 @@ from ml.config.schema import (
     Gate,
     Limits,
     Model,
-    Section,
     Stream,
     Threshold,
     Training,
     short_repr,
 )
+from ml.config.section import Section
 from ml.errors import ConfigurationError
 
 # Real files have a few kilobytes. YAML is slow to read, and an alias may expand to any size.
@@ -183,6 +190,9 @@ def _allowed_keys(document: Any, location: list[Any]) -> list[str]:
         "streams": {"": Stream, "limits": Limits},
         "models": {"": Model, "training": Training, "gate": Gate, "threshold": Threshold},
     }
+    at = 0 if location[0] == "resources" else 2
+    if location[at : at + 1] == ["resources"] and len(location) > at + 1:
+        return _allowed_resources(location[0], location[at + 1 :])
     if len(location) < 3 or location[0] not in sections:
         return sorted(Configuration.model_fields)
     section = str(location[2]) if len(location) > 3 else ""
@@ -190,6 +200,13 @@ def _allowed_keys(document: Any, location: list[Any]) -> list[str]:
         model = document["models"][location[1]]
         return sorted(options_model(model["architecture"]).model_fields)
     return sorted(sections[location[0]].get(section, Configuration).model_fields)
+
+
+def _allowed_resources(part: Any, below: list[Any]) -> list[str]:
+    """Return the keys that are allowed at the end of a location below `resources`."""
+    kinds: dict[Any, type[Section]] = {"streams": StreamResources, "models": ModelResources}
+    section = kinds.get(part, Resources) if len(below) == 1 else TaskResources
+    return sorted((Toleration if "tolerations" in below[:-1] else section).model_fields)
 
 
 @lru_cache(maxsize=8)

@@ -9,8 +9,6 @@ from typing import Annotated, Any, Literal, TypeVar
 from croniter import croniter
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationInfo,
     field_validator,
@@ -19,6 +17,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from ml.config.architectures import architectures, options_model
+from ml.config.resources import ModelResources, Resources, StreamResources
+from ml.config.section import Section
 from ml.errors import ConfigurationError
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
@@ -28,12 +28,6 @@ FOLDER_URI = rf"^({'|'.join(SCHEMES)})://[a-z0-9][a-z0-9.-]{{1,61}}[a-z0-9](/[^/
 _MAX_CRON_LENGTH, _MAX_VALUE_LENGTH = 200, 100
 # The limit for labelled images, and for those of a stream that sets no limit.
 MAX_PIXELS = 64_000_000
-
-
-class Section(BaseModel):
-    """A section of the file: unknown keys are errors, and values cannot be changed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -95,6 +89,7 @@ class Stream(Section):
     max_rejected_share: Share = 0.5
     rescore_nights: int = Field(0, ge=0, le=366)
     limits: Limits = Limits()
+    resources: StreamResources = StreamResources()
 
 
 class Training(Section):
@@ -157,6 +152,7 @@ class Model(Section):
     training: dict[Literal["cpu", "gpu"], Training]
     gate: Gate = Gate()
     threshold: Threshold = Threshold()
+    resources: ModelResources = ModelResources()
 
     @field_validator("options")
     @classmethod
@@ -189,6 +185,7 @@ class Configuration(Section):
     storage: Prefix = Field(description="of datasets, snapshots, heat maps and reports")
     streams: dict[Name, Stream]
     models: dict[Name, Model]
+    resources: Resources = Resources()
 
     @model_validator(mode="after")
     def _check_models_of_streams(self) -> "Configuration":

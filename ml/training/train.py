@@ -96,7 +96,9 @@ def _log_inputs(run_id: str, model: Model, snapshot: Snapshot, device: Device) -
             **training_parameters(model, device).model_dump(),
         },
     )
-    tracking.log_json(run_id, tracking.MODEL_FILE, model.model_dump(mode="json"))
+    # Where it was trained is in the environment; nothing that is learned depends on the resources.
+    configuration = model.model_dump(mode="json", exclude={"resources"})
+    tracking.log_json(run_id, tracking.MODEL_FILE, configuration)
     tracking.log_json(run_id, tracking.ENVIRONMENT_FILE, environment.collect(device))
     tracking.log_snapshot(run_id, snapshot)
 

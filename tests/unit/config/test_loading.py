@@ -39,6 +39,7 @@ def test_a_valid_file_gets_defaults(tmp_path):
         "lookback_nights": 3, "shard_size": 50_000, "shards_per_task": None,
         "max_rejected_share": 0.5, "rescore_nights": 0,
         "limits": {"max_pixels": 64_000_000, "max_bytes": 64 * 2**20},
+        "resources": {"score": None, "other": None},
     }  # fmt: skip
     detector = config.model("detector")
     assert detector.input_size == (32, 56)
@@ -110,7 +111,7 @@ def test_the_repository_s_own_file_is_valid():
         ('"0 2 * * *"', '"0 2 * * * 30"', ("yaml:5: streams.line.schedule:", "five fields")),
         ("    dataset: line", "    dataset: line\n    gate: {minimun: 0.5}",
          ("yaml:11: models.detector.gate.minimun: unknown key;", "allowed: confidence, max_drop, metric, minimum, minimum_recall")),
-        ("storage:", "store: s3://bucket\nstorage:", ("yaml:1: store: unknown key; allowed: models, storage, streams",)),
+        ("storage:", "store: s3://bucket\nstorage:", ("yaml:1: store: unknown key; allowed: models, resources, storage, streams",)),
         ("anomaly_segmenter", "vision_transformer",
          ("yaml:11: models.detector.architecture:", "allowed: anomaly_segmenter, attention_autoencoder, residual_network")),
         ("    dataset: line", "    dataset: line\n    gate: {minimum: 0.5, metric: accuracy}",
@@ -134,6 +135,16 @@ def test_the_repository_s_own_file_is_valid():
         ("    dataset: line\n", "", ("models.detector.dataset: is required",)),
         ("storage:", "storage: s3://bucket\nstorage:", ("not valid YAML", "duplicate key")),
         ("storage: s3://bucket", "storage: [", ("not valid YAML",)),
+        ("storage:", "resources: {train: {cpu: 4 cores}}\nstorage:",
+         ("yaml:1: resources.train.cpu: is not of the form that Kubernetes allows, such as 4, 0.5 or 500m (it is '4 cores')",)),
+        ("storage:", "resources: {tune: {cpu: 4}}\nstorage:",
+         ("yaml:1: resources.tune: unknown key; allowed: evaluate, other, retrain, score, train",)),
+        ("storage:", "resources: {train: {gpus: 1}}\nstorage:",
+         ("yaml:1: resources.train.gpus: unknown key; allowed: cpu, executor, gpu, gpu_resource, image, memory",)),
+        ("    dataset: line", "    dataset: line\n    resources: {score: {gpu: 1}}",
+         ("yaml:11: models.detector.resources.score: unknown key; allowed: evaluate, retrain, train",)),
+        ("    models: [detector]", "    models: [detector]\n    resources:\n      score:\n        tolerations: [{taint: gpu}]",
+         ("yaml:9: streams.line.resources.score.tolerations.0.taint: unknown key; allowed: effect, key, operator, value",)),
     ],
 )  # fmt: skip
 def test_a_mistake_names_its_line_and_what_is_allowed(tmp_path, old, new, expected):

@@ -21,13 +21,14 @@ DagContext.current_autoregister_module_name = "parsed"
 sys.modules["parsed"] = module
 spec.loader.exec_module(module)
 dags = {dag.dag_id: dag for dag, _ in DagContext.autoregistered_dags}
-heavy = {"torch", "torchvision", "mlflow", "boto3", "sqlalchemy", "obstore", "numpy", "PIL"}
+heavy = {"kubernetes", "torch", "torchvision", "mlflow", "boto3", "sqlalchemy", "obstore", "numpy", "PIL"}
 print(json.dumps({
     "imported": sorted(heavy & set(sys.modules)),
     "dags": {
         name: {
             "tasks": {task.task_id: sorted(task.downstream_task_ids) for task in dag.tasks},
             "pools": {task.task_id: task.pool for task in dag.tasks},
+            "queues": {task.task_id: task.queue for task in dag.tasks},
             "priorities": {
                 task.task_id: [task.priority_weight, task.weight_rule]
                 for task in dag.tasks
@@ -67,7 +68,8 @@ def test_parsing_imports_nothing_heavy(parsed):
     ).stdout.split()
     for file in FILES:
         added = set(parsed[file]["imported"]) - set(baseline)
-        assert not added & {"torch", "torchvision", "mlflow", "boto3", "numpy", "obstore", "PIL"}
+        heavy = {"torch", "torchvision", "mlflow", "boto3", "numpy", "obstore", "PIL", "kubernetes"}
+        assert not added & heavy
 
 
 def test_there_is_a_dag_for_each_model_and_stream(parsed):
@@ -93,6 +95,15 @@ def test_a_night_goes_before_training_and_a_trained_version_before_another_train
     weights = {name: weight for name, (weight, _) in {**retrain, **score}.items()}
     assert sorted(weights, key=weights.__getitem__) == ["train", "evaluate", "score_shards"]
     assert {rule for _, rule in {**retrain, **score}.values()} == {"absolute"}
+
+
+def test_every_task_has_a_queue_and_a_pool(parsed):
+    computing = {"score_shards", "train", "evaluate"}
+    for file in FILES:
+        for dag in parsed[file]["dags"].values():
+            for task, pool in dag["pools"].items():
+                expected = ("gpu", "gpu") if task in computing else ("default", "default_pool")
+                assert (dag["queues"][task], pool) == expected, task
 
 
 EXPORT = """
