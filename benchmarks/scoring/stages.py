@@ -111,7 +111,7 @@ def write(job: Job) -> Run:
             with Results(run_id, shard, job.workload, heatmaps) as results:
                 for batch in batches:
                     results.add(batch)
-                results.merge(sum(map(len, batches)), 1.0)
+                results.merge(sum(map(len, batches)), 1.0, "cpu")
         return sum(map(len, chain.from_iterable(ready.values())))
 
     return run

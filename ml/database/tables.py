@@ -69,7 +69,7 @@ class Shard(Base):
 
     `started_at` is the start of the first attempt, and `error` the error of the last. The attempt
     that finished scored `engine_images` images in `engine_seconds`, from the request of the first
-    image to the result of the last.
+    image to the result of the last, on `device`.
     """
 
     __tablename__ = "shard"
@@ -83,6 +83,7 @@ class Shard(Base):
     error: Mapped[str | None]
     engine_images: Mapped[int | None] = mapped_column(BigInteger)
     engine_seconds: Mapped[float | None] = mapped_column(Double)
+    device: Mapped[str | None]
 
 
 class Image(Base):

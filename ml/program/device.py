@@ -136,6 +136,19 @@ def is_gpu_broken() -> bool:
     return False
 
 
+def device_name(device: Device) -> str:
+    """Return `cpu`, or the name and UUID of the GPU that this process uses.
+
+    The UUID tells the GPUs of all machines apart, whatever index a process sees them by.
+    """
+    if device == "cpu":
+        return "cpu"
+    import torch
+
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return f"{properties.name} (GPU-{properties.uuid})"
+
+
 def profile(device: Device) -> Literal["cpu", "gpu"]:
     """Return the name of a device's training parameters in `nightscore.yaml`."""
     return "cpu" if device == "cpu" else "gpu"

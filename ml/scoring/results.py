@@ -97,13 +97,15 @@ class Results:
         self._raise_error()
         self._queue.put(batch)
 
-    def merge(self, images: int, seconds: float) -> None:
+    def merge(self, images: int, seconds: float, device: str | None) -> None:
         """Make all added results visible and mark the shard finished, in one transaction.
 
         Args:
             images: the number of images that the engine has scored.
             seconds: how long that took, from the request of the first image to the result of the
                 last one.
+            device: what the engine computed on, as `ml.program.device.device_name` says it; None
+                if nothing was scored.
 
         Raises:
             ServiceError: Postgres or S3 failed; nothing is visible.
@@ -121,8 +123,9 @@ class Results:
             self._connection.execute(statement("scoring/sql/merge_predictions"), run)
             self._connection.execute(statement("scoring/sql/delete_rejections"))
             self._connection.execute(statement("scoring/sql/merge_rejections"), run)
-            shard = {"shard": self.shard, "images": images, "seconds": seconds}
-            self._connection.execute(statement("scoring/sql/finish_shard"), run | shard)
+            work = {"images": images, "seconds": seconds, "device": device}
+            shard = run | {"shard": self.shard} | work
+            self._connection.execute(statement("scoring/sql/finish_shard"), shard)
 
     def _write(self) -> None:
         try:

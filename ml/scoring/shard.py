@@ -19,7 +19,7 @@ from ml.database.tables import Shard
 from ml.errors import DataError, ServiceError
 from ml.images.rejection import TRANSIENT
 from ml.parallel import prefetch
-from ml.program.device import select_device
+from ml.program.device import Device, device_name, select_device
 from ml.program.program import Program
 from ml.registry import programs
 from ml.scoring import runs
@@ -143,10 +143,7 @@ def _score_items(
     counts: Counter[str] = Counter(scored=0, rejected=0)
     images = 0
     heatmaps = f"{config.storage}/heatmaps/{stream_name}"
-    if loaded:
-        device = loaded[0].device
-        threads, cores = thread_count(device), usable_cores()
-        log.info("Scoring on %s: %s threads on %s cores", device, threads, cores)
+    device = _log_device(loaded[0].device) if loaded else None
     with Results(run_id, number, stream_name, heatmaps) as results:
         limits = config.stream(stream_name).limits
         started = reported = time.monotonic()
@@ -162,8 +159,15 @@ def _score_items(
                 reported = now
                 log.info("%s images, %.0f per second so far", images, images / (now - started))
         seconds = time.monotonic() - started
-        results.merge(images, seconds)
+        results.merge(images, seconds, device)
     if images:
         rate = images / max(seconds, 1e-9)
         log.info("The engine scored %s images in %.2f s, %.0f per second", images, seconds, rate)
     return counts
+
+
+def _log_device(device: Device) -> str:
+    """Log what the images are scored on; returns its name."""
+    name, threads, cores = device_name(device), thread_count(device), usable_cores()
+    log.info("Scoring on %s, with %s threads on %s CPU cores", name, threads, cores)
+    return name

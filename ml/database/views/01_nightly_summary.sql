@@ -18,14 +18,16 @@ SELECT
     run.report_uri,
     run.to_review,
     extract(epoch FROM run.finished_at - run.opened_at)::double precision AS seconds,
-    work.engine_images / nullif(work.engine_seconds, 0) AS engine_images_per_second
+    work.engine_images / nullif(work.engine_seconds, 0) AS engine_images_per_second,
+    work.devices
 FROM nightscore.scoring_run AS run
 LEFT JOIN LATERAL (
     SELECT
         sum(shard.images)::double precision AS images,
         extract(epoch FROM max(shard.finished_at) - min(shard.started_at))::double precision AS seconds,
         sum(shard.engine_images)::double precision AS engine_images,
-        sum(shard.engine_seconds) AS engine_seconds
+        sum(shard.engine_seconds) AS engine_seconds,
+        string_agg(DISTINCT shard.device, ', ' ORDER BY shard.device) AS devices
     FROM nightscore.shard
     WHERE shard.run_id = run.run_id AND shard.finished_at IS NOT NULL
 ) AS work ON true
@@ -55,3 +57,4 @@ COMMENT ON COLUMN reporting.nightly_summary.report_uri IS 'The HTML report in S3
 COMMENT ON COLUMN reporting.nightly_summary.to_review IS 'Images marked for review by at least one model of the run; null for an open run, and for runs from before there were such marks.';
 COMMENT ON COLUMN reporting.nightly_summary.seconds IS 'Seconds from when the run was opened until it was reconciled; null while it is open.';
 COMMENT ON COLUMN reporting.nightly_summary.engine_images_per_second IS 'Throughput of one worker''s engine: images per second from the request of a shard''s first image to the result of its last image, without the time to load programs and to store results. Null when nothing was scored, and for older runs.';
+COMMENT ON COLUMN reporting.nightly_summary.devices IS 'What has scored its images: cpu, or the names and UUIDs of GPUs, separated by commas. Null when nothing was scored, and for older runs.';

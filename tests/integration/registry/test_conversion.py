@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import date, timedelta
 from pathlib import Path
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from ml.program.info import CLASSIFICATION, ProgramInfo
 from ml.program.runtime import OpenVinoRuntime
 from ml.registry import artifacts, openvino_conversion, programs, registration, tracking, versions
 from ml.registry.openvino_models import fetch_openvino_model, log_openvino_model
+from ml.report import nightly
 from ml.retrain import steps as retrain
 from ml.scoring import steps
 from ml.settings import settings
@@ -129,7 +131,7 @@ def test_a_version_never_used_here_scores_without_torch_and_without_mlflow(shade
 def test_the_rates_of_a_run_say_what_they_count(shades, night):
     counts = steps.score_night("line", night)
     (row,) = registered.query(
-        "SELECT seconds, images_per_second, engine_images_per_second,"
+        "SELECT seconds, images_per_second, engine_images_per_second, devices,"
         " extract(epoch FROM finished_at - started_at)::double precision AS whole"
         " FROM reporting.nightly_summary WHERE run_id = :r",
         r=counts["run_id"],
@@ -137,12 +139,14 @@ def test_the_rates_of_a_run_say_what_they_count(shades, night):
     assert row["seconds"] == counts["seconds"] == row["whole"]
     assert row["engine_images_per_second"] == counts["engine_images_per_second"]
     (shard,) = registered.query(
-        "SELECT engine_images, engine_seconds,"
+        "SELECT engine_images, engine_seconds, device,"
         " extract(epoch FROM finished_at - started_at)::double precision AS whole"
         " FROM nightscore.shard WHERE run_id = :r",
         r=counts["run_id"],
     )
     assert shard["engine_images"] == IMAGES
+    assert shard["device"] == row["devices"] == "cpu"
+    assert "Scored on cpu." in nightly.read(UUID(counts["run_id"]))
     assert 0 < shard["engine_seconds"] < shard["whole"]
     # A repetition that has nothing to score keeps the rate of the attempt that scored the shard.
     steps.score_shard(counts["run_id"], 0)

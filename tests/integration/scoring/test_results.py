@@ -31,7 +31,7 @@ try:
     with Results(uuid4(), 0, "line", sys.argv[1]) as results:
         results.add(BatchResult([flagged]))
         threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-        results.merge(1, 0.5)
+        results.merge(1, 0.5, "cpu")
 except KeyboardInterrupt:
     # The thread may only be about to end.
     (left,) = [t for t in threading.enumerate() if t.name == "results"] or [None]
