@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install run stop docker-build docker-up docker-down docker-test test test-unit faults hostile lint types format bench growth models gpu-check gpu-rehearsal peers audit sbom licences clean lock
+.PHONY: help install run stop docker-build docker-up docker-down docker-test docker-scaling test test-unit faults hostile lint types format bench growth models gpu-check gpu-rehearsal peers audit sbom licences clean lock
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -84,6 +84,9 @@ docker-down:  ## stop the containers; their volumes stay
 
 docker-test: $(INSTALLED)  ## build the images, and kill a worker in mid-night (root, dockerd; 25 minutes)
 	@$(BIN)/pytest --numprocesses 0 -s tests/docker $(ARGS)
+
+docker-scaling: $(INSTALLED)  ## measure nights on one, two and four worker containers (15 minutes)
+	@$(BIN)/python -m tests.docker.scaling $(ARGS)
 
 hostile: $(INSTALLED)  ## score 20,000 broken and hostile images and count the outcomes
 	@$(BIN)/python -m tests.hostile.run $(ARGS)

@@ -20,6 +20,7 @@ draw() { # NAME [COMMAND]: the value of a secret, which is drawn if it is new
     cat "secrets/drawn/$1"
 }
 password() { od -An -v -N 24 -t x1 /dev/urandom | tr -d ' \n'; }
+signing_key() { password; password; } # as SHA-512 asks for: 64 bytes or more
 fernet_key() { head -c 32 /dev/urandom | base64 | tr '+/' '-_'; }
 secret() { # NAME: writes standard input to a file of secrets/
     cat > "secrets/.new"
@@ -99,8 +100,8 @@ END
 # Airflow: its database, its keys, its user.
 printf 'postgresql+psycopg2://airflow:%s@metadata/airflow' "$airflow_database" | secret airflow_database_url
 draw airflow_fernet_key fernet_key | secret airflow_fernet_key
-draw airflow_jwt_secret | secret airflow_jwt_secret
-draw airflow_api_secret_key | secret airflow_api_secret_key
+draw airflow_jwt_secret signing_key | secret airflow_jwt_secret
+draw airflow_api_secret_key signing_key | secret airflow_api_secret_key
 printf '{"admin": "%s"}\n' "$(draw airflow)" | secret airflow_passwords.json
 
 # Airflow's connections: what tasks use, and what the pages of the API server use.
