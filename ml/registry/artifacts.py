@@ -13,9 +13,9 @@ from typing import Any
 from ml import files
 from ml.errors import DataError, ServiceError
 from ml.registry import tracking
+from ml.registry.cache import version_entry
 from ml.registry.registration import Registration
 from ml.registry.server import mlflow_api
-from ml.settings import state_folder
 
 PROGRAM_INFO = "program.json"
 SHA256_TAG = "nightscore.sha256"
@@ -33,7 +33,7 @@ _CANNOT_WRITE = {
 
 def cache_folder(registration: Registration) -> Path:
     """Return the folder in which this machine caches a version's files."""
-    return state_folder() / "cache" / "programs" / registration.model / str(registration.version)
+    return version_entry(registration.model, registration.version)
 
 
 def logged_model_id_of_run(run_id: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from ml.errors import DataError, ServiceError
 from ml.files import atomic_write
 from ml.program.info import ConvertedInfo
+from ml.registry import cache
 from ml.registry.artifacts import cache_folder, download_artifact, logged_model_id, scratch_folder
 from ml.registry.registration import Registration
 from ml.registry.server import mlflow_api
@@ -52,17 +53,29 @@ def fetch_openvino_model(registration: Registration) -> bytes | None:
     if converted is None:
         return None
     path = cache_folder(registration) / f"{_FOLDER}-{converted.sha256}.zip"
+    cache.hold(path.parent)
+    content = _read_cached(path, registration)
+    if content is None:
+        with cache.fetching(path.parent):
+            # Another process may have fetched it while this one waited.
+            content = _read_cached(path, registration)
+            if content is None:
+                return _download_to_cache(registration, path)
+    _verify(content, registration, str(path))
+    return content
+
+
+def _read_cached(path: Path, registration: Registration) -> bytes | None:
+    """Return the cached form, which is not verified; None if there is none."""
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
-        return _download_to_cache(registration, path)
+        return None
     except OSError as error:
         raise ServiceError(
             f"The form for OpenVINO of {registration.name} cannot be read: {error}.",
             "It is fetched again when its folder is removed.",
         ) from error
-    _verify(content, registration, str(path))
-    return content
 
 
 def _download_to_cache(registration: Registration, path: Path) -> bytes:

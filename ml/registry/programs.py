@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ml.errors import DataError
 from ml.program.device import Device
 from ml.program.info import ProgramInfo, sha256
-from ml.registry import logged_model, tracking
+from ml.registry import cache, logged_model, tracking
 from ml.registry.artifacts import (
     PROGRAM_INFO,
     SHA256_TAG,
@@ -24,7 +24,6 @@ from ml.registry.logged_model import LoggedModel, signature
 from ml.registry.openvino_models import fetch_openvino_model
 from ml.registry.registration import Registration, load_registration
 from ml.registry.server import mlflow_api
-from ml.settings import state_folder
 
 if TYPE_CHECKING:
     from ml.models import Network
@@ -76,7 +75,8 @@ def log_program(
             validate_serving_input=False,
         )
     path = _run_cache_path(run_id)
-    with scratch_folder(path.parent, f"run {run_id}") as scratch:
+    cache.hold(path.parent)
+    with cache.fetching(path.parent), scratch_folder(path.parent, f"run {run_id}") as scratch:
         program = download_artifact(model_info.model_id, _PROGRAM_ARTIFACT, scratch)
         info = replace(info, sha256=sha256(program))
         program.replace(path)
@@ -91,7 +91,7 @@ def _requirements() -> list[str]:
 
 
 def _run_cache_path(run_id: str) -> Path:
-    return state_folder() / "cache" / "runs" / run_id / _PROGRAM_FILE
+    return cache.run_entry(run_id) / _PROGRAM_FILE
 
 
 def fetch_from_run(run_id: str) -> tuple[Path, ProgramInfo]:
@@ -106,9 +106,12 @@ def fetch_from_run(run_id: str) -> tuple[Path, ProgramInfo]:
     """
     document = tracking.read_json(run_id, PROGRAM_INFO)
     path, info = _run_cache_path(run_id), parse_program_info(document)
+    cache.hold(path.parent)
     if not path.exists():
-        with scratch_folder(path.parent, f"run {run_id}") as scratch:
-            _download_program(document["model_id"], info, scratch).replace(path)
+        with cache.fetching(path.parent):
+            if not path.exists():  # another process may have fetched it while this one waited
+                with scratch_folder(path.parent, f"run {run_id}") as scratch:
+                    _download_program(document["model_id"], info, scratch).replace(path)
     return path, info
 
 
@@ -137,7 +140,7 @@ def fetch(registration: Registration) -> tuple[Path, ProgramInfo]:
     """Return a registered version's program, from this machine's cache or from MLflow.
 
     A program that is not what was registered is not cached. It can be fetched as soon as MLflow has
-    the right one again.
+    the right one again. The cached files stay for as long as this process lives.
 
     Returns:
         The path of the cached program, which is not opened, and its description.
@@ -148,14 +151,22 @@ def fetch(registration: Registration) -> tuple[Path, ProgramInfo]:
         ServiceError: MLflow cannot be reached, or there is no room for the cached files.
     """
     folder = cache_folder(registration)
+    cache.hold(folder)
     info = _cached_info(folder, registration)
     if info is None:
-        with scratch_folder(folder, registration.name) as scratch:
-            info = _download(registration, scratch)
-            # The description comes last: where it is, the cached program is complete.
-            for name in (_PROGRAM_FILE, PROGRAM_INFO):
-                (scratch / name).replace(folder / name)
+        with cache.fetching(folder):
+            # Another process may have fetched it while this one waited.
+            info = _cached_info(folder, registration) or _fetch_to_cache(folder, registration)
     return folder / _PROGRAM_FILE, info
+
+
+def _fetch_to_cache(folder: Path, registration: Registration) -> ProgramInfo:
+    with scratch_folder(folder, registration.name) as scratch:
+        info = _download(registration, scratch)
+        # The description comes last: where it is, the cached program is complete.
+        for name in (_PROGRAM_FILE, PROGRAM_INFO):
+            (scratch / name).replace(folder / name)
+    return info
 
 
 def _cached_info(folder: Path, registration: Registration) -> ProgramInfo | None:

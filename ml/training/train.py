@@ -13,7 +13,7 @@ from ml.evaluation import plots
 from ml.models import Network, weights_sha256
 from ml.program.device import Device, select_device
 from ml.program.info import ProgramInfo
-from ml.registry import programs, tracking
+from ml.registry import cache, programs, tracking
 from ml.training import data, environment, loop, thresholds
 from ml.training.batches import select_batches
 from ml.training.precision import float32
@@ -53,8 +53,10 @@ def run(
         threads: the number of CPU threads, to reproduce a run; None: as many as torch chooses.
 
     Raises:
+        ConfigurationError: a variable of the environment is wrong.
         DataError: see `ml.training.data.load` and `ml.training.loop.fit`.
     """
+    cache.limit()  # a mistake in it is found now, and not when the trained program is stored
     # Training in several processes takes as many GPUs, so that this one must not hide any.
     device = select_device(all_gpus=training_parameters(model, "cuda").processes > 1)
     with environment.deterministic(device, threads):
