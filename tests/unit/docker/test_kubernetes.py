@@ -135,7 +135,8 @@ def test_what_the_chart_s_values_give_to_kubernetes_is_accepted():
 
 def test_every_task_of_the_dags_gets_a_pod_that_kubernetes_accepts(pods):
     assert {name.partition("/")[0] for name in pods} == {
-        "score_moulds", "score_labels", "retrain_moulds-anomaly", "retrain_labels-classifier",
+        "score_moulds", "score_labels", "rescore_moulds",
+        "retrain_moulds-anomaly", "retrain_labels-classifier",
     }  # fmt: skip
     for pod in pods.values():
         _validate(pod)
