@@ -46,6 +46,8 @@ class ClientLimits(BaseSettings):
     retry_for_s: float = Field(30, ge=0, description="of a request that failed")
     connect_for_s: float = Field(10, ge=0, description="of a connection to Postgres")
     statement_timeout_s: float = Field(3600, gt=0, description="of a statement in Postgres")
+    lock_timeout_s: float = Field(2, gt=0, description="of a migration's wait for a lock")
+    migrate_for_s: float = Field(600, ge=0, description="of a migration that others hold up")
 
     @property
     def retries(self) -> int:

@@ -10,6 +10,7 @@ import psycopg2
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from ml.database.schema import require_revision
 from ml.errors import ServiceError
 from ml.settings import settings
 from ml.timeouts import client_limits, retrying
@@ -76,8 +77,22 @@ def describe_address(url: sa.URL) -> str:
 
 
 def engine() -> sa.Engine:
-    """Return the engine with the writer's login."""
-    return engine_for(settings().require_database_url())
+    """Return the engine with the writer's login.
+
+    Raises:
+        ConfigurationError: The URL is not set, or the tables are older than this release needs.
+        ServiceError: Postgres cannot be reached.
+    """
+    engine = engine_for(settings().require_database_url())
+    _require_revision_once(engine)
+    return engine
+
+
+@lru_cache(maxsize=4)
+def _require_revision_once(engine: sa.Engine) -> None:
+    """Check the tables before the first step of a process; an error is not cached."""
+    with engine.connect() as connection:
+        require_revision(connection)
 
 
 def analyst_engine() -> sa.Engine:

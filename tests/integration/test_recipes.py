@@ -205,3 +205,21 @@ def test_a_column_stands_in_each_row(checkout, tmp_path):
     margins = [row["margin"] for row in rows if row["model"] == "shades"]
     assert len(margins) == 3 and all(0 <= margin <= 1 for margin in margins)
     assert {row["margin"] for row in rows if row["model"] == "moulds"} == {None}
+
+
+def test_an_index_is_on_the_nights_of_before_and_after(checkout):
+    python = "import sys; from sqlalchemy import text; from ml.database.connection import engine\n"
+    run = "with engine().begin() as c: print(*c.execute(text(sys.argv[1])).one())"
+    checkout.follow("A column per image")  # the migration that comes before
+    checkout.nightscore("migrate")
+    checkout.python(python + run, "SELECT nightscore.ensure_night('2026-04-01')")
+    checkout.follow("An index")
+    checkout.nightscore("migrate")
+    checkout.python(python + run, "SELECT nightscore.ensure_night('2026-04-02')")
+    indexed = """
+        SELECT string_agg(right(indrelid::regclass::text, 8), ' ' ORDER BY 1), bool_and(indisvalid)
+        FROM pg_index JOIN pg_inherits ON inhrelid = indexrelid
+        WHERE inhparent = 'nightscore.prediction_confidence'::regclass
+            AND indrelid::regclass::text LIKE '%_202604%'
+    """
+    assert checkout.python(python + run, indexed) == "20260401 20260402 True\n"

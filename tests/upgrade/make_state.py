@@ -186,6 +186,10 @@ def _archive_files(home: Path, output: Path) -> None:
                 inside = path.relative_to(home)
                 if path.is_file() and not LEFT_OUT.intersection(inside.parts):
                     tar.add(path, inside, filter=_of_nobody)
+    code = subprocess.run(
+        ["git", "archive", "HEAD", "ml"], cwd=REPOSITORY, capture_output=True, check=True
+    )
+    (output / "code.tar.xz").write_bytes(lzma.compress(code.stdout, preset=9))
     for kind, files in (("migrations", state.migration_files()), ("reporting", state.view_files())):
         (output / "sql" / kind).mkdir(parents=True)
         for name, content in files.items():

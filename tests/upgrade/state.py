@@ -212,13 +212,18 @@ class State:
                 text = text.replace(marker, value)
             (home / name).write_text(text, encoding="utf-8")
             (home / name).chmod(0o600)
-        with tarfile.open(self.folder / "files.tar.xz") as tar:
-            # Python 3.11 has filters from 3.11.4 on; newer ones warn without.
-            filters = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-            tar.extractall(home, **filters)
+        _unpack(self.folder / "files.tar.xz", home)
         configuration = (self.folder / "nightscore.yaml").read_text(encoding="utf-8")
         (home.parent / "nightscore.yaml").write_text(configuration, encoding="utf-8")
         return passwords
+
+    def write_code(self, folder: Path) -> None:
+        """Make a folder with the release's own package `ml`.
+
+        Args:
+            folder: The folder to make.
+        """
+        _unpack(self.folder / "code.tar.xz", folder)
 
     def restore(self, server: Server, passwords: Mapping[str, str]) -> None:
         """Put the release's databases in the place of the server's.
@@ -233,6 +238,13 @@ class State:
             if _HASH_MARKER in dump:
                 dump = dump.replace(_HASH_MARKER, generate_password_hash(passwords["mlflow"]))
             server.replace(database, owner, dump)
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    with tarfile.open(archive) as tar:
+        # Python 3.11 has filters from 3.11.4 on; newer ones warn without.
+        filters = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        tar.extractall(folder, **filters)
 
 
 def states() -> list[State]:

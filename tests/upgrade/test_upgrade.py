@@ -5,6 +5,7 @@ The tests of a state follow one another on it, as days do. README.md says what i
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ ROUNDING = 1e-3
 # The nights that today's code scores: after those of every state, and too far apart for one to look
 # back at another.
 AS_CHAMPION, ELSEWHERE, ROLLED_BACK = "2026-03-01", "2026-04-01", "2026-05-01"
+# The nights of which the release opened a run before the migration.
+FINISHED_BY_IT, FINISHED_TODAY = "2026-06-01", "2026-07-01"
 
 Rows = list[dict[str, Any]]
 
@@ -40,6 +43,8 @@ class Upgraded:
         server: The stack's Postgres.
         tables_of_a_new_stack: What today's migrations make of an empty database.
         upgraded_tables: What they make of the release's.
+        code: The folder of the release's own code.
+        begun: Night → the run that the release opened before the migration.
     """
 
     state: State
@@ -48,6 +53,8 @@ class Upgraded:
     server: Server
     tables_of_a_new_stack: str
     upgraded_tables: str
+    code: Path
+    begun: dict[str, str]
 
     def recorded(self, view: str) -> Rows:
         """Return the rows of a reporting view that an analyst saw in the release."""
@@ -98,12 +105,38 @@ def upgraded(request, tmp_path_factory) -> Iterator[Upgraded]:
         server = Server(address.port or 0, passwords["postgres"])
         of_a_new_stack = server.tables()
         release.restore(server, passwords)
-        nightscore("up", "--only", "postgres,s3,mlflow", home=home)
+        # What migrates is started last, so that the release still has its own tables.
+        nightscore("up", "--only", "s3,mlflow", home=home)
+        code = home.with_name("release")
+        release.write_code(code)
+        begun = {
+            night: _begin_run(release, code, home, night)
+            for night in (FINISHED_BY_IT, FINISHED_TODAY)
+        }
+        nightscore("migrate", home=home)
         elsewhere.mkdir(mode=0o700)
         (elsewhere / "stack.env").write_text((home / "stack.env").read_text())
-        yield Upgraded(release, home, elsewhere, server, of_a_new_stack, server.tables())
+        yield Upgraded(
+            release, home, elsewhere, server, of_a_new_stack, server.tables(), code, begun
+        )
     finally:
         nightscore("down", home=home)
+
+
+def _begin_run(release: State, code: Path, home: Path, night: str) -> str:
+    """Let a release bring in a night of its own pictures and open a run for it."""
+    stream = next(row["stream"] for row in release.read("reporting.json")["nightly_summary"])
+    with _code_of(code):
+        nightscore("ingest", str(release.pictures), "--stream", stream, "--date", night, home=home)
+        return nightscore("step", "open-run", stream, "--date", night, home=home).strip()
+
+
+@contextmanager
+def _code_of(folder: Path) -> Iterator[None]:
+    """Let commands run another release's code, which comes before the one that is installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder))
+        yield
 
 
 def test_the_states_are_found():
@@ -133,7 +166,8 @@ def test_champions_and_results_are_those_of_before(upgraded):
     assert upgraded.aliases("champion") == upgraded.version("champion")
     assert upgraded.aliases("previous") == upgraded.version("previous")
     for view in upgraded.state.read("reporting.json"):
-        assert _rows_now(upgraded, view) == _sorted(upgraded.recorded(view)), view
+        rows = [row for row in _rows_now(upgraded, view) if row.get("night") not in upgraded.begun]
+        assert rows == _sorted(upgraded.recorded(view)), view
 
 
 def test_the_old_champion_scores_a_new_night(upgraded):
@@ -146,6 +180,18 @@ def test_the_old_champion_scores_a_new_night_on_another_machine(upgraded):
     assert not list(upgraded.elsewhere.rglob("*.pt2"))
     _score_a_new_night(upgraded, upgraded.elsewhere, ELSEWHERE, upgraded.version("champion"))
     assert list(upgraded.elsewhere.rglob("*.pt2"))
+
+
+def test_a_run_that_the_release_began_is_finished_by_its_own_code(upgraded):
+    with _code_of(upgraded.code):
+        printed = nightscore("--help", home=upgraded.home)
+        _finish_run(upgraded, FINISHED_BY_IT)
+    # It was the release's code: its help is not today's.
+    assert printed != nightscore("--help", home=upgraded.home)
+
+
+def test_a_run_that_the_release_began_is_finished_by_today_s_code(upgraded):
+    _finish_run(upgraded, FINISHED_TODAY)
 
 
 def test_an_old_night_is_not_scored_twice(upgraded):
@@ -193,7 +239,36 @@ def _score_a_new_night(
     pictures, stream = upgraded.state.pictures, upgraded.stream
     _nightscore(home, "ingest", str(pictures), "--stream", stream, "--date", night)
     counts = _nightscore(home, "score", stream, "--date", night)
-    names = {path.name for path in pictures.iterdir()}
+    _assert_scored(upgraded, night, versions, counts)
+
+
+def _finish_run(upgraded: Upgraded, night: str) -> None:
+    """Take the steps of a run that was opened before the migration, after it."""
+
+    def step(*arguments: str) -> Any:
+        return json.loads(nightscore("step", *arguments, home=upgraded.home))
+
+    run = upgraded.begun[night]
+    step("discover", run)
+    for shard in step("plan-shards", run):
+        step("score-shard", run, str(shard))
+    counts = step("reconcile", run)
+    report = nightscore("step", "report", run, home=upgraded.home).strip()
+    _assert_scored(upgraded, night, upgraded.version("champion"), counts | {"report_uri": report})
+
+
+def _assert_scored(
+    upgraded: Upgraded, night: str, versions: dict[str, str], counts: dict[str, Any]
+) -> None:
+    """Check that a night of the release's pictures has the results that they had then.
+
+    Args:
+        upgraded: The stack.
+        night: The night.
+        versions: The versions that have scored it.
+        counts: What the scoring returned.
+    """
+    names = {path.name for path in upgraded.state.pictures.iterdir()}
     assert counts["discovered"] == counts["scored"] + counts["rejected"] == len(names)
     (row,) = query(
         upgraded.home, f"SELECT * FROM reporting.nightly_summary WHERE night = '{night}'"

@@ -10,6 +10,8 @@ context.configure(
     target_metadata=Base.metadata,
     version_table_schema=SCHEMA,
     include_schemas=True,
+    # So that one may build indexes outside of a transaction (ml.database.migrations.indexes).
+    transaction_per_migration=True,
 )
 with context.begin_transaction():
     context.run_migrations()
