@@ -27,6 +27,7 @@ _CONCERNS = (
     "scoring",
     "database",
     "prepare",
+    "metrics",
     "steps",
 )
 

