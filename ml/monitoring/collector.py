@@ -98,6 +98,7 @@ def _query(connection: sa.Connection, deadline: float) -> dict[str, Rows]:
         "runs": read("monitoring/sql/runs", run_ids=run_ids),
         "images": read("monitoring/sql/images", run_ids=run_ids),
         "shards": read("monitoring/sql/shards", run_ids=run_ids),
+        "devices": read("monitoring/sql/devices", run_ids=run_ids),
         "stages": read("monitoring/sql/stages", run_ids=run_ids),
         "rejections": _rejections(newest, read("monitoring/sql/rejections", nights=nights)),
         "schema_revision": read("monitoring/sql/schema_revision", needed=release_revision()),

@@ -93,9 +93,9 @@ METRICS = (
         "runs", "engine_images_per_second",
     ),
     Metric(
-        "nightscore_run_engine_busy_ratio",
-        "Share of the newest run's time in shards in which the engine fetched and scored images.",
-        "shards", "engine_busy",
+        "nightscore_run_device_busy_ratio",
+        "Share of the newest run's time of scoring in which an engine was at work on the device.",
+        "devices", "engine_busy", ("stream", "device"),
     ),
     Metric(
         "nightscore_run_stage_seconds",

@@ -10,7 +10,8 @@ SELECT
     shard.started_at,
     shard.finished_at,
     shard.engine_images,
-    shard.engine_seconds
+    shard.engine_seconds,
+    shard.device
 FROM nightscore.shard
 JOIN nightscore.scoring_run AS run USING (run_id);
 
@@ -26,3 +27,4 @@ COMMENT ON COLUMN reporting.shards.started_at IS 'When its first attempt started
 COMMENT ON COLUMN reporting.shards.finished_at IS 'When its results were stored; null until then.';
 COMMENT ON COLUMN reporting.shards.engine_images IS 'Images that the engine scored or rejected in the attempt that finished; null when there were none.';
 COMMENT ON COLUMN reporting.shards.engine_seconds IS 'Seconds from the request of the first image to the result of the last, in the attempt that finished; null when there were none.';
+COMMENT ON COLUMN reporting.shards.device IS 'What scored it: cpu, or the GPU''s name and UUID; null when there was nothing to score, and for older runs.';

@@ -4,10 +4,7 @@ SELECT
     state.state,
     count(*) FILTER (WHERE shard.state = state.state) AS shards,
     sum(attempts) AS attempts,
-    coalesce(sum(images) FILTER (WHERE shard.state = 'finished'), 0) AS stored_images,
-    sum(engine_seconds)
-        / nullif(sum(extract(epoch FROM finished_at - started_at)) FILTER (WHERE engine_seconds > 0), 0)
-        AS engine_busy
+    coalesce(sum(images) FILTER (WHERE shard.state = 'finished'), 0) AS stored_images
 FROM (
     SELECT
         *,

@@ -105,7 +105,7 @@ def test_the_metrics_are_those_of_the_night(scored, endpoint):
         for stage in ("prepare", "score", "close")
     ]
     assert sum(stages) == pytest.approx(run["seconds"]) and min(stages) >= 0
-    assert 0 < _of_stream(text, "nightscore_run_engine_busy_ratio") <= 1
+    assert 0 < _of_stream(text, "nightscore_run_device_busy_ratio", device="cpu") <= 1
     finished = _of_stream(text, "nightscore_stream_last_finished_timestamp_seconds")
     assert finished == pytest.approx(run["finished_at"].timestamp())
     assert _of_stream(text, "nightscore_run_status", status="finished") == 1
