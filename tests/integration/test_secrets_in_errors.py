@@ -155,7 +155,7 @@ def test_settings_do_not_show_what_they_hold(pretend):
     text = f"{settings()!r} {settings()} {settings().model_dump()} {settings().model_dump_json()}"
     assert "127.0.0.1" in text
     assert WRONG not in text
-    engine = connection.engine()
+    engine = connection.engine_for(settings().require_database_url())
     assert WRONG not in f"{engine!r} {engine.url}"
 
 
