@@ -99,7 +99,7 @@ def _wait_until_healthy(running: Composition) -> None:
     services = [
         *("postgres", "metadata", "s3", "broker", "mlflow", "airflow-api-server"),
         *("airflow-scheduler", "airflow-dag-processor", "airflow-triggerer", "worker"),
-        "worker-gpu",
+        *("worker-gpu", "nightscore-metrics"),
     ]
     deadline = time.monotonic() + 300
     while waiting := [name for name in services if not _is_healthy(running, name)]:

@@ -14,7 +14,7 @@ from tests.support import synthetic_images
 
 OURS = (
     *("mlflow", "airflow-api-server", "airflow-scheduler", "airflow-dag-processor"),
-    *("airflow-triggerer", "worker", "worker-gpu"),
+    *("airflow-triggerer", "worker", "worker-gpu", "nightscore-metrics"),
 )
 JOBS = (
     *("prepare-postgres", "prepare-metadata", "prepare-buckets"),
@@ -158,6 +158,17 @@ def _wait_for_two_workers(api, dag_run) -> str:
             return sorted(hosts)[0]
         time.sleep(0.5)
     raise AssertionError("one worker took all tasks")
+
+
+def test_the_metrics_of_the_night_reach_the_network_of_monitoring(composition, trained):
+    (container,) = composition.containers("airflow-api-server")
+    code = (
+        "import urllib.request as u;"
+        "print(u.urlopen('http://nightscore-metrics:9108/metrics', timeout=10).read().decode())"
+    )
+    metrics = run("docker", "exec", container, "/usr/bin/python3", "-c", code)
+    assert "nightscore_up 1.0" in metrics
+    assert 'stream="line"' in metrics
 
 
 def test_the_logs_of_a_worker_that_is_gone_are_in_s3(composition, trained):

@@ -194,7 +194,7 @@ def test_a_crash_before_the_merge_leaves_nothing_and_the_retry_scores_everything
     (shard,) = steps.plan_shards(run_id)
     merge = Results.merge
 
-    def crash(self, images, seconds):
+    def crash(self, images, seconds, device):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Results, "merge", crash)
@@ -277,11 +277,11 @@ def test_a_shard_that_fails_three_times_fails_the_run_and_the_others_are_kept(
     merge = Results.merge
     tries: list[int] = []
 
-    def merge_or_fail(self, images, seconds):
+    def merge_or_fail(self, images, seconds, device):
         tries.append(self.shard)
         if self.shard == 1:
             raise ServiceError("made to fail.")
-        merge(self, images, seconds)
+        merge(self, images, seconds, device)
 
     monkeypatch.setattr(Results, "merge", merge_or_fail)
     with pytest.raises(
