@@ -7,9 +7,10 @@ from typing import Any
 
 from airflow.sdk import dag, task
 from airflow.sdk.exceptions import AirflowSkipException
+from nightscore_connections import export_connections
 from nightscore_links import VersionLink
 from nightscore_resources import task_arguments
-from nightscore_wiring import RETRIES, champion_asset, export_connections, nightly
+from nightscore_wiring import RETRIES, champion_asset, nightly
 
 from ml.config.loading import configuration
 from ml.config.schema import Model

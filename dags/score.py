@@ -12,9 +12,10 @@ from typing import Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import AssetAny, Param, TriggerRule, dag, task
+from nightscore_connections import export_connections
 from nightscore_links import ReportLink
 from nightscore_resources import task_arguments
-from nightscore_wiring import RETRIES, champion_asset, export_connections, nightly
+from nightscore_wiring import RETRIES, champion_asset, nightly
 
 from ml.config.loading import configuration
 from ml.config.schema import Stream

@@ -9,6 +9,7 @@ only a migration opens.
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -44,6 +45,11 @@ class Settings(BaseSettings):
     s3_session_token: SecretStr = Field(SecretStr(""), validation_alias="AWS_SESSION_TOKEN")
     s3_region: str = Field(
         "us-east-1", validation_alias=AliasChoices("AWS_REGION", "AWS_DEFAULT_REGION")
+    )
+    s3_ca_bundle: str = Field("", validation_alias="AWS_CA_BUNDLE")
+    s3_insecure_tls: bool = Field(False, validation_alias="NIGHTSCORE_S3_INSECURE_TLS")
+    s3_addressing_style: Literal["", "path", "virtual"] = Field(
+        "", validation_alias="NIGHTSCORE_S3_ADDRESSING_STYLE"
     )
 
     mlflow_uri: str = Field("", validation_alias="MLFLOW_TRACKING_URI")
@@ -83,6 +89,19 @@ class Settings(BaseSettings):
             ConfigurationError: It is not set.
         """
         return _require(self.analyst_url, "NIGHTSCORE_ANALYST_URL")
+
+    def require_s3_ca_bundle(self) -> str:
+        """Return the file of the authorities that may sign S3's certificate; empty for the usual.
+
+        Raises:
+            ConfigurationError: There is no such file.
+        """
+        if self.s3_ca_bundle and not Path(self.s3_ca_bundle).is_file():
+            raise ConfigurationError(
+                f"AWS_CA_BUNDLE names {self.s3_ca_bundle}, which is not a file.",
+                "Correct it, or `verify` of the Airflow connection nightscore_s3.",
+            )
+        return self.s3_ca_bundle
 
     def require_mlflow_uri(self) -> str:
         """Return MLflow's address.

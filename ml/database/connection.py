@@ -28,14 +28,24 @@ def engine_for(url: str) -> sa.Engine:
         pool_size=2,
         max_overflow=4,
         pool_pre_ping=True,
-        connect_args={
-            "application_name": "nightscore",
-            **client_limits().postgres_arguments(),
-        },
+        connect_args=connect_arguments(sa.make_url(url)),
     )
     sa.event.listen(engine, "do_connect", _connect)
     sa.event.listen(engine, "handle_error", _explain_connection_error)
     return engine
+
+
+def connect_arguments(url: sa.URL) -> dict[str, Any]:
+    """Return our arguments of a connection, except for those that the URL sets.
+
+    SQLAlchemy prefers arguments to the URL. The URL's `options` come after ours, so that they win.
+    """
+    ours = {"application_name": "nightscore", **client_limits().postgres_arguments()}
+    arguments = {name: value for name, value in ours.items() if name not in url.query}
+    if "options" in url.query:
+        theirs = " ".join(_as_tuple(url.query["options"]))
+        arguments["options"] = f"{ours['options']} {theirs}"
+    return arguments
 
 
 def _connect(dialect: sa.Dialect, record: Any, arguments: Any, parameters: Any) -> Any:
@@ -72,8 +82,17 @@ def connection_error(engine: sa.Engine, error: BaseException) -> ServiceError:
 
 def describe_address(url: sa.URL) -> str:
     """Return HOST:PORT/DATABASE of a URL, with the defaults of Postgres's clients."""
-    host = f"{url.host}:{url.port or POSTGRES_PORT}" if url.host else "the local socket"
-    return f"{host}/{url.database}"
+    if "host" in url.query:  # several hosts, or the folder of a socket
+        address = ",".join(_as_tuple(url.query["host"]))
+        ports = ",".join(_as_tuple(url.query.get("port", ())))
+        address += f":{ports}" if ports else ""
+    else:
+        address = f"{url.host}:{url.port or POSTGRES_PORT}" if url.host else "the local socket"
+    return f"{address}/{url.database}"
+
+
+def _as_tuple(values: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (values,) if isinstance(values, str) else values
 
 
 def engine() -> sa.Engine:

@@ -134,19 +134,14 @@ def _connect(url: str) -> str:
     import psycopg2
     import sqlalchemy as sa
 
-    from ml.database.connection import POSTGRES_PORT, describe_address
+    from ml.database.connection import describe_address
 
     parsed = sa.make_url(url)
     where = f"{parsed.username} at {describe_address(parsed)}"
     try:
-        psycopg2.connect(
-            host=parsed.host,
-            port=parsed.port or POSTGRES_PORT,
-            user=parsed.username,
-            password=parsed.password,
-            dbname=parsed.database,
-            connect_timeout=_TIMEOUT_S,
-        ).close()
+        # The URL's options, too: those of TLS, several hosts.
+        _, arguments = parsed.get_dialect()().create_connect_args(parsed)
+        psycopg2.connect(**{**arguments, "connect_timeout": _TIMEOUT_S}).close()
     except psycopg2.OperationalError as error:
         reason = " ".join(str(error).split())
         if "authentication failed" in reason:
@@ -167,20 +162,20 @@ def _check_s3(config: Settings) -> str:
     from botocore.exceptions import BotoCoreError, ClientError
 
     from ml.config.loading import configuration
+    from ml.storage.clients import boto_addressing, boto_options
     from ml.storage.object_store import split_uri
 
     bucket = split_uri(configuration().storage)[0].removeprefix("s3://")
     address = config.s3_endpoint or f"AWS {config.s3_region}"
     client = boto3.client(
         "s3",
-        endpoint_url=config.s3_endpoint or None,
-        aws_access_key_id=config.s3_access_key or None,
-        aws_secret_access_key=config.s3_secret_key.get_secret_value() or None,
-        aws_session_token=config.s3_session_token.get_secret_value() or None,
-        region_name=config.s3_region,
         config=Config(
-            connect_timeout=_TIMEOUT_S, read_timeout=_TIMEOUT_S, retries={"total_max_attempts": 1}
+            connect_timeout=_TIMEOUT_S,
+            read_timeout=_TIMEOUT_S,
+            retries={"total_max_attempts": 1},
+            **boto_addressing(config),
         ),
+        **boto_options(config),
     )
     try:
         # An empty folder: to return one key, some servers read the list of the whole bucket.

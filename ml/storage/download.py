@@ -22,6 +22,7 @@ import pycurl
 
 from ml.errors import ServiceError
 from ml.parallel import batched
+from ml.settings import Settings
 from ml.storage.clients import can_sign
 from ml.storage.object_store import ObjectStore, needs_boto, split_uri, store_errors
 from ml.timeouts import client_limits, retrying
@@ -82,7 +83,7 @@ def download(
         ServiceError: The store fails or returns fewer bytes than it listed, also when it is asked
             again.
     """
-    transfers: _Transfers[Key] = _Transfers()
+    transfers: _Transfers[Key] = _Transfers(store.settings)
     signed = _sign(store, requests)
     pending = next(signed, None)
     try:
@@ -147,12 +148,12 @@ def _get(store: ObjectStore, request: DownloadRequest[Key]) -> DownloadResult[Ke
 class _Transfers(Generic[Key]):
     """Transfers of libcurl's multi interface (https://curl.se/libcurl/c/libcurl-multi.html)."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.active: dict[Any, tuple[DownloadRequest[Key], BytesIO, BytesIO]] = {}
         self._bytes = 0
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_MAXCONNECTS, CONNECTIONS)
-        self._idle = deque(_new_handle() for _ in range(CONNECTIONS))
+        self._idle = deque(_new_handle(settings) for _ in range(CONNECTIONS))
 
     def can_start(self, request: DownloadRequest[Key]) -> bool:
         """Return whether another transfer stays within the limits."""
@@ -213,14 +214,18 @@ class _Transfers(Generic[Key]):
         self._multi.close()
 
 
-def _new_handle() -> Any:
+def _new_handle(settings: Settings) -> Any:
     handle = pycurl.Curl()
     handle.setopt(pycurl.NOSIGNAL, 1)  # signals are for the main thread only
     handle.setopt(pycurl.TCP_NODELAY, 1)
     handle.setopt(pycurl.CONNECTTIMEOUT_MS, round(1000 * client_limits().connect_timeout_s))
     handle.setopt(pycurl.LOW_SPEED_LIMIT, 1)
     handle.setopt(pycurl.LOW_SPEED_TIME, math.ceil(client_limits().read_timeout_s))
-    handle.setopt(pycurl.CAINFO, os.environ.get("SSL_CERT_FILE") or certifi.where())
+    ca_bundle = settings.require_s3_ca_bundle() or os.environ.get("SSL_CERT_FILE")
+    handle.setopt(pycurl.CAINFO, ca_bundle or certifi.where())
+    if settings.s3_insecure_tls:
+        handle.setopt(pycurl.SSL_VERIFYPEER, 0)
+        handle.setopt(pycurl.SSL_VERIFYHOST, 0)
     return handle
 
 

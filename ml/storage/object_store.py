@@ -23,7 +23,7 @@ from obstore.store import ObjectStore as Client
 
 from ml.errors import DataError, ServiceError
 from ml.settings import Settings, settings
-from ml.storage.clients import CLIENTS
+from ml.storage.clients import CLIENTS, boto_addressing, boto_options
 from ml.timeouts import client_limits
 
 # A listing in XML has this in place of a control character; boto3 asks for URL-encoded keys.
@@ -85,17 +85,8 @@ class ObjectStore:
         import boto3
         from botocore.config import Config
 
-        secret = self.settings.s3_secret_key.get_secret_value()
-        token = self.settings.s3_session_token.get_secret_value()
-        return boto3.client(
-            "s3",
-            endpoint_url=self.settings.s3_endpoint or None,
-            aws_access_key_id=self.settings.s3_access_key or None,
-            aws_secret_access_key=secret or None,
-            aws_session_token=token or None,
-            region_name=self.settings.s3_region,
-            config=Config(**client_limits().boto_config()),
-        )
+        config = Config(**client_limits().boto_config(), **boto_addressing(self.settings))
+        return boto3.client("s3", config=config, **boto_options(self.settings))
 
     def list_pages(self, prefix: str) -> Iterator[list[ObjectInfo]]:
         """Yield pages of the objects in the folder `prefix`, in the order of their keys."""

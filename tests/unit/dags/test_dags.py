@@ -108,8 +108,8 @@ def test_every_task_has_a_queue_and_a_pool(parsed):
 
 EXPORT = """
 import json, os, sys
-sys.path[:0] = ["dags"]
-from nightscore_wiring import export_connections
+sys.path[:0] = ["plugins"]
+from nightscore_connections import export_connections
 export_connections()
 from ml.settings import Settings
 settings = Settings(_env_file=None)
