@@ -6,6 +6,8 @@ PEERS := .venv-peers
 AUDIT := .venv-audit
 INSTALLED := $(VENV)/.installed
 AUDIT_INSTALLED := $(AUDIT)/.installed
+FAB := .venv-fab
+FAB_INSTALLED := $(FAB)/.installed
 export AIRFLOW__USAGE_DATA_COLLECTION__ENABLED := False
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
@@ -33,7 +35,7 @@ run: $(INSTALLED)  ## start the local stack, train, score a night, show the resu
 stop: $(INSTALLED)  ## stop the local stack; its data stay in .nightscore/
 	@$(BIN)/nightscore down
 
-test: $(INSTALLED) $(AUDIT_INSTALLED) lint  ## lint, type-check and run all tests; they start all they need (ARGS="-k name")
+test: $(INSTALLED) $(AUDIT_INSTALLED) $(FAB_INSTALLED) lint  ## lint, type-check and run all tests; they start all they need (ARGS="-k name")
 	@$(BIN)/pytest $(ARGS)
 
 test-unit: $(INSTALLED) $(AUDIT_INSTALLED)  ## run the quick tests that need no service, in under a minute
@@ -100,6 +102,13 @@ $(AUDIT_INSTALLED): requirements/audit.txt | $(INSTALLED)
 	@$(BIN)/uv pip sync --quiet --python $(AUDIT)/bin/python --require-hashes requirements/audit.txt
 	@touch $@
 
+# What is not in it is taken from .venv, which it lies over.
+$(FAB_INSTALLED): requirements/fab.txt | $(INSTALLED)
+	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(FAB)
+	@$(BIN)/uv pip sync --quiet --python $(FAB)/bin/python --require-hashes requirements/fab.txt
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > "$$($(FAB)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/over-venv.pth"
+	@touch $@
+
 audit: $(AUDIT_INSTALLED)  ## look for known vulnerabilities of every locked package
 	@$(BIN)/python -m tools.audit
 
@@ -116,8 +125,9 @@ lock: $(INSTALLED)  ## resolve requirements/*.txt again from pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --no-emit-package numpy --no-emit-package psutil --no-emit-package pyarrow --no-emit-package pytest --no-emit-package iniconfig --no-emit-package packaging --no-emit-package pluggy --no-emit-package pygments -c requirements/lock.txt -c requirements/bench.txt requirements/gpu-check.in -o requirements/gpu-check.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade requirements/peers.in -o requirements/peers.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade requirements/audit.in -o requirements/audit.txt
+	@$(BIN)/uv pip compile --quiet --no-deps --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade -c requirements/lock.txt requirements/fab.in -o requirements/fab.txt
 
 clean:  ## stop the stack and delete .venv, caches and the local stack's data
 	@[ ! -x $(BIN)/nightscore ] || $(BIN)/nightscore down || true
-	rm -rf $(VENV) $(PEERS) $(AUDIT) .nightscore build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) $(AUDIT) $(FAB) .nightscore build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,9 +1,11 @@
 """The page "Nightscore" in Airflow: the newest scoring runs, and the report of each.
 
-Reports lie in S3, where a browser cannot sign requests. These pages serve them to every user who is
-logged in to Airflow.
+Reports lie in S3, where a browser cannot sign requests. These pages serve them to users of Airflow:
+to each those of the streams whose DAG `score_STREAM` the user may read. They use the analyst's
+login only.
 """
 
+from threading import Lock
 from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
@@ -12,6 +14,7 @@ from airflow.plugins_manager import AirflowPlugin
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from nightscore_connections import ANALYST, S3, export_connections
 from nightscore_links import REPORTS_PATH, ReportLink, VersionLink, base_path
 
 
@@ -21,6 +24,41 @@ def _require_login() -> Any:
     return get_user
 
 
+def _readable_streams(streams: set[str], user: Any) -> set[str]:
+    """Those of the streams whose DAG `score_STREAM` the user may read."""
+    from airflow.api_fastapi.app import get_auth_manager
+    from airflow.models.dag import DagModel
+
+    dag_ids = {f"score_{stream}": stream for stream in streams}
+    auth_manager = get_auth_manager()
+    # With Airflow's teams, a user has access by the team of a DAG.
+    dags_of_team: dict[str | None, set[str]] = {}
+    teams = DagModel.get_dag_id_to_team_name_mapping(list(dag_ids))
+    for dag_id in dag_ids:
+        dags_of_team.setdefault(teams.get(dag_id), set()).add(dag_id)
+    return {
+        dag_ids[dag_id]
+        for team, ids in dags_of_team.items()
+        for dag_id in auth_manager.filter_authorized_dag_ids(
+            dag_ids=ids, user=user, method="GET", team_name=team
+        )
+    }
+
+
+_connections_lock = Lock()
+
+
+def _use_connections() -> None:
+    """Let `ml` use the connections of the API server, as soon as they are defined."""
+    from ml.settings import settings
+    from ml.storage.object_store import object_store
+
+    with _connections_lock:
+        if export_connections((ANALYST, S3)):
+            settings.cache_clear()
+            object_store.cache_clear()
+
+
 # Nightscore writes the report, but anyone may have chosen the names of the images that it shows.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'",
@@ -28,7 +66,8 @@ _HEADERS = {
 }
 
 # No OpenAPI pages: FastAPI shows them without a login, and they load scripts from other servers.
-app = FastAPI(title="Nightscore", dependencies=[Depends(_require_login())], openapi_url=None)
+_LOGGED_IN = Depends(_require_login())
+app = FastAPI(title="Nightscore", dependencies=[_LOGGED_IN], openapi_url=None)
 
 
 @app.exception_handler(401)
@@ -41,20 +80,24 @@ async def redirect_to_login(request: Request, error: HTTPException) -> Response:
 
 
 @app.get("/", response_class=HTMLResponse)
-def list_runs() -> HTMLResponse:
-    """Show the newest scoring runs, with links to their reports."""
+def list_runs(user: Any = _LOGGED_IN) -> HTMLResponse:
+    """Show the newest scoring runs that the user may see, with links to their reports."""
     from ml.report import index
 
-    return HTMLResponse(index.render(REPORTS_PATH), headers=_HEADERS)
+    _use_connections()
+    page = index.render(REPORTS_PATH, lambda streams: _readable_streams(streams, user))
+    return HTMLResponse(page, headers=_HEADERS)
 
 
 @app.get("/{run_id}", response_class=HTMLResponse)
-def show_report(run_id: UUID) -> HTMLResponse:
-    """Show the report of a scoring run."""
+def show_report(run_id: UUID, user: Any = _LOGGED_IN) -> HTMLResponse:
+    """Show the report of a scoring run; 404 does not say whether a report exists."""
     from ml.report import nightly
 
+    _use_connections()
     try:
-        return HTMLResponse(nightly.read(run_id), headers=_HEADERS)
+        page = nightly.read(run_id, lambda stream: bool(_readable_streams({stream}, user)))
+        return HTMLResponse(page, headers=_HEADERS)
     except FileNotFoundError:
         raise HTTPException(404, f"The scoring run {run_id} has no report.") from None
 

@@ -68,12 +68,13 @@ def report(
     """Write the report of a night's newest scoring run again and print its URI."""
     from ml.report import nightly
     from ml.scoring import runs
+    from ml.storage.object_store import object_store
 
     run_id = runs.newest_run(stream, parse_date(date))
     uri = nightly.write(run_id)
     result: dict[str, Any] = {"run_id": str(run_id), "report_uri": uri}
     if output is not None:
-        output.write_text(nightly.read(run_id), encoding="utf-8")
+        output.write_bytes(object_store().get(uri)[0])
         err.print(f"written to {output}")
         result["file"] = str(output)
     if json:

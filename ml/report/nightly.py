@@ -6,7 +6,7 @@ embedded.
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date
 from typing import Any
 from uuid import UUID
@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from ml.config.loading import configuration
 from ml.config.schema import MAX_PIXELS
-from ml.database.connection import rows, transaction
+from ml.database.connection import analyst_engine, rows, transaction
 from ml.database.tables import ScoringRun
 from ml.errors import DataError, NightscoreError
 from ml.images.rejection import RejectedError
@@ -54,18 +54,22 @@ def write(run_id: UUID) -> str:
     return uri
 
 
-def read(run_id: UUID) -> str:
-    """Return the stored report of a run.
+def read(run_id: UUID, may_read: Callable[[str], bool] = lambda stream: True) -> str:
+    """Return the stored report of a run; the analyst's login is enough.
+
+    Args:
+        run_id: the run.
+        may_read: whether the reader may see the reports of a stream.
 
     Raises:
-        FileNotFoundError: the run has no report.
+        FileNotFoundError: the run has no report that the reader may see.
         ServiceError: Postgres or S3 failed.
     """
-    with transaction() as session:
-        uri = session.scalar(sa.select(ScoringRun.report_uri).where(ScoringRun.run_id == run_id))
-    if uri is None:
+    with analyst_engine().connect() as connection:
+        reports = rows(connection, "report/sql/stored", run_id=run_id)
+    if not reports or not may_read(reports[0]["stream"]):
         raise FileNotFoundError(f"The scoring run {run_id} has no report.")
-    return object_store().get(uri)[0].decode()
+    return object_store().get(reports[0]["report_uri"])[0].decode()
 
 
 def render(run_id: UUID) -> str:

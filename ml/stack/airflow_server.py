@@ -16,23 +16,30 @@ USER = "admin"
 REPOSITORY = Path(ml.__file__).parent.parent
 
 
-def processes(layout: Layout, ports: dict[str, int], services: dict[str, str]) -> list[Process]:
+def processes(
+    layout: Layout, ports: dict[str, int], services: dict[str, str], analyst_url: str
+) -> list[Process]:
     """Return Airflow's four processes.
 
     Args:
         layout: the stack's folders and passwords.
         ports: server → port.
         services: the variables that tell a task where the stack's services are and how to log in.
+        analyst_url: the database URL of the analyst.
     """
     airflow = environment(layout, ports)
     with_services = airflow | services
     # Parsing a DAG file needs the configuration, but no login.
     config = {name: services[name] for name in ("NIGHTSCORE_HOME", "NIGHTSCORE_CONFIG")}
     without_login = airflow | config
+    s3 = {name: services[name] for name in services if name.startswith("AWS_")}
+    # The API server shows reports, which are in S3. In this folder it finds no `stack.env` with
+    # other logins.
+    for_pages = {"NIGHTSCORE_HOME": str(layout.airflow), "NIGHTSCORE_ANALYST_URL": analyst_url}
     # Logs are read from this machine's disk, so no process has to serve them.
     return [
-        # The API server shows the reports, which are in S3. Tasks are children of the scheduler.
-        _process(("api-server",), with_services, ports, "metadatabase"),
+        _process(("api-server",), airflow | s3 | for_pages, ports, "metadatabase"),
+        # Tasks are children of the scheduler.
         _process(("scheduler", "--skip-serve-logs"), with_services, ports, "scheduler"),
         _process(("dag-processor",), without_login, ports, "dag_processor"),
         _process(("triggerer", "--skip-serve-logs"), without_login, ports, "triggerer"),

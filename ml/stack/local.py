@@ -266,7 +266,9 @@ class LocalStack:
             postgres.process(self.layout, ports["postgres"]),
             s3.process(self.layout, ports["s3"]),
             mlflow_server.process(self.layout, ports, services),
-            *airflow_server.processes(self.layout, ports, services),
+            *airflow_server.processes(
+                self.layout, ports, services, self._database_url("analyst", ports)
+            ),
         ]
 
     def _service_variables(self, ports: dict[str, int]) -> dict[str, str]:

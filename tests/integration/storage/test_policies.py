@@ -169,6 +169,17 @@ def test_a_worker_s_policy_is_enough_and_no_more(work_requests):
     assert _unused_grants("worker", work_requests) == set()
 
 
+def test_a_policy_of_the_pages_is_enough_to_show_a_report(work_requests):
+    from ml.report import nightly
+    from ml.scoring import runs
+
+    with _record_requests() as requests:
+        assert nightly.read(runs.newest_run("both-of-policy", NIGHT))
+    assert _forbidden_addresses("pages", requests) == set()
+    # Listing turns 403 into 404 for a report that a lifecycle rule has removed.
+    assert {action for action, _ in _unused_grants("pages", requests)} == {"s3:ListBucket"}
+
+
 def test_a_worker_writes_results_only_and_deletes_nothing(work_requests):
     written = {asked.resource for asked in work_requests if asked.action == "s3:PutObject"}
     folders = {resource.split(":::")[1].split("/")[1] for resource in written}
