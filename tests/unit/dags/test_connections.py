@@ -5,6 +5,9 @@ import os
 
 import pytest
 import sqlalchemy as sa
+from airflow.sdk.exceptions import ErrorType
+from airflow.sdk.execution_time import task_runner
+from airflow.sdk.execution_time.comms import ErrorResponse
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -250,3 +253,30 @@ def test_a_secrets_backend_that_fails_does_not_read_as_not_defined(monkeypatch, 
     file.write_text(json.dumps({POSTGRES: "postgres://me:pw@db/scores"}))
     assert export_connections((POSTGRES,))
     assert os.environ["NIGHTSCORE_DATABASE_URL"] == "postgresql+psycopg2://me:pw@db:5432/scores"
+
+
+class _Supervisor:
+    """What a task asks for connections: answers as Airflow's supervisor does."""
+
+    def __init__(self, error: ErrorType) -> None:
+        self.answer = ErrorResponse(error=error)
+
+    def send(self, message: object) -> ErrorResponse:
+        return self.answer
+
+
+def test_an_unreachable_api_server_does_not_read_as_not_defined(monkeypatch):
+    failed = _Supervisor(ErrorType.API_SERVER_ERROR)
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", failed, raising=False)
+    with pytest.raises(ServiceError, match="nightscore_postgres"):
+        export_connections((POSTGRES,))
+    missing = _Supervisor(ErrorType.CONNECTION_NOT_FOUND)
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", missing, raising=False)
+    assert not export_connections((POSTGRES,))
+
+
+def test_a_connection_that_airflow_refuses_to_a_task_is_no_reason_to_look_elsewhere(monkeypatch):
+    refused = _Supervisor(ErrorType.PERMISSION_DENIED)
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", refused, raising=False)
+    with pytest.raises(ConfigurationError, match="refuses the connection nightscore_postgres"):
+        export_connections((POSTGRES,))
