@@ -1,6 +1,7 @@
 """A night in containers: who reaches whom, what is limited, and a worker that is killed."""
 
 import json
+import re
 import socket
 import subprocess
 import time
@@ -158,6 +159,15 @@ def _wait_for_two_workers(api, dag_run) -> str:
             return sorted(hosts)[0]
         time.sleep(0.5)
     raise AssertionError("one worker took all tasks")
+
+
+def test_the_pages_show_the_night_with_the_analyst_s_login(composition, trained):
+    with composition.airflow() as api:
+        listed = api._client.get("/nightscore/reports/", follow_redirects=True)
+        (address, *_) = re.findall(r'href="(/nightscore/reports/[0-9a-f-]{36})"', listed.text)
+        report = api._client.get(address)
+    assert report.status_code == 200
+    assert "line" in report.text
 
 
 def test_the_metrics_of_the_night_reach_the_network_of_monitoring(composition, trained):

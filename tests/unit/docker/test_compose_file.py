@@ -1,6 +1,7 @@
 """docker/compose.yaml and its secrets, as far as they can be judged without a daemon."""
 
 import json
+import os
 import re
 import shutil
 import stat
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from nightscore_connections import ANALYST, MLFLOW, POSTGRES, S3, export_connections
+
+from ml.settings import Settings
 
 DOCKER = Path(__file__).parents[3] / "docker"
 FILE = yaml.safe_load((DOCKER / "compose.yaml").read_text())
@@ -70,6 +74,37 @@ def test_the_files_can_be_read_by_what_reads_them(drawn):
     from cryptography.fernet import Fernet
 
     Fernet((secrets / "airflow_fernet_key").read_text().strip())
+
+
+@pytest.mark.parametrize(
+    ("file", "names"),
+    [("worker", (POSTGRES, S3, MLFLOW)), ("pages", (ANALYST, S3))],
+)
+def test_the_connections_are_such_as_tasks_and_pages_read(drawn, monkeypatch, file, names):
+    monkeypatch.setenv("NIGHTSCORE_HOME", str(drawn))
+    monkeypatch.setenv("AIRFLOW_HOME", str(drawn))
+    document = json.loads((drawn / "secrets" / f"{file}_connections.json").read_text())
+    assert set(document) == set(names)
+    for name, connection in document.items():
+        monkeypatch.setenv(f"AIRFLOW_CONN_{name.upper()}", json.dumps(connection))
+    # What is exported leaves with the test.
+    for variable in ("DATABASE_URL", "ANALYST_URL"):
+        monkeypatch.delenv(f"NIGHTSCORE_{variable}", raising=False)
+    before = dict(os.environ)
+    try:
+        export_connections(names)
+        settings = Settings()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    role = "analyst" if file == "pages" else "writer"
+    password = (drawn / "secrets" / "drawn" / role).read_text()
+    url = settings.analyst_url if file == "pages" else settings.database_url
+    assert url.get_secret_value() == (
+        f"postgresql+psycopg2://nightscore_{role}:{password}@postgres:5432/nightscore"
+    )
+    assert settings.s3_endpoint == "http://s3:8333"
+    assert settings.mlflow_uri == ("" if file == "pages" else "http://mlflow:5000")
 
 
 def test_the_configuration_is_the_repository_s_with_queues_of_its_own(drawn):
