@@ -120,7 +120,7 @@ licences: $(INSTALLED)  ## write every locked package's licence into docs/licenc
 
 lock: $(INSTALLED)  ## resolve requirements/*.txt again from pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --all-extras --upgrade pyproject.toml -o requirements/lock.txt
-	@for image in scorer trainer server; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra $$image -c requirements/lock.txt pyproject.toml -o requirements/$$image.txt || exit 1; done
+	@for image in scorer trainer server; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra $$image -c requirements/lock.txt pyproject.toml -o requirements/$$image.txt || exit 1; done
 	@$(BIN)/uv pip compile --quiet --no-deps --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade -c requirements/lock.txt requirements/bench.in -o requirements/bench.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --no-emit-package numpy --no-emit-package psutil --no-emit-package pyarrow --no-emit-package pytest --no-emit-package iniconfig --no-emit-package packaging --no-emit-package pluggy --no-emit-package pygments -c requirements/lock.txt -c requirements/bench.txt requirements/gpu-check.in -o requirements/gpu-check.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade requirements/peers.in -o requirements/peers.txt

@@ -8,6 +8,7 @@ import time
 from datetime import UTC, datetime
 
 import pytest
+import yaml
 
 from tests.docker.composition import Composition, run
 from tests.docker.conftest import CONFIGURATION, MEASURED
@@ -32,6 +33,15 @@ def reaches(container: str, host: str, port: int) -> bool:
 def test_every_job_has_ended_well(composition):
     codes = {job: composition.inspect(job)[0]["State"]["ExitCode"] for job in JOBS}
     assert codes == dict.fromkeys(JOBS, 0)
+
+
+def test_with_gpus_the_worker_of_their_queue_reserves_one(composition):
+    text = composition.compose("-f", "compose.yaml", "-f", "compose.gpu.yaml", "config")
+    worker = yaml.safe_load(text)["services"]["worker-gpu"]
+    (device,) = worker["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["device_ids"]) == ("nvidia", ["0"])
+    assert worker["environment"]["NIGHTSCORE_DEVICE"] == "cuda"
+    assert worker["image"].startswith("nightscore/trainer:")
 
 
 def test_workers_reach_the_api_of_airflow_and_not_its_database(composition):
