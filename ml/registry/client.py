@@ -36,6 +36,10 @@ def mlflow_client() -> Any:
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         **client_limits().mlflow_environment(),
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        # Artifacts go through MLflow's server. Otherwise the library asks it for signed URLs, and
+        # reads S3 itself: from another address, which it trusts by other authorities.
+        "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+        "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "GIT_PYTHON_REFRESH": "quiet",
     }.items():

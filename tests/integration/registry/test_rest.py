@@ -2,6 +2,7 @@
 
 import base64
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -68,6 +69,23 @@ def test_both_ways_to_mlflow_give_the_same(trained, ask: Callable[[], MlflowApi]
         mlflow.download(f"{folder}/nowhere.bin", tmp_path / "nowhere")
     with pytest.raises(ServiceError, match="MLflow failed at"):
         mlflow.get_version("moulds", 999)
+
+
+@pytest.mark.parametrize("ask", [_rest, LibraryApi], ids=["REST", "library"])
+def test_both_ways_read_files_from_mlflow_s_server_and_not_from_s3(
+    trained, services, ask: Callable[[], MlflowApi], tmp_path
+):
+    version = mlflow_client().get_model_version_by_alias("moulds", "champion")
+    log, mlflow = services.layout.log("mlflow"), ask()
+    uri = f"{mlflow.run_artifact_uri(version.run_id)}/{artifacts.PROGRAM_INFO}"
+    before = log.stat().st_size
+    mlflow.download(uri, tmp_path / "program.json")
+    # Requests are in the log in their order.
+    assert mlflow.search_versions("name = 'the end of the download'") == []
+    while b"the+end" not in (requests := log.read_bytes()[before:].replace(b"%20", b"+")):
+        time.sleep(0.05)
+    assert b"/mlflow-artifacts/artifacts/" in requests
+    assert b"/mlflow-artifacts/presigned/" not in requests
 
 
 def test_artifacts_that_lie_in_the_object_store_come_from_there(bucket, services, tmp_path):
