@@ -7,9 +7,11 @@ only a migration opens.
 """
 
 import os
+import ssl
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -147,3 +149,18 @@ def settings() -> Settings:
     Tests that change the environment call `settings.cache_clear()`.
     """
     return Settings(_env_file=state_folder() / STACK_ENV)
+
+
+def mlflow_verification(address: str) -> ssl.SSLContext | bool:
+    """Return what httpx checks MLflow's certificate with: the choice of MLflow's own client."""
+    if urlsplit(address).scheme == "http":
+        # No certificate is expected. An empty context saves the time to read all authorities'.
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("1", "true"):
+        return False
+    for name in ("MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        if path := os.environ.get(name):
+            if Path(path).is_dir():
+                return ssl.create_default_context(capath=path)
+            return ssl.create_default_context(cafile=path)
+    return True

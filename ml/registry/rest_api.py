@@ -9,8 +9,6 @@ and where the files of a version are, and downloads those files
 
 # ruff: noqa: E402  # a module has to be kept out before httpx is imported
 
-import os
-import ssl
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +25,7 @@ from ml.errors import ServiceError
 from ml.registry.api import VersionInfo
 from ml.registry.client import login_error, mlflow_error
 from ml.registry.library_api import LibraryApi
+from ml.settings import mlflow_verification
 from ml.storage.object_store import object_store
 from ml.timeouts import client_limits, retrying
 
@@ -83,7 +82,7 @@ class RestApi:
         self._client = httpx.Client(
             auth=(username, password) if username and not bearer_token else None,
             headers={"Authorization": f"Bearer {bearer_token}"} if bearer_token else None,
-            verify=_tls_verification(parts.scheme),
+            verify=mlflow_verification(address),
             follow_redirects=True,
         )
 
@@ -219,21 +218,6 @@ def _is_transient(error: BaseException) -> bool:
 def _timeout() -> httpx.Timeout:
     limits = client_limits()
     return httpx.Timeout(limits.read_timeout_s, connect=limits.connect_timeout_s)
-
-
-def _tls_verification(scheme: str) -> ssl.SSLContext | bool:
-    """What httpx checks the server's certificate with: the choice of MLflow's own client."""
-    if scheme == "http":
-        # No certificate is expected. An empty context saves the time to read all authorities'.
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("1", "true"):
-        return False
-    for name in ("MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-        if path := os.environ.get(name):
-            if Path(path).is_dir():
-                return ssl.create_default_context(capath=path)
-            return ssl.create_default_context(cafile=path)
-    return True
 
 
 def _json(response: httpx.Response) -> dict[str, Any]:

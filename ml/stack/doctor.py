@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ml.errors import NightscoreError
-from ml.settings import Settings, settings, state_folder
+from ml.settings import Settings, mlflow_verification, settings, state_folder
 from ml.stack.layout import Layout
 from ml.stack.port_conflicts import foreign_server
 
@@ -211,7 +211,11 @@ def _check_mlflow(config: Settings) -> str:
     auth = (config.mlflow_username, config.mlflow_password.get_secret_value())
     try:
         answer = httpx.post(
-            url, json={"max_results": 1}, auth=auth if auth[0] else None, timeout=_TIMEOUT_S
+            url,
+            json={"max_results": 1},
+            auth=auth if auth[0] else None,
+            timeout=_TIMEOUT_S,
+            verify=mlflow_verification(address),
         )
     except httpx.HTTPError as error:
         raise _CheckFailedError(

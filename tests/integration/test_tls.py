@@ -13,7 +13,7 @@ from ml.database.connection import engine_for
 from ml.errors import ServiceError
 from ml.registry.rest_api import RestApi
 from ml.settings import Settings, settings
-from ml.stack.doctor import _connect
+from ml.stack.doctor import _check_mlflow, _connect
 from ml.stack.layout import known_ports
 from ml.storage.download import DownloadRequest, download
 from ml.storage.object_store import ObjectStore
@@ -197,6 +197,7 @@ def test_mlflow_is_verified_with_the_connection_s_authority(
             )
 
         assert search() == []
+        assert _check_mlflow(given) == given.mlflow_uri
         os.environ["MLFLOW_TRACKING_SERVER_CERT_PATH"] = str(Authority(tmp_path).path)
         with pytest.raises(ServiceError, match=r"(?i)certificate"):
             search()
