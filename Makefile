@@ -8,12 +8,14 @@ INSTALLED := $(VENV)/.installed
 AUDIT_INSTALLED := $(AUDIT)/.installed
 FAB := .venv-fab
 FAB_INSTALLED := $(FAB)/.installed
+S3 := .venv-s3
+S3_INSTALLED := $(S3)/.installed
 export AIRFLOW__USAGE_DATA_COLLECTION__ENABLED := False
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install run stop docker-build docker-up docker-down docker-test docker-scaling test test-unit faults hostile lint types format bench growth models gpu-check gpu-rehearsal peers audit sbom licences clean lock
+.PHONY: help install run stop docker-build docker-up docker-down docker-test production-test docker-scaling test test-unit faults hostile lint types format bench growth models gpu-check gpu-rehearsal peers audit sbom licences clean lock
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -87,6 +89,9 @@ docker-down:  ## stop the containers; their volumes stay
 docker-test: $(INSTALLED)  ## build the images, and kill a worker in mid-night (root, dockerd; 25 minutes)
 	@$(BIN)/pytest --numprocesses 0 -s tests/docker $(ARGS)
 
+production-test: $(INSTALLED) $(S3_INSTALLED)  ## follow docs/production.md with services of its own over TLS (five minutes)
+	@$(BIN)/pytest --numprocesses 0 tests/production $(ARGS)
+
 docker-scaling: $(INSTALLED)  ## measure nights on one, two and four worker containers (15 minutes)
 	@$(BIN)/python -m tests.docker.scaling $(ARGS)
 
@@ -109,6 +114,11 @@ $(FAB_INSTALLED): requirements/fab.txt | $(INSTALLED)
 	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > "$$($(FAB)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/over-venv.pth"
 	@touch $@
 
+$(S3_INSTALLED): requirements/s3.txt | $(INSTALLED)
+	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(S3)
+	@$(BIN)/uv pip sync --quiet --python $(S3)/bin/python --require-hashes requirements/s3.txt
+	@touch $@
+
 audit: $(AUDIT_INSTALLED)  ## look for known vulnerabilities of every locked package
 	@$(BIN)/python -m tools.audit
 
@@ -126,8 +136,9 @@ lock: $(INSTALLED)  ## resolve requirements/*.txt again from pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade requirements/peers.in -o requirements/peers.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade requirements/audit.in -o requirements/audit.txt
 	@$(BIN)/uv pip compile --quiet --no-deps --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade -c requirements/lock.txt requirements/fab.in -o requirements/fab.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade requirements/s3.in -o requirements/s3.txt
 
 clean:  ## stop the stack and delete .venv, caches and the local stack's data
 	@[ ! -x $(BIN)/nightscore ] || $(BIN)/nightscore down || true
-	rm -rf $(VENV) $(PEERS) $(AUDIT) $(FAB) .nightscore build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) $(AUDIT) $(FAB) $(S3) .nightscore build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

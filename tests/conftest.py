@@ -21,6 +21,7 @@ from tests.support import stacks
 # The longest first, so that no process is left alone with one at the end.
 ORDER = (
     "docker",
+    "production",
     "e2e",
     "faults",
     "integration",
