@@ -20,7 +20,7 @@ MEASURED: list[str] = []
 NOT_EXERCISED = """\
 Not exercised, as no image registry is reachable (tests/docker/stand_ins/ has stand-ins):
   postgres:18                its entrypoint, version 18, its C library's locales
-  chrislusf/seaweedfs:4.47   the command line, /healthz, the rights of s3.json, its volume
+  chrislusf/seaweedfs:4.48   its own base (the program is the same release, from PyPI)
   valkey/valkey:8.1          its entrypoint
   debian:13-slim             its own list of packages (the stand-in is debootstrap's minimum)
   GPUs                       compose.gpu.yaml is only parsed"""

