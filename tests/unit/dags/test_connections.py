@@ -230,6 +230,24 @@ def test_what_no_client_can_do_is_refused_by_name(connection_id, fields, names):
     assert "secret" not in str(refused.value) or names == "secret key"
 
 
+def test_connections_serve_where_the_environment_says_nothing(monkeypatch):
+    s3 = {"endpoint_url": "http://s3:9000", "region_name": "eu-west-1"}
+    for name, connection in {
+        POSTGRES: "postgres://me:p%40ss@db:5433/scores",
+        S3: json.dumps({"conn_type": "aws", **KEY, "extra": s3}),
+        MLFLOW: "http://you:pw@ignored:5000",
+    }.items():
+        monkeypatch.setenv(f"AIRFLOW_CONN_{name.upper()}", connection)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:1234")
+    export_connections()
+    settings = Settings(_env_file=None)
+    assert settings.require_database_url() == "postgresql+psycopg2://me:p%40ss@db:5433/scores"
+    assert (settings.s3_endpoint, settings.s3_region) == ("http://s3:9000", "eu-west-1")
+    assert settings.s3_access_key == "key"
+    assert settings.s3_secret_key.get_secret_value() == "secret"
+    assert (settings.mlflow_uri, settings.mlflow_username) == ("http://mlflow:1234", "")
+
+
 def test_an_environment_that_names_a_service_keeps_all_of_it(monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "mine")
     assert exported(S3, {"conn_type": "aws", **KEY, "extra": {"region_name": "eu-west-1"}}) == {}
