@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from ml.settings import settings
 from ml.stack.local import LocalStack
 from ml.storage.object_store import object_store
-from tests.support import stacks
+from tests.support import stacks, whole_stack
 
 # The longest first, so that no process is left alone with one at the end.
 ORDER = (
@@ -48,8 +48,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "_ByFile":
 
 
 class _ByFile(LoadScopeScheduling):
-    """A file's tests run in one process; so do all of tests/e2e, which share a stack, and what else
-    starts Airflow, so that two of it never take the machine from each other."""
+    """A file's tests run in one process; so do all that use the stack with Airflow."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
@@ -113,6 +112,20 @@ def services(store_and_database: LocalStack) -> LocalStack:
     """Postgres, S3 and MLflow."""
     store_and_database.up(("postgres", "s3", "mlflow"))
     return store_and_database
+
+
+@pytest.fixture(scope="session")
+def airflow_home(tmp_path_factory, _clean_environment) -> Iterator[Path]:
+    """The state folder of a stack with Airflow that has done `nightscore run`.
+
+    tests/e2e look at it first; tests/faults/test_airflow.py kills its scheduler and stops it, so that
+    it does not run beside what comes later.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in whole_stack.PROMPT_SCHEDULER.items():
+            patch.setenv(name, value)
+        with whole_stack.running(tmp_path_factory.mktemp("stack")) as home:
+            yield home
 
 
 @pytest.fixture

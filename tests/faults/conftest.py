@@ -21,13 +21,14 @@ def trials(full: int) -> int:
 
 @pytest.fixture
 def outcome(trained: str) -> Callable[[str], Outcome]:
-    """A function that adds a row to the table."""
-
-    def add_outcome(fault: str) -> Outcome:
-        _OUTCOMES.append(Outcome(fault))
-        return _OUTCOMES[-1]
-
+    """A function that adds a row to the table; the models of the nights are trained."""
     return add_outcome
+
+
+def add_outcome(fault: str) -> Outcome:
+    """Add a row to the table."""
+    _OUTCOMES.append(Outcome(fault))
+    return _OUTCOMES[-1]
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

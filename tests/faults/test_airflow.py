@@ -1,6 +1,5 @@
 """Airflow's scheduler is killed while its tasks score a night."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -8,50 +7,38 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ml.registry import client
 from ml.stack.airflow_client import AirflowApi, DagRun
 from ml.stack.local import LocalStack
-from tests.faults.conftest import trials
+from tests.faults.conftest import add_outcome, trials
 from tests.support import evidence, night, stacks
 
-_DAG = f"score_{night.STREAM}"
-_PROMPT = {
-    "SCHEDULER_HEARTBEAT_SEC": "2",
-    "SCHEDULER_HEALTH_CHECK_THRESHOLD": "15",
-    "ORPHANED_TASKS_CHECK_INTERVAL": "5",
-}
+_STREAM, _MODEL = "spill", "spill-anomaly"
+_DAG = f"score_{_STREAM}"
 
 
 @pytest.fixture
-def with_airflow(trained, shared_folder, tmp_path, monkeypatch) -> Iterator[LocalStack]:
-    """A complete stack with both models trained, used instead of the stack of the other tests."""
-    home = tmp_path / ".nightscore"
-    stacks.copy_of_trained(shared_folder, home)
-    stack = LocalStack(home)
+def with_airflow(airflow_home, monkeypatch) -> Iterator[LocalStack]:
+    """The stack of tests/e2e, used instead of that of the other faults; stopped at the end."""
+    stack = LocalStack(airflow_home)
     with monkeypatch.context() as patch:
-        patch.setenv("NIGHTSCORE_HOME", str(home))
-        # Within seconds, Airflow notices that a scheduler was killed and looks for its tasks.
-        for name, seconds in _PROMPT.items():
-            patch.setenv(f"AIRFLOW__SCHEDULER__{name}", seconds)
+        patch.setenv("NIGHTSCORE_HOME", str(airflow_home))
+        patch.setenv("NIGHTSCORE_CONFIG", str(airflow_home.parent / "nightscore.yaml"))
         stacks.forget_connections()
         try:
-            stack.up(ports=stacks.ports())
             yield stack
         finally:
             stack.down()
-            assert not _processes_in(home)
-            shutil.rmtree(home, ignore_errors=True)
+            assert not _processes_in(airflow_home)
     stacks.forget_connections()
-    client.mlflow_client()
 
 
-def test_the_scheduler_is_killed_in_mid_run(outcome, with_airflow):
-    result = outcome("Airflow's scheduler killed (kill -9)")
+def test_the_scheduler_is_killed_in_mid_run(with_airflow):
+    result = add_outcome("Airflow's scheduler killed (kill -9)")
     workers: list[psutil.Process] = []
     with AirflowApi() as api:
         api.unpause(_DAG)
         for _ in range(trials(2)):
-            tonight = night.make(images=160)
+            tonight = night.make(images=160, stream=_STREAM)
             run = api.trigger(_DAG, {"night": tonight.date.isoformat()})
             evidence.wait_for(lambda night=tonight: _is_scoring(night), timeout_s=240)
             scheduler = psutil.Process(with_airflow.supervisor.state("airflow-scheduler")["pid"])
@@ -61,7 +48,7 @@ def test_the_scheduler_is_killed_in_mid_run(outcome, with_airflow):
             with result.recovery():
                 states = api.wait([run], timeout_s=900)
             assert states == {DagRun(run.dag_id, run.run_id): "success"}
-            result.add(evidence.of_complete_night(tonight), struck=struck)
+            result.add(evidence.of_complete_night(tonight, (_MODEL,)), struck=struck)
     assert result.is_clean
     assert workers
     with_airflow.down()

@@ -25,17 +25,21 @@ class Night:
     stream: str = STREAM
 
 
-def make(images: int = 100, broken: int = 3) -> Night:
+def make(images: int = 100, broken: int = 3, stream: str = STREAM) -> Night:
     """Put a night into the object store."""
     content = {f"{n:04}.png": _picture(next(_NUMBERS)) for n in range(images - broken)}
     content |= {f"broken-{n}.png": b"not an image %d" % n for n in range(broken)}
-    return of(content, {name for name in content if name.startswith("broken-")})
+    return of(content, {name for name in content if name.startswith("broken-")}, stream)
 
 
-def of(content: dict[str, bytes], broken: set[str] = frozenset()) -> Night:  # type: ignore[assignment]
+def of(
+    content: dict[str, bytes],
+    broken: set[str] = frozenset(),  # type: ignore[assignment]
+    stream: str = STREAM,
+) -> Night:
     """Put a night of these objects, name → content; `broken` names those that cannot be decoded."""
     night = next(_DATES)
-    folder = f"{configuration().stream(STREAM).prefix}/dt={night}"
+    folder = f"{configuration().stream(stream).prefix}/dt={night}"
     uris = {name: f"{folder}/{name}" for name in content}
     for _ in parallel_map(
         lambda name: object_store().put(uris[name], content[name]),
@@ -44,7 +48,7 @@ def of(content: dict[str, bytes], broken: set[str] = frozenset()) -> Night:  # t
         buffer_size=16,
     ):
         pass
-    return Night(night, frozenset(uris.values()), frozenset(uris[name] for name in broken))
+    return Night(night, frozenset(uris.values()), frozenset(uris[name] for name in broken), stream)
 
 
 def _picture(number: int) -> bytes:
