@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
+import torch
 from sqlalchemy.orm import Session
 
 from ml.database.connection import transaction
 from ml.database.tables import ModelVersion
-from ml.registry import client, promotion, tracking, versions
+from ml.registry import client, programs, promotion, tracking, versions
 from ml.retrain import steps as retrain
 from ml.settings import settings, state_folder
 from ml.storage.object_store import object_store
@@ -21,6 +22,13 @@ def query(sql: str, **values) -> list[dict]:
     """The rows of a statement, as mappings."""
     with transaction() as session:
         return [dict(row) for row in session.execute(sa.text(sql), values).mappings()]
+
+
+def tensors(run_id: str) -> dict[str, torch.Tensor]:
+    """The weights and buffers of the program that a run has logged."""
+    path, _ = programs.fetch_from_run(run_id)
+    state: dict[str, torch.Tensor] = torch.export.load(path).state_dict
+    return state
 
 
 def folder(model: str, version: int) -> Path:

@@ -20,7 +20,9 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 import torch
+from typer.testing import CliRunner
 
+from ml.cli.models import models_app
 from ml.config.loading import configuration
 from ml.errors import DataError, RunFailedError, ServiceError
 from ml.program import conversion
@@ -292,7 +294,7 @@ def _converted(name: str, version: int) -> openvino_conversion.Conversion:
 
 
 def test_the_command_says_what_it_did(shades):
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def run_process(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [Path(sys.executable).parent / "nightscore", "models", *arguments],
             env=os.environ,
@@ -301,17 +303,23 @@ def test_the_command_says_what_it_did(shades):
             text=True,
         )
 
+    def run(*arguments: str) -> str:
+        """The same in this process, without the imports of a new one."""
+        done = CliRunner().invoke(models_app, arguments)
+        assert done.exception is None
+        return done.stdout
+
     empty = {"openvino_sha256": None, "openvino_version": None}
     with registered.changed_row(shades.model, shades.version, **empty):
-        done = run("convert", "shades")
+        done = run_process("convert", "shades")
         assert done.returncode == 0, done.stderr
         assert f"shades: version {shades.version} (champion" in done.stdout
         assert f"is converted by OpenVINO {conversion.version()}" in done.stdout
         again = run("convert", "shades", "--json")
-        assert {result["made"] for result in json.loads(again.stdout)} == {False}
-    listed = json.loads(run("--json").stdout)
+        assert {result["made"] for result in json.loads(again)} == {False}
+    listed = json.loads(run("--json"))
     assert {"shades", "moulds"} <= {row["model"] for row in listed}
-    unknown = run("convert", "nothing")
+    unknown = run_process("convert", "nothing")
     assert unknown.returncode == 1
     assert "no model 'nothing'" in unknown.stderr
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -21,8 +22,7 @@ from ml.registry import client, promotion, tracking, versions
 from ml.retrain import steps
 from ml.retrain.values import Assessment, Value
 from ml.storage.object_store import object_store
-from tests.support import evidence, synthetic_images
-from tests.support.registered import other_than_champion
+from tests.support import evidence, registered, synthetic_images
 
 
 def _client():
@@ -283,6 +283,16 @@ def gated_run(trained) -> Value:
     return steps.gate(steps.evaluate(value))
 
 
+def test_two_trainings_give_the_same_weights_to_the_bit(gated_run):
+    """For a detector: test_reproduction.py, where only the test images differ."""
+    first = _client().get_model_version("shades", "1").run_id
+    one, other = (registered.tensors(run) for run in (first, gated_run["run_id"]))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    digests = {tracking.run_tags(run)[tracking.WEIGHTS_TAG] for run in (first, gated_run["run_id"])}
+    assert len(digests) == 1
+
+
 def test_a_version_is_never_without_its_tags(gated_run, monkeypatch):
     def fail(*_, **__):
         raise MlflowException("made to fail")
@@ -358,7 +368,7 @@ def test_an_image_that_changed_since_the_snapshot_stops_the_training(trained):
 
 
 def test_promotions_at_the_same_time_leave_one_champion_and_a_complete_audit(trained):
-    candidates = [promotion.champion("shades"), other_than_champion("shades")]
+    candidates = [promotion.champion("shades"), registered.other_than_champion("shades")]
     with transaction() as session:
         before = session.scalar(sa.select(sa.func.count()).select_from(Promotion))
     changed: list[bool] = []
