@@ -4,12 +4,14 @@ The server is the local stack's, whose roles get the passwords that they have.
 """
 
 import json
+from pathlib import Path
 
 import psycopg2
 import pytest
+import sqlalchemy as sa
 
 from ml.cli import prepare
-from ml.database.roles import DATABASES, ROLES
+from ml.database.roles import ROLES
 from ml.errors import ConfigurationError, ServiceError
 from ml.stack import postgres
 from ml.stack.layout import HOST, known_ports
@@ -52,9 +54,21 @@ def test_it_is_safe_to_repeat_and_sets_the_passwords(url, files, store_and_datab
         psycopg2.connect(**login, password="another")
 
 
-def test_a_server_for_airflow_alone_needs_no_other_role(url, files, monkeypatch):
-    monkeypatch.setitem(DATABASES, "nightscore", ("nobody_has_this", {}))
-    prepare.postgres(files("airflow")[0], url, files("airflow")[1])
+def test_a_server_for_airflow_alone_needs_no_other_role(url, files):
+    passwords, administrator = files("airflow")
+    before = _hashes(url, administrator)
+    prepare.postgres(passwords, url, administrator)
+    after = _hashes(url, administrator)
+    # Each password is hashed with a new salt.
+    assert {role for role, hashed in after.items() if before[role] != hashed} == {"airflow"}
+
+
+def _hashes(url: str, administrator: Path) -> dict[str, str]:
+    """Role → the hash of its password."""
+    address = sa.make_url(url).set(password=administrator.read_text().strip())
+    with sa.create_engine(address, poolclass=sa.NullPool).connect() as connection:
+        rows = connection.execute(sa.text("SELECT rolname, rolpassword FROM pg_authid"))
+        return {role: hashed for role, hashed in rows if role in ROLES}
 
 
 @pytest.mark.parametrize(

@@ -82,9 +82,9 @@ def merges(monkeypatch) -> list[int]:
     merges = []
     merge = Results.merge
 
-    def merge_and_note(self, images, seconds):
+    def merge_and_note(self, images, seconds, device):
         merges.append(self.shard)
-        merge(self, images, seconds)
+        merge(self, images, seconds, device)
 
     monkeypatch.setattr(Results, "merge", merge_and_note)
     return merges
@@ -94,10 +94,10 @@ def _fail_at(monkeypatch, shards: set[int], error: BaseException) -> None:
     """Let the merge of these shards raise an error."""
     merge = Results.merge
 
-    def merge_or_fail(self, images, seconds):
+    def merge_or_fail(self, images, seconds, device):
         if self.shard in shards:
             raise error
-        merge(self, images, seconds)
+        merge(self, images, seconds, device)
 
     monkeypatch.setattr(Results, "merge", merge_or_fail)
 
@@ -208,10 +208,10 @@ import os, signal, sys
 from ml.scoring import steps
 from ml.scoring.results import Results
 merge = Results.merge
-def merge_or_die(self, images, seconds):
+def merge_or_die(self, images, seconds, device):
     if str(self.shard) in sys.argv[2].split(","):
         os.kill(os.getpid(), signal.SIGKILL)
-    merge(self, images, seconds)
+    merge(self, images, seconds, device)
 Results.merge = merge_or_die
 steps.score_shards(sys.argv[1], [0, 1, 2, 3, 4])
 """
@@ -267,12 +267,12 @@ def test_a_second_process_begins_with_the_shards_that_the_first_has_not_started(
     merge = Results.merge
     is_first = True
 
-    def merge_after_a_second_process(self, images, seconds):
+    def merge_after_a_second_process(self, images, seconds, device):
         nonlocal is_first
         if is_first:
             is_first = False
             steps.score_shards(planned, [0, 1, 2, 3, 4])
-        merge(self, images, seconds)
+        merge(self, images, seconds, device)
 
     monkeypatch.setattr(Results, "merge", merge_after_a_second_process)
     steps.score_shards(planned, [0, 1, 2, 3, 4])
@@ -286,12 +286,12 @@ def test_a_shard_that_another_process_has_finished_meanwhile_keeps_its_row(plann
     merge = Results.merge
     rows = []
 
-    def merge_second(self, images, seconds):
+    def merge_second(self, images, seconds, device):
         if not rows:
             monkeypatch.setattr(Results, "merge", merge)
             steps.score_shard(str(self.run_id), self.shard)
             rows.append(_shards(planned)[self.shard])
-        merge(self, images, seconds * 1000)
+        merge(self, images, seconds * 1000, device)
 
     monkeypatch.setattr(Results, "merge", merge_second)
     steps.score_shard(planned, 4)

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from nightscore_connections import ANALYST, MLFLOW, POSTGRES, S3, export_connections
 
+from ml.config.loading import load
 from ml.settings import Settings
 
 DOCKER = Path(__file__).parents[3] / "docker"
@@ -108,9 +109,14 @@ def test_the_connections_are_such_as_tasks_and_pages_read(drawn, monkeypatch, fi
 
 
 def test_the_configuration_is_the_repository_s_with_queues_of_its_own(drawn):
-    from ml.config.loading import load
-
-    load(drawn / "config" / "nightscore.yaml")
+    ours, theirs = (
+        load(drawn / "config" / "nightscore.yaml"),
+        load(drawn.parent / "nightscore.yaml"),
+    )
+    assert (ours.streams, ours.models) == (theirs.streams, theirs.models)
+    queues = {each["command"][each["command"].index("--queues") + 1]
+              for each in SERVICES.values() if "celery" in each["command"]}  # fmt: skip
+    assert {ours.resources.score.queue, ours.resources.retrain.queue} == queues
 
 
 @pytest.mark.parametrize("name", SERVICES)
