@@ -59,8 +59,8 @@ def plate(kind: str, number: int) -> bytes:
 
 
 def write_dataset(folder: Path) -> None:
-    """Write 90 plates, laid out SPLIT/CLASS/FILE."""
-    layout = (("train", "normal", 60), ("calibration", "anomalous", 20), ("test", "anomalous", 10))
+    """Write 200 plates, laid out SPLIT/CLASS/FILE."""
+    layout = (("train", "normal", 150), ("calibration", "anomalous", 40), ("test", "anomalous", 10))
     for split, kind, count in layout:
         (folder / split / kind).mkdir(parents=True)
         for number in range(count):
@@ -163,6 +163,7 @@ def _measure_all(running: Composition, folder: Path, images: int) -> dict[int, d
         running.compose("up", "--detach", "--no-recreate", "--scale", f"worker={workers}", "worker")
         _wait_for_workers(running, workers)
         results[workers] = score(running, night)
+        print(f"{workers} workers: {results[workers]}", flush=True)
     return results
 
 

@@ -1,7 +1,6 @@
 """docker/compose.yaml and its secrets, as far as they can be judged without a daemon."""
 
 import json
-import os
 import re
 import shutil
 import stat
@@ -11,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from nightscore_connections import ANALYST, MLFLOW, POSTGRES, S3, export_connections
+from airflow.sdk import Connection
+from nightscore_connections import _SERVICES as SERVICES_OF_CONNECTIONS
+from nightscore_connections import ANALYST, MLFLOW, POSTGRES, S3
 
 from ml.config.loading import load
-from ml.settings import Settings
+from ml.settings import Settings, environment_variables
 
 DOCKER = Path(__file__).parents[3] / "docker"
 FILE = yaml.safe_load((DOCKER / "compose.yaml").read_text())
@@ -82,22 +83,15 @@ def test_the_files_can_be_read_by_what_reads_them(drawn):
     [("worker", (POSTGRES, S3, MLFLOW)), ("pages", (ANALYST, S3))],
 )
 def test_the_connections_are_such_as_tasks_and_pages_read(drawn, monkeypatch, file, names):
-    monkeypatch.setenv("NIGHTSCORE_HOME", str(drawn))
-    monkeypatch.setenv("AIRFLOW_HOME", str(drawn))
     document = json.loads((drawn / "secrets" / f"{file}_connections.json").read_text())
     assert set(document) == set(names)
-    for name, connection in document.items():
-        monkeypatch.setenv(f"AIRFLOW_CONN_{name.upper()}", json.dumps(connection))
-    # What is exported leaves with the test.
-    for variable in ("DATABASE_URL", "ANALYST_URL"):
-        monkeypatch.delenv(f"NIGHTSCORE_{variable}", raising=False)
-    before = dict(os.environ)
-    try:
-        export_connections(names)
-        settings = Settings()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    for variable in environment_variables():
+        monkeypatch.delenv(variable, raising=False)
+    for name, fields in document.items():
+        connection = Connection(conn_id=name, **fields | {"extra": json.dumps(fields["extra"])})
+        for variable, value in SERVICES_OF_CONNECTIONS[name].convert(connection).items():
+            monkeypatch.setenv(variable, value)
+    settings = Settings()
     role = "analyst" if file == "pages" else "writer"
     password = (drawn / "secrets" / "drawn" / role).read_text()
     url = settings.analyst_url if file == "pages" else settings.database_url
