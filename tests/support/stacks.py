@@ -8,6 +8,7 @@ import fcntl
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -74,8 +75,18 @@ models:
 
 
 def ports() -> dict[str, int]:
-    """A port for each server, which other stacks that start now do not choose."""
-    return dict(zip(DEFAULT_PORTS, random.SystemRandom().sample(_PORTS, 4), strict=True))
+    """A free port for each server, which other stacks that start now hardly choose."""
+    free = filter(_is_free, random.SystemRandom().sample(_PORTS, len(_PORTS)))
+    return dict(zip(DEFAULT_PORTS, free, strict=False))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as listening:
+        try:
+            listening.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def forget_connections() -> None:
