@@ -88,14 +88,13 @@ def score(running: Composition, night: date) -> dict[str, float]:
 
 
 def shards_of(running: Composition, night: date) -> list[dict[str, float]]:
-    """The images and seconds of each shard of a night, from the table itself."""
+    """The images and the engine's seconds of each shard of a night."""
     code = f"""
 import json, sqlalchemy as sa
 from ml.database.connection import transaction
 with transaction() as session:
     rows = session.execute(sa.text(
-        "SELECT images, extract(epoch FROM finished_at - started_at)::float AS seconds"
-        " FROM nightscore.shard JOIN nightscore.scoring_run USING (run_id)"
+        "SELECT images, engine_seconds AS seconds FROM reporting.shards"
         " WHERE night = '{night}' AND finished_at IS NOT NULL"))
     print(json.dumps([dict(row) for row in rows.mappings()]))
 """
@@ -104,6 +103,9 @@ with transaction() as session:
 
 def measure(tasks: list[dict[str, Any]], shards: list[dict[str, Any]]) -> dict[str, float]:
     """Return images/s from the first task's start to the last one's end, and each shard's overhead.
+
+    The overhead is the part of a task in which the engine scores nothing: Python and its packages
+    start, the program is opened, results are stored.
 
     Args:
         tasks: Airflow's instances of `score_shards`.
