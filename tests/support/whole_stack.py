@@ -14,8 +14,8 @@ PROMPT_SCHEDULER = {
     "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "5",
 }
 _LESS = {
-    "cpu: {epochs: 8,": "cpu: {epochs: 2,",
-    "cpu: {epochs: 14,": "cpu: {epochs: 3,",
+    "cpu: {epochs: 8,": "cpu: {epochs: 1,",
+    "cpu: {epochs: 14,": "cpu: {epochs: 2,",
     "options: {width: 16,": "options: {width: 8,",
     # Several groups of shards in a night.
     "models: [spill-anomaly]\n    lookback_nights: 3\n    shard_size: 50000\n": (
