@@ -89,7 +89,7 @@ docker-down:  ## stop the containers; their volumes stay
 docker-test: $(INSTALLED)  ## build the images, and kill a worker in mid-night (root, dockerd; 25 minutes)
 	@$(BIN)/pytest --numprocesses 0 -s tests/docker $(ARGS)
 
-production-test: $(INSTALLED) $(S3_INSTALLED)  ## follow docs/production.md with services of its own over TLS (five minutes)
+production-test: $(INSTALLED) $(S3_INSTALLED)  ## follow docs/production.md with services of its own over TLS (two minutes; five at first)
 	@$(BIN)/pytest --numprocesses 0 tests/production $(ARGS)
 
 docker-scaling: $(INSTALLED)  ## measure nights on one, two and four worker containers (15 minutes)
