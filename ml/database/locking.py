@@ -29,7 +29,7 @@ def set_lock_timeout(connection: sa.Connection, timeout_s: float) -> None:
     connection.execute(sa.text("SELECT set_config('lock_timeout', :limit, false)"), milliseconds)
 
 
-def retry_when_locked(connection: sa.Connection, work: Callable[[], None]) -> None:
+def retry_when_locked(connection: sa.Connection, work: Callable[[], object]) -> None:
     """Do work whose locks others may hold; again after each timeout, with random waits between.
 
     Args:

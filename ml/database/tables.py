@@ -69,7 +69,8 @@ class Shard(Base):
 
     `started_at` is the start of the first attempt, and `error` the error of the last. The attempt
     that finished scored `engine_images` images in `engine_seconds`, from the request of the first
-    image to the result of the last, on `device`.
+    image to the result of the last, on `device`. Its images are of the nights from `first_night` to
+    `last_night`, which are null for older shards.
     """
 
     __tablename__ = "shard"
@@ -84,6 +85,21 @@ class Shard(Base):
     engine_images: Mapped[int | None] = mapped_column(BigInteger)
     engine_seconds: Mapped[float | None] = mapped_column(Double)
     device: Mapped[str | None]
+    first_night: Mapped[date | None]
+    last_night: Mapped[date | None]
+
+
+class Camera(Base):
+    """A group of a stream's images, taken out of their keys; an empty text is no such group."""
+
+    __tablename__ = "camera"
+
+    camera_id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    stream: Mapped[str]
+    camera: Mapped[str]
+    line: Mapped[str] = mapped_column(server_default="")
+    product: Mapped[str] = mapped_column(server_default="")
+    first_seen: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class Image(Base):
@@ -99,6 +115,7 @@ class Image(Base):
     bytes: Mapped[int] = mapped_column(BigInteger)
     modified: Mapped[datetime]
     discovered_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    camera_id: Mapped[int | None]
 
 
 class Manifest(Base):
@@ -106,7 +123,7 @@ class Manifest(Base):
 
     __tablename__ = "manifest"
 
-    run_id: Mapped[UUID] = mapped_column(ForeignKey(ScoringRun.run_id), primary_key=True)
+    run_id: Mapped[UUID] = mapped_column(primary_key=True)
     night: Mapped[date] = mapped_column(primary_key=True)
     image_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     shard: Mapped[int]
@@ -150,6 +167,54 @@ class Rejection(Base):
     reason: Mapped[str]
     detail: Mapped[str] = mapped_column(server_default="")
     rejected_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ClassSum(Base):
+    """How many images a version put into a class; `confidence` is the sum over them.
+
+    Like the other two sums, it is kept by triggers. Camera 0 stands for none.
+    """
+
+    __tablename__ = "class_sum"
+
+    night: Mapped[date] = mapped_column(primary_key=True)
+    run_id: Mapped[UUID] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True)
+    camera_id: Mapped[int] = mapped_column(primary_key=True)
+    predicted_class: Mapped[str] = mapped_column(primary_key=True)
+    images: Mapped[int] = mapped_column(BigInteger)
+    flagged: Mapped[int] = mapped_column(BigInteger)
+    review: Mapped[int] = mapped_column(BigInteger)
+    confidence: Mapped[float] = mapped_column(Double)
+
+
+class ScoreSum(Base):
+    """How many images have a score, or a confidence, in a bin of `reference_edges`."""
+
+    __tablename__ = "score_sum"
+
+    night: Mapped[date] = mapped_column(primary_key=True)
+    run_id: Mapped[UUID] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True)
+    camera_id: Mapped[int] = mapped_column(primary_key=True)
+    bin: Mapped[int] = mapped_column(primary_key=True)
+    images: Mapped[int] = mapped_column(BigInteger)
+
+
+class RejectionSum(Base):
+    """How many images a version rejected for a reason."""
+
+    __tablename__ = "rejection_sum"
+
+    night: Mapped[date] = mapped_column(primary_key=True)
+    run_id: Mapped[UUID] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True)
+    camera_id: Mapped[int] = mapped_column(primary_key=True)
+    reason: Mapped[str] = mapped_column(primary_key=True)
+    images: Mapped[int] = mapped_column(BigInteger)
 
 
 class ModelVersion(Base):

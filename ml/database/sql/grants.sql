@@ -26,7 +26,11 @@ BEGIN
             nightscore.manifest,
             nightscore.prediction,
             nightscore.scoring_run_model,
-            nightscore.promotion
+            nightscore.promotion,
+            nightscore.camera
+            TO nightscore_writer;
+        -- Triggers keep them.
+        GRANT SELECT ON nightscore.class_sum, nightscore.score_sum, nightscore.rejection_sum
             TO nightscore_writer;
         -- Rows are inserted and updated.
         GRANT SELECT, INSERT, UPDATE ON
@@ -44,7 +48,10 @@ BEGIN
         ) THEN
             GRANT UPDATE (state) ON nightscore.promotion TO nightscore_writer;
         END IF;
-        GRANT EXECUTE ON FUNCTION nightscore.ensure_night(date) TO nightscore_writer;
+        GRANT EXECUTE ON FUNCTION
+            nightscore.ensure_night(date),
+            nightscore.sum_night(text, date)
+            TO nightscore_writer;
     END IF;
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'nightscore_analyst') THEN
         GRANT USAGE ON SCHEMA reporting TO nightscore_analyst;

@@ -1,0 +1,34 @@
+"""The sums of the nights that there are, one night after the other, while others are scored.
+
+Revision ID: 0011
+Revises: 0010
+"""
+
+from alembic import op
+
+from ml.database.connection import rows, statement
+from ml.database.migrations import statements
+from ml.database.sums import retry_conflicts
+
+revision = "0011"
+down_revision = "0010"
+branch_labels = None
+depends_on = None
+
+_FILES = "database/migrations/versions/0011_backfill"
+_ISOLATION = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL {}"
+
+
+def upgrade() -> None:
+    with op.get_context().autocommit_block():
+        connection = op.get_bind()
+        # Of the transactions that follow, each of one statement.
+        connection.exec_driver_sql(_ISOLATION.format("REPEATABLE READ"))
+        for night in rows(connection, f"{_FILES}_nights"):
+            retry_conflicts(connection.execute, statement(f"{_FILES}_night"), dict(night))
+        connection.exec_driver_sql(_ISOLATION.format("READ COMMITTED"))
+    statements.run(__file__)
+
+
+def downgrade() -> None:
+    statements.refuse()
