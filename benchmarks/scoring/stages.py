@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from functools import cache, partial
 from itertools import chain
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from benchmarks.scoring.contender import Job, Run, main
 from benchmarks.scoring.nightscore import load_program, open_run
-from benchmarks.scoring.workloads import WORKLOADS
+from benchmarks.scoring.workloads import NIGHT, WORKLOADS
 from ml.config.loading import configuration
 from ml.config.schema import Limits
 from ml.database.connection import rows, transaction
@@ -37,6 +38,7 @@ LEAST_SECONDS = 2.0
 _LIMITS = Limits()
 _DECODED_AT_ONCE = 128
 # The versions of these runs must not meet those of the contender, which are the turns.
+_NIGHTS = [date.fromisoformat(NIGHT)]
 _FIRST_VERSION = 1_000_000
 
 
@@ -101,14 +103,19 @@ def write(job: Job) -> Run:
         with transaction() as session:
             transient = list(TRANSIENT)
             found = rows(
-                session, "scoring/sql/shard_images", run_id=run_id, shard=shard, transient=transient
+                session,
+                "scoring/sql/shard_images",
+                run_id=run_id,
+                shard=shard,
+                transient=transient,
+                nights=_NIGHTS,
             )
         items = [Item(**row) for row in found]
         ready[shard] = list(score(items, [program], partial(download, object_store()), _LIMITS))
 
     def run() -> int:
         for shard, batches in ready.items():
-            with Results(run_id, shard, job.workload, heatmaps) as results:
+            with Results(run_id, shard, job.workload, heatmaps, _NIGHTS) as results:
                 for batch in batches:
                     results.add(batch)
                 results.merge(sum(map(len, batches)), 1.0, "cpu")

@@ -170,9 +170,10 @@ class Rejection(Base):
 
 
 class ClassSum(Base):
-    """How many images a version put into a class; `confidence` is the sum over them.
+    """How many images a version put into a class.
 
-    Like the other two sums, it is kept by triggers. Camera 0 stands for none.
+    `confidence` is their sum, null for an anomaly model. Like the other two sums, it is kept by
+    triggers. Camera 0 stands for none.
     """
 
     __tablename__ = "class_sum"
@@ -186,7 +187,7 @@ class ClassSum(Base):
     images: Mapped[int] = mapped_column(BigInteger)
     flagged: Mapped[int] = mapped_column(BigInteger)
     review: Mapped[int] = mapped_column(BigInteger)
-    confidence: Mapped[float] = mapped_column(Double)
+    confidence: Mapped[float | None] = mapped_column(Double)
 
 
 class ScoreSum(Base):

@@ -22,6 +22,7 @@ from ml.errors import DataError, NightscoreError
 from ml.images.rejection import RejectedError
 from ml.parallel import parallel_map
 from ml.report.rendering import render_template
+from ml.storage.nights import night_range
 from ml.storage.object_store import object_store
 
 # How many images of each kind the page shows.
@@ -81,17 +82,20 @@ def render(run_id: UUID) -> str:
     """
     with transaction(repeatable_read=True) as session:
         summary = _summary(session, run_id)
+        nights = _nights(session, run_id)
+
+        def read(name: str, **limit: int) -> list[Mapping[str, Any]]:
+            return rows(session, name, run_id=run_id, nights=nights, **limit)
+
         sections: dict[str, list[Any]] = {
             "versions": rows(session, "report/sql/versions", run_id=run_id),
-            "anomalies": rows(session, "report/sql/anomalies", run_id=run_id, most=MAX_ANOMALIES),
-            "review": rows(session, "report/sql/review", run_id=run_id, most=MAX_REVIEWED),
-            "uncertain": rows(session, "report/sql/uncertain", run_id=run_id, most=MAX_UNCERTAIN),
-            "classes": rows(session, "report/sql/classes", run_id=run_id),
-            "reasons": rows(session, "report/sql/reasons", run_id=run_id),
-            "rejections": rows(
-                session, "report/sql/rejections", run_id=run_id, most=MAX_REJECTIONS
-            ),
-            "missing": rows(session, "report/sql/missing_images", run_id=run_id, most=MAX_MISSING),
+            "anomalies": read("report/sql/anomalies", most=MAX_ANOMALIES),
+            "review": read("report/sql/review", most=MAX_REVIEWED),
+            "uncertain": read("report/sql/uncertain", most=MAX_UNCERTAIN),
+            "classes": read("report/sql/classes"),
+            "reasons": read("report/sql/reasons"),
+            "rejections": read("report/sql/rejections", most=MAX_REJECTIONS),
+            "missing": read("report/sql/missing_images", most=MAX_MISSING),
             "drift": rows(
                 session,
                 "report/sql/drift",
@@ -112,6 +116,15 @@ def _summary(session: Session, run_id: UUID) -> dict[str, Any]:
     if not summaries:
         raise DataError(f"There is no scoring run {run_id}.")
     return dict(summaries[0])
+
+
+def _nights(session: Session, run_id: UUID) -> list[date]:
+    """The nights of the run's images."""
+    first, last = session.execute(
+        sa.select(ScoringRun.lookback_from, ScoringRun.night).where(ScoringRun.run_id == run_id)
+    ).one()
+    found = rows(session, "report/sql/nights", run_id=run_id, nights=night_range(first, last))
+    return [row["night"] for row in found]
 
 
 def _uri(stream: str, night: date, run_id: UUID) -> str:

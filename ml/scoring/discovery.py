@@ -13,7 +13,7 @@ from ml.config.loading import configuration
 from ml.config.schema import Stream
 from ml.database.connection import statement, transaction
 from ml.database.copying import copy
-from ml.database.tables import Manifest
+from ml.database.partitions import analyze_nights, ensure_nights
 from ml.images.formats import SUFFIXES
 from ml.images.rejection import TRANSIENT
 from ml.scoring import runs
@@ -27,10 +27,11 @@ MAX_SHARDS = 500
 
 _LISTING = """
 CREATE TEMPORARY TABLE listing (
-    night date, uri text, etag text, bytes bigint, modified timestamptz
+    night date, uri text, etag text, bytes bigint, modified timestamptz, camera_id integer
 ) ON COMMIT DROP
 """
-_COLUMNS = ("night", "uri", "etag", "bytes", "modified")
+_COLUMNS = ("night", "uri", "etag", "bytes", "modified", "camera_id")
+_NIGHTS = sa.text("SELECT DISTINCT night FROM listing ORDER BY night")
 
 
 def discover(run_id: UUID) -> int:
@@ -48,36 +49,54 @@ def discover(run_id: UUID) -> int:
     """
     with transaction() as session:
         run = runs.get_run(session, run_id)
-        stream = configuration().stream(run.stream)
-        session.execute(sa.text(_LISTING))
-        copy(session, "listing", _COLUMNS, _list_images(stream, run.night))
-        # Without statistics the planner expects a few rows where there may be a million.
-        session.execute(sa.text("ANALYZE listing"))
-        _ensure_partitions(session)
-        session.execute(statement("scoring/sql/discover_images"), {"stream": run.stream})
+        stream, night, shard_size = run.stream, run.night, run.shard_size
+        nights_of_run = runs.nights(run)
+    # The listing may take minutes; until its end this transaction locks a temporary table only.
+    with transaction() as session:
+        listed = _store_listing(session, configuration().stream(stream), night)
+        ensure_nights(listed)
+        session.execute(
+            statement("scoring/sql/discover_images"), {"stream": stream, "nights": listed}
+        )
         session.execute(
             statement("scoring/sql/discover_manifest"),
             {
                 "run_id": run_id,
-                "stream": run.stream,
-                "night": run.night,
+                "stream": stream,
+                "night": night,
+                "nights": listed,
                 "transient": list(TRANSIENT),
-                "shard_size": run.shard_size,
+                "shard_size": shard_size,
                 "max_shards": MAX_SHARDS,
             },
         )
-        run.discovered = session.scalar(
-            sa.select(sa.func.count()).select_from(Manifest).where(Manifest.run_id == run_id)
+        count = session.scalar(
+            statement("scoring/sql/count_manifest"), {"run_id": run_id, "nights": nights_of_run}
         )
-        log.info("%s new images in the night %s of %s", run.discovered, run.night, run.stream)
-        return run.discovered or 0
+        discovered = int(count or 0)
+        runs.get_run(session, run_id).discovered = discovered
+    analyze_nights(listed, ("image", "manifest"))
+    log.info("%s new images in the night %s of %s", discovered, night, stream)
+    return discovered
 
 
 def plan_shards(run_id: UUID) -> list[int]:
     """Return the numbers of the run's shards that are not finished, in ascending order."""
     with transaction() as session:
-        session.execute(statement("scoring/sql/plan_shards"), {"run_id": run_id})
+        run = runs.get_run(session, run_id)
+        session.execute(
+            statement("scoring/sql/plan_shards"), {"run_id": run_id, "nights": runs.nights(run)}
+        )
         return list(session.scalars(statement("scoring/sql/unfinished_shards"), {"run_id": run_id}))
+
+
+def _store_listing(session: Session, stream: Stream, last_night: date) -> list[date]:
+    """Copy what is listed into the temporary table `listing`; returns the nights with images."""
+    session.execute(sa.text(_LISTING))
+    copy(session, "listing", _COLUMNS, _list_images(stream, last_night))
+    # Without statistics the planner expects a few rows where there may be a million.
+    session.execute(sa.text("ANALYZE listing"))
+    return list(session.scalars(_NIGHTS))
 
 
 def _list_images(stream: Stream, last_night: date) -> Iterator[tuple[Any, ...]]:
@@ -90,10 +109,4 @@ def _list_images(stream: Stream, last_night: date) -> Iterator[tuple[Any, ...]]:
 def _image_rows(night: date, page: Iterable[ObjectInfo]) -> Iterator[tuple[Any, ...]]:
     for image in page:
         if image.uri.lower().endswith(SUFFIXES):
-            yield night, image.uri, image.etag, image.size, image.modified
-
-
-def _ensure_partitions(session: Session) -> None:
-    """Create the tables' partitions of the listed nights where they are missing."""
-    for night in session.scalars(sa.text("SELECT DISTINCT night FROM listing ORDER BY night")):
-        session.execute(sa.select(sa.func.nightscore.ensure_night(night)))
+            yield night, image.uri, image.etag, image.size, image.modified, None

@@ -1,6 +1,7 @@
 """The end of a run: is every image of its manifest scored or rejected?"""
 
 import logging
+from datetime import date
 from typing import Any
 from uuid import UUID
 
@@ -8,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from ml.database.connection import rows, transaction
+from ml.database.partitions import analyze_nights
 from ml.database.tables import FAILED, FINISHED, ModelVersion, ScoringRun
 from ml.errors import RunFailedError
 from ml.images.rejection import TRANSIENT
@@ -38,11 +40,20 @@ def reconcile(run_id: UUID) -> dict[str, Any]:
         DataError: there is no such run.
     """
     with transaction() as session:
+        nights = runs.manifest_nights(session, run_id)
+    analyze_nights(nights, ("prediction", "rejection"))
+    with transaction() as session:
         run = runs.get_run(session, run_id)
         # NULL until the images of the night are listed, since a step before this one failed.
         is_listed = run.discovered is not None
         counts = dict(
-            rows(session, "scoring/sql/reconcile", run_id=run_id, transient=list(TRANSIENT))[0]
+            rows(
+                session,
+                "scoring/sql/reconcile",
+                run_id=run_id,
+                transient=list(TRANSIENT),
+                nights=nights,
+            )[0]
         )
         error = _fault(run, counts) if is_listed else "the images of the night were not listed"
         run.discovered = counts["discovered"] if is_listed else None
@@ -55,7 +66,7 @@ def reconcile(run_id: UUID) -> dict[str, Any]:
         session.flush()  # the views below read the tables
         summary = rows(session, "report/sql/summary", run_id=run_id)[0]
         if counts["missing"]:
-            run.error = error = f"{error}{_missing_images(session, run_id)}"
+            run.error = error = f"{error}{_missing_images(session, run_id, nights)}"
         name = f"run {run_id} of {run.stream} for {run.night}"
     if error:
         raise RunFailedError(
@@ -99,9 +110,15 @@ def _fault(run: ScoringRun, counts: dict[str, Any]) -> str | None:
     return None
 
 
-def _missing_images(session: Session, run_id: UUID) -> str:
+def _missing_images(session: Session, run_id: UUID, nights: list[date]) -> str:
     """Which images are missing and how their shards failed, for the run's row."""
-    missing = rows(session, "report/sql/missing_images", run_id=run_id, most=_MAX_NAMED_IMAGES)
+    missing = rows(
+        session,
+        "report/sql/missing_images",
+        run_id=run_id,
+        most=_MAX_NAMED_IMAGES,
+        nights=nights,
+    )
     failures = {
         row["shard"]: f"; shard {row['shard']} failed {row['attempts']} times, {row['error']}"
         for row in missing

@@ -7,6 +7,7 @@ remains.
 
 import threading
 from collections.abc import Iterator, Sequence
+from datetime import date
 from queue import Queue
 from types import TracebackType
 from typing import Any
@@ -62,13 +63,17 @@ class Results:
         shard: the shard's number.
         stream: the stream, whose merges wait for each other.
         heatmaps: URI below which the heat maps of flagged images are put.
+        nights: the nights of the shard's images.
     """
 
-    def __init__(self, run_id: UUID, shard: int, stream: str, heatmaps: str) -> None:
+    def __init__(
+        self, run_id: UUID, shard: int, stream: str, heatmaps: str, nights: Sequence[date]
+    ) -> None:
         self.run_id = run_id
         self.shard = shard
         self.stream = stream
         self.heatmaps = heatmaps
+        self.nights = list(nights)
         self._queue: Queue[BatchResult | None] = Queue(maxsize=_QUEUE_SIZE)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._write, name="results", daemon=True)
@@ -112,7 +117,7 @@ class Results:
         """
         self._finish_thread()
         self._raise_error()
-        run = {"run_id": self.run_id}
+        run, nights = {"run_id": self.run_id}, {"nights": self.nights}
         with self._connection.begin():
             # One merge of a stream at a time: no deadlock between two runs of one night, and no
             # image scored by one and rejected by the other.
@@ -121,8 +126,8 @@ class Results:
                 {"stream": self.stream},
             )
             self._connection.execute(statement("scoring/sql/merge_predictions"), run)
-            self._connection.execute(statement("scoring/sql/delete_rejections"))
-            self._connection.execute(statement("scoring/sql/merge_rejections"), run)
+            self._connection.execute(statement("scoring/sql/delete_rejections"), nights)
+            self._connection.execute(statement("scoring/sql/merge_rejections"), run | nights)
             work = {"images": images, "seconds": seconds, "device": device}
             shard = run | {"shard": self.shard} | work
             self._connection.execute(statement("scoring/sql/finish_shard"), shard)

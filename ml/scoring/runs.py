@@ -11,10 +11,11 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from ml.config.loading import configuration
-from ml.database.connection import engine, transaction
+from ml.database.connection import engine, rows, transaction
 from ml.database.tables import FAILED, OPEN, ScoringRun, ScoringRunModel
 from ml.errors import DataError
 from ml.registry import promotion
+from ml.storage.nights import night_range
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +144,23 @@ def pinned_versions(session: Session, run_id: UUID) -> dict[str, int]:
     """Return the versions that a run was opened with, model → version."""
     pinned = session.scalars(sa.select(ScoringRunModel).where(ScoringRunModel.run_id == run_id))
     return {row.model: row.version for row in pinned}
+
+
+def nights(run: ScoringRun) -> list[date]:
+    """Return the nights of the images that a run may have to score, in ascending order."""
+    return night_range(run.lookback_from, run.night)
+
+
+def manifest_nights(session: Session, run_id: UUID) -> list[date]:
+    """Return the nights of the images that a run has to score, in ascending order.
+
+    Raises:
+        DataError: there is no such run.
+    """
+    may_be = nights(get_run(session, run_id))
+    return [
+        row["night"] for row in rows(session, "report/sql/nights", run_id=run_id, nights=may_be)
+    ]
 
 
 def newest_run(stream: str, night: date) -> UUID:

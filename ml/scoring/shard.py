@@ -3,8 +3,9 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
+from datetime import date
 from functools import partial
 from itertools import chain
 from uuid import UUID
@@ -15,7 +16,7 @@ from sqlalchemy.orm import Session
 from ml.config.loading import configuration
 from ml.cores import usable_cores
 from ml.database.connection import statement, transaction
-from ml.database.tables import Shard
+from ml.database.tables import ScoringRun, Shard
 from ml.errors import DataError, ServiceError
 from ml.images.rejection import TRANSIENT
 from ml.parallel import prefetch
@@ -26,6 +27,7 @@ from ml.scoring import runs
 from ml.scoring.engine import Item, score, thread_count
 from ml.scoring.results import Results
 from ml.storage.download import download
+from ml.storage.nights import night_range
 from ml.storage.object_store import object_store
 
 log = logging.getLogger(__name__)
@@ -95,33 +97,43 @@ def _score_shard(
         run = runs.get_run(session, run_id)
         stream_name = run.stream
         versions = runs.pinned_versions(session, run_id)
+        nights = _nights(session, run, number)
         if not _start(session, run_id, number):
             log.info("Shard %s of run %s is finished already", number, run_id)
             return {"scored": 0, "rejected": 0}
     # The first images are fetched while the others are still being listed.
-    with closing(prefetch(_pending_items(run_id, number), buffer_size=_UNLIMITED)) as pages:
+    with closing(prefetch(_pending_items(run_id, number, nights), buffer_size=_UNLIMITED)) as pages:
         first_page = next(pages, [])
         loaded = load(versions) if first_page else []
         items = chain(first_page, chain.from_iterable(pages))
-        counts = _score_items(run_id, number, stream_name, items, loaded, on_images)
+        with Results(run_id, number, stream_name, _heatmaps(stream_name), nights) as results:
+            counts = _score_items(results, items, loaded, on_images)
     log.info("Shard %s of run %s is stored: %s", number, run_id, dict(counts))
     return dict(counts)
 
 
+def _nights(session: Session, run: ScoringRun, number: int) -> list[date]:
+    """The nights of a shard's images; those of its run, for a shard of older code."""
+    shard = session.get(Shard, (run.run_id, number))
+    if shard is None:
+        raise DataError(
+            f"Run {run.run_id} has no shard {number}.",
+            f"`nightscore step plan-shards {run.run_id}` prints those that are to be scored.",
+        )
+    if shard.first_night is None or shard.last_night is None:
+        return runs.nights(run)
+    return night_range(shard.first_night, shard.last_night)
+
+
 def _start(session: Session, run_id: UUID, number: int) -> bool:
     """Count an attempt at a shard; returns False if the shard is finished."""
-    if session.get(Shard, (run_id, number)) is None:
-        raise DataError(
-            f"Run {run_id} has no shard {number}.",
-            f"`nightscore step plan-shards {run_id}` prints those that are to be scored.",
-        )
     row = {"run_id": run_id, "shard": number}
     return bool(session.scalar(statement("scoring/sql/start_shard"), row))
 
 
-def _pending_items(run_id: UUID, number: int) -> Iterator[list[Item]]:
+def _pending_items(run_id: UUID, number: int, nights: Sequence[date]) -> Iterator[list[Item]]:
     """The shard's images that have no result yet, in pages."""
-    shard = {"run_id": run_id, "shard": number, "transient": list(TRANSIENT)}
+    shard = {"run_id": run_id, "shard": number, "transient": list(TRANSIENT), "nights": nights}
     with transaction() as session:
         images = session.execute(
             statement("scoring/sql/shard_images"), shard, execution_options={"stream_results": True}
@@ -130,36 +142,33 @@ def _pending_items(run_id: UUID, number: int) -> Iterator[list[Item]]:
             yield [Item(*row) for row in page]
 
 
+def _heatmaps(stream: str) -> str:
+    """The URI below which the heat maps of a stream are put."""
+    return f"{configuration().storage}/heatmaps/{stream}"
+
+
 def _score_items(
-    run_id: UUID,
-    number: int,
-    stream_name: str,
-    items: Iterable[Item],
-    loaded: list[Program],
-    on_images: OnImages,
+    results: Results, items: Iterable[Item], loaded: list[Program], on_images: OnImages
 ) -> Counter[str]:
     """Score images and store their results; returns the numbers of results."""
-    config = configuration()
     counts: Counter[str] = Counter(scored=0, rejected=0)
     images = 0
-    heatmaps = f"{config.storage}/heatmaps/{stream_name}"
     device = _log_device(loaded[0].device) if loaded else None
-    with Results(run_id, number, stream_name, heatmaps) as results:
-        limits = config.stream(stream_name).limits
-        started = reported = time.monotonic()
-        for batch in score(items, loaded, partial(download, object_store()), limits):
-            results.add(batch)
-            batch_images = len(batch) // len(loaded)
-            images += batch_images
-            on_images(batch_images)
-            counts["scored"] += len(batch.predictions)
-            counts["rejected"] += len(batch.rejections)
-            counts.update(str(rejection.reason) for rejection in batch.rejections)
-            if (now := time.monotonic()) - reported > _PROGRESS_EVERY_S:
-                reported = now
-                log.info("%s images, %.0f per second so far", images, images / (now - started))
-        seconds = time.monotonic() - started
-        results.merge(images, seconds, device)
+    limits = configuration().stream(results.stream).limits
+    started = reported = time.monotonic()
+    for batch in score(items, loaded, partial(download, object_store()), limits):
+        results.add(batch)
+        batch_images = len(batch) // len(loaded)
+        images += batch_images
+        on_images(batch_images)
+        counts["scored"] += len(batch.predictions)
+        counts["rejected"] += len(batch.rejections)
+        counts.update(str(rejection.reason) for rejection in batch.rejections)
+        if (now := time.monotonic()) - reported > _PROGRESS_EVERY_S:
+            reported = now
+            log.info("%s images, %.0f per second so far", images, images / (now - started))
+    seconds = time.monotonic() - started
+    results.merge(images, seconds, device)
     if images:
         rate = images / max(seconds, 1e-9)
         log.info("The engine scored %s images in %.2f s, %.0f per second", images, seconds, rate)

@@ -5,6 +5,7 @@ DO $$
 DECLARE
     relation regclass;
 BEGIN
+    REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA reporting FROM PUBLIC;
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'nightscore_writer') THEN
         -- Earlier versions granted more.
         FOR relation IN
@@ -19,6 +20,7 @@ BEGIN
 
         GRANT USAGE ON SCHEMA nightscore, reporting TO nightscore_writer;
         GRANT SELECT ON ALL TABLES IN SCHEMA reporting TO nightscore_writer;
+        GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA reporting TO nightscore_writer;
         GRANT SELECT ON nightscore.alembic_version TO nightscore_writer;
         -- Rows are inserted and never changed.
         GRANT SELECT, INSERT ON
@@ -50,12 +52,14 @@ BEGIN
         END IF;
         GRANT EXECUTE ON FUNCTION
             nightscore.ensure_night(date),
+            nightscore.analyze_night(date, text[]),
             nightscore.sum_night(text, date)
             TO nightscore_writer;
     END IF;
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'nightscore_analyst') THEN
         GRANT USAGE ON SCHEMA reporting TO nightscore_analyst;
         GRANT SELECT ON ALL TABLES IN SCHEMA reporting TO nightscore_analyst;
+        GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA reporting TO nightscore_analyst;
     END IF;
 END
 $$;

@@ -1,17 +1,18 @@
+-- Read from the sums of the runs (migration 0010), not from the images.
 CREATE OR REPLACE VIEW reporting.class_mix AS
 SELECT
-    image.stream,
-    prediction.night,
-    prediction.model,
-    prediction.version,
-    prediction.predicted_class,
-    count(*) AS images,
-    count(*)::double precision / sum(count(*)) OVER (
-        PARTITION BY image.stream, prediction.night, prediction.model, prediction.version
-    ) AS share
-FROM nightscore.prediction
-JOIN nightscore.image USING (night, image_id)
-GROUP BY image.stream, prediction.night, prediction.model, prediction.version, prediction.predicted_class;
+    run.stream,
+    total.night,
+    total.model,
+    total.version,
+    total.predicted_class,
+    sum(total.images)::bigint AS images,
+    sum(total.images)::double precision / sum(sum(total.images)) OVER (
+        PARTITION BY run.stream, total.night, total.model, total.version
+    )::double precision AS share
+FROM nightscore.class_sum AS total
+JOIN nightscore.scoring_run AS run USING (run_id)
+GROUP BY run.stream, total.night, total.model, total.version, total.predicted_class;
 
 COMMENT ON VIEW reporting.class_mix IS 'One row per night, model version and class that it predicted.';
 COMMENT ON COLUMN reporting.class_mix.stream IS 'The stream.';

@@ -2,70 +2,40 @@
 -- (actual - expected) * ln(actual / expected). Half an image is added to each bin, so that the term
 -- of an empty bin is finite. By convention, an index above 0.25 means that the population has
 -- shifted. With fewer than 100 images the index is too uncertain, and there is no alarm.
+--
+-- The histograms are sums of the runs (migration 0010). A condition on the night or the stream reaches
+-- them, since both are grouped by.
 CREATE OR REPLACE VIEW reporting.score_drift AS
-WITH counted AS (
-    SELECT
-        image.stream,
-        prediction.night,
-        prediction.model,
-        prediction.version,
-        width_bucket(
-            coalesce(prediction.score, prediction.confidence)::double precision,
-            version.reference_edges
-        ) AS bin,
-        count(*) AS images
-    FROM nightscore.prediction
-    JOIN nightscore.image USING (night, image_id)
-    JOIN nightscore.model_version AS version USING (model, version)
-    GROUP BY 1, 2, 3, 4, 5
-),
-nights AS (
-    SELECT stream, night, model, version, sum(images) AS images
-    FROM counted
-    GROUP BY stream, night, model, version
-),
-shares AS (
-    SELECT
-        nights.stream,
-        nights.night,
-        nights.model,
-        nights.version,
-        nights.images,
-        reference.share AS expected,
-        (coalesce(counted.images, 0) + 0.5)
-            / (nights.images + 0.5 * cardinality(version.reference_shares)) AS actual
-    FROM nights
-    JOIN nightscore.model_version AS version USING (model, version)
-    CROSS JOIN LATERAL unnest(version.reference_shares) WITH ORDINALITY AS reference (share, bin)
-    LEFT JOIN counted
-        ON counted.stream = nights.stream
-        AND counted.night = nights.night
-        AND counted.model = nights.model
-        AND counted.version = nights.version
-        AND counted.bin = reference.bin - 1
-),
-drift AS (
-    SELECT
-        stream,
-        night,
-        model,
-        version,
-        images,
-        sum((actual - greatest(expected, 1e-6)) * ln(actual / greatest(expected, 1e-6)))::double precision AS psi
-    FROM shares
-    GROUP BY stream, night, model, version, images
-)
 SELECT
-    drift.stream,
-    drift.night,
-    drift.model,
-    drift.version,
+    scored.stream,
+    scored.night,
+    scored.model,
+    scored.version,
     'held-out images of ' || version.snapshot_uri AS reference,
     drift.psi,
-    drift.psi > 0.25 AND drift.images >= 100 AS alarm,
-    drift.images::bigint AS images
-FROM drift
-JOIN nightscore.model_version AS version USING (model, version);
+    drift.psi > 0.25 AND scored.images >= 100 AS alarm,
+    scored.images::bigint AS images
+FROM (
+    SELECT stream, night, model, version, sum(images) AS images, jsonb_object_agg(bin, images) AS bins
+    FROM (
+        SELECT run.stream, total.night, total.model, total.version, total.bin, sum(total.images) AS images
+        FROM nightscore.score_sum AS total
+        JOIN nightscore.scoring_run AS run USING (run_id)
+        GROUP BY run.stream, total.night, total.model, total.version, total.bin
+    ) AS histogram
+    GROUP BY stream, night, model, version
+) AS scored
+JOIN nightscore.model_version AS version USING (model, version)
+CROSS JOIN LATERAL (
+    SELECT sum((actual - expected) * ln(actual / expected))::double precision AS psi
+    FROM unnest(version.reference_shares) WITH ORDINALITY AS reference (share, number)
+    CROSS JOIN LATERAL (
+        SELECT
+            greatest(reference.share, 1e-6) AS expected,
+            (coalesce((scored.bins ->> (reference.number - 1)::text)::numeric, 0) + 0.5)
+                / (scored.images + 0.5 * cardinality(version.reference_shares)) AS actual
+    ) AS bin
+) AS drift;
 
 COMMENT ON VIEW reporting.score_drift IS 'One row per night and model version: how much the scores differ from those of the held-out images.';
 COMMENT ON COLUMN reporting.score_drift.stream IS 'The stream.';

@@ -2,7 +2,7 @@
 SELECT image_uri, shard, attempts, error, count(*) OVER () AS images
 FROM (
     SELECT DISTINCT image_uri, shard, attempts, error
-    FROM reporting.missing_images
+    FROM reporting.missing_images(:nights)
     WHERE run_id = :run_id
 ) AS missing
 ORDER BY shard, image_uri

@@ -5,10 +5,14 @@ FROM nightscore.manifest
 JOIN nightscore.image USING (night, image_id)
 JOIN nightscore.scoring_run_model AS pinned USING (run_id)
 JOIN nightscore.prediction
-    ON prediction.night = manifest.night
+    ON prediction.night = ANY (:nights)
+    AND prediction.night = manifest.night
     AND prediction.image_id = manifest.image_id
     AND prediction.model = pinned.model
     AND prediction.version = pinned.version
-WHERE manifest.run_id = :run_id AND prediction.review
+WHERE manifest.run_id = :run_id
+    AND manifest.night = ANY (:nights)
+    AND image.night = ANY (:nights)
+    AND prediction.review
 ORDER BY prediction.novelty DESC, image.uri
 LIMIT :most

@@ -1,10 +1,13 @@
 -- Adds the listed images that the table does not have yet. `listing` is a temporary table.
-INSERT INTO nightscore.image (night, stream, uri, etag, bytes, modified)
-SELECT listing.night, :stream, listing.uri, listing.etag, listing.bytes, listing.modified
+INSERT INTO nightscore.image (night, stream, uri, etag, bytes, modified, camera_id)
+SELECT
+    listing.night, :stream, listing.uri, listing.etag, listing.bytes, listing.modified,
+    listing.camera_id
 FROM listing
 WHERE NOT EXISTS (
     SELECT FROM nightscore.image
-    WHERE image.night = listing.night
+    WHERE image.night = ANY (:nights)
+        AND image.night = listing.night
         AND image.stream = :stream
         AND image.uri = listing.uri
         AND image.etag = listing.etag

@@ -7,7 +7,8 @@ WITH pending AS (
     SELECT image.night, image.image_id, image.uri
     FROM listing
     JOIN nightscore.image
-        ON image.night = listing.night
+        ON image.night = ANY (:nights)
+        AND image.night = listing.night
         AND image.stream = :stream
         AND image.uri = listing.uri
         AND image.etag = listing.etag
@@ -18,7 +19,8 @@ WITH pending AS (
             AND NOT EXISTS (
                 SELECT
                 FROM nightscore.prediction
-                WHERE prediction.night = image.night
+                WHERE prediction.night = ANY (:nights)
+                    AND prediction.night = image.night
                     AND prediction.image_id = image.image_id
                     AND prediction.model = pinned.model
                     AND (prediction.version = pinned.version OR image.night < :night)
@@ -26,7 +28,8 @@ WITH pending AS (
             AND NOT EXISTS (
                 SELECT
                 FROM nightscore.rejection
-                WHERE rejection.night = image.night
+                WHERE rejection.night = ANY (:nights)
+                    AND rejection.night = image.night
                     AND rejection.image_id = image.image_id
                     AND rejection.model = pinned.model
                     AND (rejection.version = pinned.version OR image.night < :night)
@@ -37,6 +40,7 @@ WITH pending AS (
         SELECT
         FROM nightscore.manifest
         WHERE manifest.run_id = :run_id
+            AND manifest.night = ANY (:nights)
             AND manifest.night = image.night
             AND manifest.image_id = image.image_id
     )

@@ -6,7 +6,8 @@ FROM staged_rejection AS staged
 WHERE NOT EXISTS (
     SELECT
     FROM nightscore.prediction
-    WHERE prediction.night = staged.night
+    WHERE prediction.night = ANY (:nights)
+        AND prediction.night = staged.night
         AND prediction.image_id = staged.image_id
         AND prediction.model = staged.model
         AND prediction.version = staged.version

@@ -21,16 +21,20 @@ WITH outcome AS (
     JOIN nightscore.scoring_run_model AS pinned USING (run_id)
     LEFT JOIN nightscore.shard ON shard.run_id = manifest.run_id AND shard.number = manifest.shard
     LEFT JOIN nightscore.prediction
-        ON prediction.night = manifest.night
+        ON prediction.night = ANY (:nights)
+        AND prediction.night = manifest.night
         AND prediction.image_id = manifest.image_id
         AND prediction.model = pinned.model
         AND prediction.version = pinned.version
     LEFT JOIN nightscore.rejection
-        ON rejection.night = manifest.night
+        ON rejection.night = ANY (:nights)
+        AND rejection.night = manifest.night
         AND rejection.image_id = manifest.image_id
         AND rejection.model = pinned.model
         AND rejection.version = pinned.version
     WHERE manifest.run_id = :run_id
+        AND manifest.night = ANY (:nights)
+        AND image.night = ANY (:nights)
     GROUP BY manifest.night, manifest.image_id, manifest.shard
 )
 SELECT

@@ -6,6 +6,8 @@ FROM nightscore.manifest
 JOIN nightscore.image USING (night, image_id)
 WHERE manifest.run_id = :run_id
     AND manifest.shard = :shard
+    AND manifest.night = ANY (:nights)
+    AND image.night = ANY (:nights)
     AND EXISTS (
         SELECT
         FROM nightscore.scoring_run_model AS pinned
@@ -13,7 +15,8 @@ WHERE manifest.run_id = :run_id
             AND NOT EXISTS (
                 SELECT
                 FROM nightscore.prediction
-                WHERE prediction.night = image.night
+                WHERE prediction.night = ANY (:nights)
+                    AND prediction.night = image.night
                     AND prediction.image_id = image.image_id
                     AND prediction.model = pinned.model
                     AND prediction.version = pinned.version
@@ -21,7 +24,8 @@ WHERE manifest.run_id = :run_id
             AND NOT EXISTS (
                 SELECT
                 FROM nightscore.rejection
-                WHERE rejection.night = image.night
+                WHERE rejection.night = ANY (:nights)
+                    AND rejection.night = image.night
                     AND rejection.image_id = image.image_id
                     AND rejection.model = pinned.model
                     AND rejection.version = pinned.version

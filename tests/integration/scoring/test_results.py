@@ -28,7 +28,7 @@ flagged = Prediction(
     pixels=np.zeros((3, 16, 16), np.uint8), anomaly_map=np.zeros((4, 4), np.float32),
 )
 try:
-    with Results(uuid4(), 0, "line", sys.argv[1]) as results:
+    with Results(uuid4(), 0, "line", sys.argv[1], []) as results:
         results.add(BatchResult([flagged]))
         threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
         results.merge(1, 0.5, "cpu")

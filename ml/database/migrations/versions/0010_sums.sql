@@ -13,7 +13,7 @@ CREATE TABLE nightscore.class_sum (
     images bigint NOT NULL,
     flagged bigint NOT NULL,
     review bigint NOT NULL,
-    confidence double precision NOT NULL,
+    confidence double precision,
     PRIMARY KEY (night, run_id, model, version, camera_id, predicted_class)
 );
 -- A histogram of the scores, or of a classifier's confidence. The bins are those of the version's
@@ -79,7 +79,7 @@ BEGIN
                 count(*),
                 count(*) FILTER (WHERE flagged),
                 count(*) FILTER (WHERE review),
-                coalesce(sum(confidence), 0)
+                sum(confidence)
             FROM result
             GROUP BY run_id, model, version, camera_id, predicted_class
             ORDER BY run_id, model, version, camera_id, predicted_class
@@ -180,7 +180,7 @@ BEGIN
             count(*),
             count(*) FILTER (WHERE prediction.flagged),
             count(*) FILTER (WHERE prediction.review),
-            coalesce(sum(prediction.confidence::double precision), 0)
+            sum(prediction.confidence::double precision)
         FROM nightscore.prediction
         JOIN nightscore.image
             ON image.night = of_night AND image.image_id = prediction.image_id

@@ -1,0 +1,3 @@
+SELECT count(*)
+FROM nightscore.manifest
+WHERE run_id = :run_id AND night = ANY (:nights)
