@@ -45,11 +45,13 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan AS $$
 DECLARE
-    -- Without cameras the images need not be looked up.
     with_cameras boolean := EXISTS (SELECT FROM nightscore.camera);
     this_night date;
+    -- Without cameras the images need not be looked up: a night that has no partition.
+    image_night date;
 BEGIN
     FOR this_night IN SELECT DISTINCT changed.night FROM changed ORDER BY 1 LOOP
+        image_night := CASE WHEN with_cameras THEN this_night ELSE '-infinity' END;
         WITH result AS MATERIALIZED (
             SELECT
                 changed.run_id,
@@ -66,9 +68,7 @@ BEGIN
                 ) AS bin
             FROM changed
             LEFT JOIN nightscore.image
-                ON with_cameras
-                AND image.night = this_night
-                AND image.image_id = changed.image_id
+                ON image.night = image_night AND image.image_id = changed.image_id
             LEFT JOIN nightscore.model_version AS version USING (model, version)
             WHERE changed.night = this_night
         ),
@@ -111,8 +111,10 @@ DECLARE
     sign bigint := TG_ARGV[0];
     with_cameras boolean := EXISTS (SELECT FROM nightscore.camera);
     this_night date;
+    image_night date;
 BEGIN
     FOR this_night IN SELECT DISTINCT changed.night FROM changed ORDER BY 1 LOOP
+        image_night := CASE WHEN with_cameras THEN this_night ELSE '-infinity' END;
         INSERT INTO nightscore.rejection_sum AS total
         SELECT
             this_night, changed.run_id, changed.model, changed.version,
@@ -120,9 +122,7 @@ BEGIN
             sign * count(*)
         FROM changed
         LEFT JOIN nightscore.image
-            ON with_cameras
-            AND image.night = this_night
-            AND image.image_id = changed.image_id
+            ON image.night = image_night AND image.image_id = changed.image_id
         WHERE changed.night = this_night
         GROUP BY 2, 3, 4, 5, 6
         ORDER BY 2, 3, 4, 5, 6
