@@ -153,10 +153,9 @@ CREATE TRIGGER rejection_deleted AFTER DELETE ON nightscore.rejection
     WHEN (coalesce(current_setting('nightscore.retention', true), '') <> 'on')
     EXECUTE FUNCTION nightscore.add_rejections('-1');
 
--- Computes the sums of a stream's night again from its rows. Neither it nor a session that stores
--- results of the night has to wait for the other: it needs one snapshot (REPEATABLE READ), and the
--- caller repeats it after a serialization failure or a unique violation, which mean that results
--- came in between. Returns whether it has done so: the sums of a night of which rows were deleted
+-- Computes the sums of a stream's night again from its rows. It needs one snapshot (REPEATABLE READ)
+-- and holds up nobody who stores results of the night. After a serialization failure or a unique
+-- violation, which mean that results came in between, the caller repeats it (ml.database.sums). Returns whether it has done so: the sums of a night of which rows were deleted
 -- since their time is over stay as they are.
 CREATE FUNCTION nightscore.sum_night(of_stream text, of_night date) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER

@@ -4,11 +4,13 @@ Revision ID: 0011
 Revises: 0010
 """
 
+from functools import partial
+
 from alembic import op
 
 from ml.database.connection import rows, statement
 from ml.database.migrations import statements
-from ml.database.sums import retry_conflicts
+from ml.database.sums import with_one_snapshot
 
 revision = "0011"
 down_revision = "0010"
@@ -25,7 +27,8 @@ def upgrade() -> None:
         # Of the transactions that follow, each of one statement.
         connection.exec_driver_sql(_ISOLATION.format("REPEATABLE READ"))
         for night in rows(connection, f"{_FILES}_nights"):
-            retry_conflicts(connection.execute, statement(f"{_FILES}_night"), dict(night))
+            add = partial(connection.execute, statement(f"{_FILES}_night"), dict(night))
+            with_one_snapshot(connection, night["stream"], add)
         connection.exec_driver_sql(_ISOLATION.format("READ COMMITTED"))
     statements.run(__file__)
 
