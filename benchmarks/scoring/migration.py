@@ -98,6 +98,11 @@ FULL JOIN (
 WHERE counted.images IS DISTINCT FROM summed.images
     OR counted.flagged IS DISTINCT FROM summed.flagged
 """
+# While the manifest is divided, and when part of the sums is computed.
+KILLED_WHEN = (
+    "EXISTS (SELECT FROM nightscore.alembic_version WHERE version_num = '0008')",
+    "(SELECT count(*) > 5 FROM nightscore.summed_night)",
+)
 # What the migration holds that conflicts with what readers or writers take.
 _HELD = """
 SELECT pg_locks.relation, pg_locks.mode
@@ -310,21 +315,31 @@ class LockWatch:
         connection.close()
 
 
-def migrate(made: Server, kill_after_s: float | None = None) -> bool:
+def migrate(made: Server, kill_when: str | None = None) -> bool:
     """Run today's migrations in a process; returns whether they ended.
 
     Args:
         made: The database.
-        kill_after_s: When the process is killed, if it has not ended by then.
+        kill_when: A condition in SQL. The process is killed once it is true; while it cannot be
+            evaluated, it is not.
     """
     command = [sys.executable, "-c", "from ml.database.migrate import migrate; migrate()"]
     process = subprocess.Popen(command, cwd=REPOSITORY, env=made.environment())
-    try:
-        return process.wait(kill_after_s) == 0
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        return False
+    while kill_when is not None and process.poll() is None:
+        if _is_true(made, kill_when):
+            process.kill()
+        time.sleep(0.01)
+    return process.wait() == 0
+
+
+def _is_true(made: Server, condition: str) -> bool:
+    with psycopg2.connect(made.administrator) as connection, connection.cursor() as cursor:
+        try:
+            cursor.execute(f"SELECT {condition}")
+        except psycopg2.errors.UndefinedTable:
+            return False
+        row = cursor.fetchone()
+        return bool(row and row[0])
 
 
 def differences(made: Server) -> int:
