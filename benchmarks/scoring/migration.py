@@ -162,12 +162,12 @@ def server(stack: LocalStack) -> Iterator[Server]:
     _execute(administrator, f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")
     _execute(administrator, f"CREATE DATABASE {DATABASE} OWNER nightscore_owner")
     _execute(administrator, _CONNECT)
-    made = Server(
+    database = Server(
         url("nightscore_owner", "owner"), url("nightscore_writer", "writer"),
         url("postgres", "postgres"),
     )  # fmt: skip
-    _release(made)
-    yield made
+    _release(database)
+    yield database
     _execute(administrator, f"DROP DATABASE {DATABASE} WITH (FORCE)")
 
 
@@ -180,14 +180,14 @@ def _execute(url: str, sql: str, values: dict[str, object] | None = None) -> Non
     connection.close()
 
 
-def _release(made: Server) -> None:
+def _release(database: Server) -> None:
     """Make the tables, the views and the grants of 0.1.0."""
     from alembic import command
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(REPOSITORY / "ml/database/migrations"))
-    engine = sa.create_engine(_with_driver(made.owner), poolclass=sa.NullPool)
+    engine = sa.create_engine(_with_driver(database.owner), poolclass=sa.NullPool)
     with engine.connect() as connection:
         connection.exec_driver_sql("CREATE SCHEMA nightscore")
         connection.exec_driver_sql("CREATE SCHEMA reporting")
@@ -197,25 +197,25 @@ def _release(made: Server) -> None:
         connection.commit()
     views = sorted((REPOSITORY / "tests/upgrade/0.1.0/sql/reporting").iterdir())
     for path in views:
-        _execute(made.owner, path.read_text(encoding="utf-8"))
+        _execute(database.owner, path.read_text(encoding="utf-8"))
     _execute(
-        made.owner,
+        database.owner,
         "GRANT USAGE ON SCHEMA nightscore, reporting TO nightscore_writer;"
         "GRANT SELECT, INSERT ON ALL TABLES IN SCHEMA nightscore TO nightscore_writer;"
         "GRANT EXECUTE ON FUNCTION nightscore.ensure_night(date) TO nightscore_writer",
     )
 
 
-def fill(made: Server, nights: int, images: int) -> None:
+def fill(database: Server, nights: int, images: int) -> None:
     """Store nights of the stream, the newest one on `LAST`."""
-    _execute(made.owner, _VERSION)
+    _execute(database.owner, _VERSION)
     for number in range(nights):
         night = LAST - timedelta(days=nights - 1 - number)
         run = f"00000000-0000-0000-0000-{number:012}"
         values = {"run": run, "night": night, "images": images, "status": "finished"}
-        _execute(made.owner, "SELECT nightscore.ensure_night(%(night)s)", values)
-        _execute(made.owner, _RUN, values | {"first": night - timedelta(days=3)})
-        _execute(made.owner, _NIGHT, values)
+        _execute(database.owner, "SELECT nightscore.ensure_night(%(night)s)", values)
+        _execute(database.owner, _RUN, values | {"first": night - timedelta(days=3)})
+        _execute(database.owner, _NIGHT, values)
 
 
 @dataclass
@@ -315,25 +315,25 @@ class LockWatch:
         connection.close()
 
 
-def migrate(made: Server, kill_when: str | None = None) -> bool:
+def migrate(database: Server, kill_when: str | None = None) -> bool:
     """Run today's migrations in a process; returns whether they ended.
 
     Args:
-        made: The database.
+        database: The database.
         kill_when: A condition in SQL. The process is killed once it is true; while it cannot be
             evaluated, it is not.
     """
     command = [sys.executable, "-c", "from ml.database.migrate import migrate; migrate()"]
-    process = subprocess.Popen(command, cwd=REPOSITORY, env=made.environment())
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=database.environment())
     while kill_when is not None and process.poll() is None:
-        if _is_true(made, kill_when):
+        if _is_true(database, kill_when):
             process.kill()
         time.sleep(0.01)
     return process.wait() == 0
 
 
-def _is_true(made: Server, condition: str) -> bool:
-    with psycopg2.connect(made.administrator) as connection, connection.cursor() as cursor:
+def _is_true(database: Server, condition: str) -> bool:
+    with psycopg2.connect(database.administrator) as connection, connection.cursor() as cursor:
         try:
             cursor.execute(f"SELECT {condition}")
         except psycopg2.errors.UndefinedTable:
@@ -342,9 +342,9 @@ def _is_true(made: Server, condition: str) -> bool:
         return bool(row and row[0])
 
 
-def differences(made: Server) -> int:
+def differences(database: Server) -> int:
     """Return the number of runs and nights whose sums are not those of their rows."""
-    with psycopg2.connect(made.administrator) as connection, connection.cursor() as cursor:
+    with psycopg2.connect(database.administrator) as connection, connection.cursor() as cursor:
         cursor.execute(_DIFFERENCES)
         row = cursor.fetchone()
     return int(row[0]) if row else -1
@@ -364,26 +364,21 @@ def main(nights: int = 400, images: int = 20_000) -> None:
         stack = LocalStack(Path(folder) / ".nightscore")
         try:
             stack.up(("postgres",))
-            with server(stack) as made:
-                fill(made, nights, images)
+            with server(stack) as database:
+                fill(database, nights, images)
                 print(f"{nights} nights of {images:,} images, as 0.1.0 has left them")
-                _measure(made)
+                _measure(database)
         finally:
             stack.down()
 
 
-def _measure(made: Server) -> None:
-    with Writer(made.writer) as writer:
+def _measure(database: Server) -> None:
+    with Writer(database.writer) as writer:
         time.sleep(10)
         before = list(writer.seconds)
         started = time.monotonic()
-        with LockWatch(made.administrator) as watch:
-            # Killed when the manifest is divided, and again when part of the sums is computed.
-            attempts = [
-                migrate(made, kill_after_s=4),
-                migrate(made, kill_after_s=12),
-                migrate(made),
-            ]
+        with LockWatch(database.administrator) as watch:
+            attempts = [migrate(database, condition) for condition in (*KILLED_WHEN, None)]
         seconds = time.monotonic() - started
         meanwhile = writer.seconds[len(before) :]
     killed = len(attempts) - sum(attempts)
@@ -394,7 +389,7 @@ def _measure(made: Server) -> None:
             f"a shard of {IMAGES_PER_SHARD} images {name}: median "
             f"{statistics.median(times) * 1000:.0f} ms, longest {max(times) * 1000:.0f} ms"
         )
-    print(f"runs whose sums differ from their rows: {differences(made)}")
+    print(f"runs whose sums differ from their rows: {differences(database)}")
 
 
 if __name__ == "__main__":

@@ -19,40 +19,42 @@ SELECT
 
 
 @pytest.fixture(scope="module")
-def made(store_and_database):
-    with migration.server(store_and_database) as made:
-        migration.fill(made, NIGHTS, IMAGES)
-        yield made
+def database(store_and_database):
+    with migration.server(store_and_database) as database:
+        migration.fill(database, NIGHTS, IMAGES)
+        yield database
 
 
-def _query(made: migration.Server, sql: str) -> list[tuple]:
-    with psycopg2.connect(made.administrator) as connection, connection.cursor() as cursor:
+def _query(database: migration.Server, sql: str) -> list[tuple]:
+    with psycopg2.connect(database.administrator) as connection, connection.cursor() as cursor:
         cursor.execute(sql)
         return cursor.fetchall()
 
 
-def test_it_goes_on_where_it_was_killed_and_loses_nothing(made):
-    assert _query(made, COUNTS) == [(2400, 2400, 2352, 48)]
-    with migration.Writer(made.writer) as writer:
-        ended = [migration.migrate(made, condition) for condition in (*migration.KILLED_WHEN, None)]
+def test_it_goes_on_where_it_was_killed_and_loses_nothing(database):
+    assert _query(database, COUNTS) == [(2400, 2400, 2352, 48)]
+    with migration.Writer(database.writer) as writer:
+        ended = [
+            migration.migrate(database, condition) for condition in (*migration.KILLED_WHEN, None)
+        ]
     assert ended[-1]
     assert not all(ended[:-1]), "it was never killed in the middle"
     stored = len(writer.seconds) * migration.IMAGES_PER_SHARD
     assert stored > 0
-    assert _query(made, COUNTS) == [(2400 + stored, 2400 + stored, 2352 + stored, 48)]
-    assert migration.differences(made) == 0
-    assert _query(made, "SELECT sum(images) FROM nightscore.rejection_sum") == [(48,)]
+    assert _query(database, COUNTS) == [(2400 + stored, 2400 + stored, 2352 + stored, 48)]
+    assert migration.differences(database) == 0
+    assert _query(database, "SELECT sum(images) FROM nightscore.rejection_sum") == [(48,)]
     # No row was moved: the old manifest is a partition as it was.
     (partition,) = _query(
-        made,
+        database,
         "SELECT relname FROM pg_class WHERE relname ~ '^manifest_before_[0-9]{8}$'"
         " AND relispartition",
     )
-    assert _query(made, f"SELECT count(*) FROM nightscore.{partition[0]}")[0][0] >= 2400
+    assert _query(database, f"SELECT count(*) FROM nightscore.{partition[0]}")[0][0] >= 2400
 
 
-def test_repeated_it_changes_nothing(made):
-    before = _query(made, COUNTS)
-    assert migration.migrate(made)
-    assert _query(made, COUNTS) == before
-    assert migration.differences(made) == 0
+def test_repeated_it_changes_nothing(database):
+    before = _query(database, COUNTS)
+    assert migration.migrate(database)
+    assert _query(database, COUNTS) == before
+    assert migration.differences(database) == 0

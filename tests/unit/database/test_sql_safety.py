@@ -182,7 +182,7 @@ def test_statements_that_sql_puts_together_quote_what_they_put_in():
         for path in files
         # `EXECUTE` of PL/pgSQL is at the beginning of a line; that of GRANT and REVOKE is not.
         for statement in re.findall(
-            r"^\s*EXECUTE (.*?);", path.read_text(encoding="utf-8"), re.M | re.S
+            r"^\s*EXECUTE (?!FUNCTION)(.*?);", path.read_text(encoding="utf-8"), re.M | re.S
         )
     ]
     assert executed

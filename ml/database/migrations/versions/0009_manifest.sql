@@ -94,10 +94,10 @@ $$;
 CREATE FUNCTION nightscore.analyze_night(night date, parents text[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    part regclass;
+    part name;
 BEGIN
     FOR part IN
-        SELECT inhrelid::regclass
+        SELECT child.relname
         FROM pg_inherits
         JOIN pg_class AS parent ON parent.oid = inhparent AND parent.relkind = 'p'
         JOIN pg_class AS child ON child.oid = inhrelid
@@ -106,7 +106,7 @@ BEGIN
             AND child.relname = parent.relname || '_' || to_char(analyze_night.night, 'YYYYMMDD')
         ORDER BY 1
     LOOP
-        EXECUTE format('ANALYZE %s', part);
+        EXECUTE format('ANALYZE nightscore.%I', part);
     END LOOP;
 END
 $$;

@@ -5,6 +5,7 @@
 DO $$
 DECLARE
     before date;
+    bound text;
 BEGIN
     IF (SELECT relkind FROM pg_class WHERE oid = 'nightscore.manifest'::regclass) = 'p'
         -- In a new database, where no view depends on the table, it goes.
@@ -20,9 +21,10 @@ BEGIN
         RETURN;
     END IF;
     SELECT greatest(max(image.night), current_date) + 8 INTO before FROM nightscore.image;
+    bound := 'manifest_before_' || to_char(before, 'YYYYMMDD');
     EXECUTE format(
         'ALTER TABLE nightscore.manifest ADD CONSTRAINT %I CHECK (night < %L) NOT VALID',
-        'manifest_before_' || to_char(before, 'YYYYMMDD'), before
+        bound, before
     );
 END
 $$;

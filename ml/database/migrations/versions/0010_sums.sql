@@ -149,9 +149,8 @@ CREATE TRIGGER rejection_updated_to AFTER UPDATE ON nightscore.rejection
     FOR EACH STATEMENT EXECUTE FUNCTION nightscore.add_rejections('1');
 CREATE TRIGGER rejection_deleted AFTER DELETE ON nightscore.rejection
     REFERENCING OLD TABLE AS changed
-    FOR EACH STATEMENT
-    WHEN (coalesce(current_setting('nightscore.retention', true), '') <> 'on')
-    EXECUTE FUNCTION nightscore.add_rejections('-1');
+    FOR EACH STATEMENT WHEN (coalesce(current_setting('nightscore.retention', true), '') <> 'on')
+        EXECUTE FUNCTION nightscore.add_rejections('-1');
 
 -- Computes the sums of a stream's night again from its rows. It needs one snapshot (REPEATABLE READ)
 -- and holds up nobody who stores results of the night. After a serialization failure or a unique
