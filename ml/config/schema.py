@@ -17,6 +17,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from ml.config.architectures import architectures, options_model
+from ml.config.key_pattern import key_pattern
 from ml.config.resources import ModelResources, Resources, StreamResources
 from ml.config.section import Section
 from ml.errors import ConfigurationError
@@ -49,6 +50,11 @@ def _check_cron(expression: str) -> str:
     return expression
 
 
+def _check_key_pattern(pattern: str) -> str:
+    key_pattern(pattern)
+    return pattern
+
+
 def _check_architecture(name: str) -> str:
     if name not in architectures():
         raise ValueError(
@@ -60,6 +66,7 @@ def _check_architecture(name: str) -> str:
 Name = Annotated[str, Field(pattern=NAME)]
 Prefix = Annotated[str, Field(pattern=FOLDER_URI)]
 Cron = Annotated[str, AfterValidator(_check_cron)]
+Pattern = Annotated[str, AfterValidator(_check_key_pattern)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -81,6 +88,9 @@ class Stream(Section):
     prefix: Prefix
     schedule: Cron | None = None
     models: Annotated[list[Name], Field(min_length=1)]
+    key_pattern: Pattern | None = Field(
+        None, description="finds the camera in a key below the night's folder (RE2)"
+    )
     lookback_nights: int = Field(3, ge=0, le=366)
     shard_size: int = Field(50_000, ge=1, le=1_000_000)
     shards_per_task: int | None = Field(

@@ -36,6 +36,7 @@ def _load(tmp_path: Path, text: str):
 def test_a_valid_file_gets_defaults(tmp_path):
     config = _load(tmp_path, VALID)
     assert config.stream("line").model_dump(exclude={"prefix", "schedule", "models"}) == {
+        "key_pattern": None,
         "lookback_nights": 3, "shard_size": 50_000, "shards_per_task": None,
         "max_rejected_share": 0.5, "rescore_nights": 0,
         "limits": {"max_pixels": 64_000_000, "max_bytes": 64 * 2**20},
