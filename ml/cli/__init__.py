@@ -25,6 +25,7 @@ _CONCERNS = (
     "training",
     "models",
     "scoring",
+    "cameras",
     "database",
     "prepare",
     "metrics",

@@ -23,3 +23,8 @@ def night_range(first: date, last: date) -> list[date]:
 def lookback(night: date, nights: int) -> Iterator[date]:
     """Yield `night` and the `nights` before it, newest first."""
     return (night - timedelta(days=days) for days in range(nights + 1))
+
+
+def folder_length(prefix: str) -> int:
+    """Return the length of a night's folder with the slash after it: `PREFIX/dt=YYYY-MM-DD/`."""
+    return len(folder(prefix, date.min)) + 1

@@ -31,6 +31,8 @@ BEGIN
             nightscore.promotion,
             nightscore.camera
             TO nightscore_writer;
+        -- `nightscore cameras` assigns cameras to older images.
+        GRANT UPDATE (camera_id) ON nightscore.image TO nightscore_writer;
         -- Triggers keep them.
         GRANT SELECT ON nightscore.class_sum, nightscore.score_sum, nightscore.rejection_sum
             TO nightscore_writer;

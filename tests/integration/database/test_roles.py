@@ -111,6 +111,15 @@ class TestWriter:
         )
         assert {name for (name,) in cursor} <= {"state"}
 
+    def test_of_an_image_only_the_camera_can_be_changed(self, login):
+        cursor = login("postgres")
+        cursor.execute(
+            "SELECT attname FROM pg_attribute WHERE attrelid = 'nightscore.image'::regclass"
+            " AND attnum > 0 AND has_column_privilege("
+            "'nightscore_writer', attrelid, attname, 'UPDATE')"
+        )
+        assert cursor.fetchall() == [("camera_id",)]
+
     @pytest.mark.parametrize(
         "statement",
         [
