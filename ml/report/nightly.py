@@ -31,6 +31,7 @@ MAX_UNCERTAIN = 24
 MAX_REVIEWED = 24
 MAX_REJECTIONS = 100
 MAX_MISSING = 100
+MAX_CAMERAS = 60
 _THUMBNAIL_PX = 160
 
 
@@ -95,6 +96,7 @@ def render(run_id: UUID) -> str:
             "classes": read("report/sql/classes"),
             "reasons": read("report/sql/reasons"),
             "rejections": read("report/sql/rejections", most=MAX_REJECTIONS),
+            "cameras": read("report/sql/cameras", most=MAX_CAMERAS),
             "missing": read("report/sql/missing_images", most=MAX_MISSING),
             "drift": rows(
                 session,

@@ -1,10 +1,13 @@
 """The HTML templates of the reports; every value in them is escaped."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ml.config.key_pattern import GROUPS
 
 
 @lru_cache(maxsize=1)
@@ -21,6 +24,7 @@ def _environment() -> Environment:
     environment.filters["time"] = _time
     environment.filters["figure"] = _figure
     environment.filters["score"] = _score
+    environment.filters["camera"] = _camera
     environment.filters["name"] = lambda uri: uri.rsplit("/", 1)[-1]
     return environment
 
@@ -47,6 +51,12 @@ def _score(score: float | None) -> str:
     if score is None:
         return "–"
     return "> 0.99999" if score > 0.99999 else f"{score:.5f}"
+
+
+def _camera(row: Mapping[str, Any]) -> str:
+    """The camera of an image with its line and product; empty if the image has none."""
+    groups = [(group, row.get(group)) for group in GROUPS]
+    return ", ".join(f"{group} {name}" for group, name in groups if name)
 
 
 def _time(moment: datetime | None) -> str:

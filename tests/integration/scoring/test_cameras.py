@@ -13,8 +13,9 @@ import sqlalchemy as sa
 
 from ml.cli import command
 from ml.config.loading import configuration
-from ml.database.connection import engine, transaction
+from ml.database.connection import engine, rows, transaction
 from ml.errors import ConfigurationError, DataError
+from ml.report import nightly
 from ml.scoring import camera_backfill
 from ml.scoring.cameras import MAX_CAMERAS, Cameras
 from ml.storage.object_store import object_store
@@ -176,6 +177,24 @@ def _insert_run(hall, night: date) -> uuid.UUID:
     return run_id
 
 
+def _pin_version(run_id: uuid.UUID) -> None:
+    """Pin hall-moulds/1, whose held-out scores lie half below 0.5 and half above."""
+    with transaction() as session:
+        session.execute(
+            sa.text(
+                "INSERT INTO nightscore.model_version (model, version, task, mlflow_run_id,"
+                " program_sha256, snapshot_uri, metrics, threshold, classes, reference_edges,"
+                " reference_shares, synthetic, gate_passed, gate_reason) VALUES ('hall-moulds', 1,"
+                " 'anomaly', 'r', 's', 'u', '{}', 0.5, '{}', '{0.5}', '{0.5,0.5}', false, true, '')"
+                " ON CONFLICT DO NOTHING"
+            )
+        )
+        session.execute(
+            sa.text("INSERT INTO nightscore.scoring_run_model VALUES (:r, 'hall-moulds', 1)"),
+            {"r": run_id},
+        )
+
+
 def _insert_images(hall, night: date, keys: list[str]) -> None:
     with transaction() as session:
         session.execute(sa.text("SELECT nightscore.ensure_night(:n)"), {"n": night})
@@ -210,6 +229,14 @@ def _insert_night(hall, night: date, keys: list[str]) -> uuid.UUID:
         values = {"r": run_id, "n": night, "s": hall.name}
         session.execute(_INSERT_PREDICTIONS, values)
         session.execute(_INSERT_REJECTIONS, values)
+        session.execute(
+            sa.text(
+                "INSERT INTO nightscore.manifest (run_id, night, image_id, shard)"
+                " SELECT :r, night, image_id, 0 FROM nightscore.image"
+                " WHERE night = :n AND stream = :s"
+            ),
+            values,
+        )
     return run_id
 
 
@@ -417,3 +444,59 @@ def test_the_command_assigns_cameras_and_says_how_many_images_it_changed(hall, n
         {"night": str(night), "images": 40, "changed": 40, "is_summed": True}
     ]
     assert _is_done(hall, run_id, night)
+
+
+def _report_rows(run_id: uuid.UUID, night: date, most: int = 100) -> list[dict]:
+    with transaction() as session:
+        return rows(
+            session, "report/sql/cameras",
+            run_id=run_id, nights=[night], most=most,
+        )  # fmt: skip
+
+
+def test_a_report_shows_the_cameras_the_worst_first(hall, night):
+    run_id = _insert_night(hall, night, [*_keys(6, 300), "without/1.jpg"])
+    _pin_version(run_id)
+    assert _report_rows(run_id, night) == []
+    assert "<h2>Cameras" not in nightly.render(run_id)
+    _backfill(hall, night, night)
+
+    shown = _report_rows(run_id, night)
+    counted = _query(
+        "SELECT camera, count(prediction), count(*) FILTER (WHERE flagged), count(rejection)"
+        " FROM nightscore.image LEFT JOIN nightscore.camera USING (camera_id)"
+        " LEFT JOIN nightscore.prediction USING (night, image_id)"
+        " LEFT JOIN nightscore.rejection USING (night, image_id)"
+        " WHERE night = :n AND image.stream = :s GROUP BY 1", n=night, s=hall.name)  # fmt: skip
+    assert sorted((r["camera"] or "", r["scored"], r["flagged"], r["rejected"]) for r in shown) == [
+        (camera or "", *counts) for camera, *counts in sorted(counted, key=lambda r: r[0] or "")
+    ]
+    shares = [
+        (row["flagged"] + row["rejected"]) / (row["scored"] + row["rejected"]) for row in shown
+    ]
+    assert shares == sorted(shares, reverse=True)
+    # All scores are 0.5, in the upper of two bins that should have half each.
+    assert all(row["psi"] > 0.25 for row in shown if row["scored"] > 10)
+    assert [row["rows"] for row in _report_rows(run_id, night, most=2)] == [7, 7]
+
+    page = nightly.render(run_id)
+    assert "<h2>Cameras" in page and "cam-03" in page
+
+
+def test_the_drift_of_a_stream_with_one_camera_is_that_of_the_stream(hall, night):
+    run_id = _insert_run(hall, night)
+    _pin_version(run_id)  # the triggers read the version's bins
+    _insert_images(hall, night, _keys(1, 1))
+    _insert_images(hall, night, [f"line-0/cam-00/{n}-.jpg" for n in range(150)])
+    with transaction() as session:
+        session.execute(_INSERT_PREDICTIONS, {"r": run_id, "n": night, "s": hall.name})
+    _backfill(hall, night, night)
+    (row,) = _report_rows(run_id, night)
+    assert [(row["psi"], row["alarm"])] == [
+        (pytest.approx(psi), alarm)
+        for psi, alarm in _query(
+            "SELECT psi, alarm FROM reporting.score_drift WHERE stream = :s AND night = :n",
+            s=hall.name,
+            n=night,
+        )
+    ]
