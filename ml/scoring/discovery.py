@@ -17,6 +17,7 @@ from ml.database.partitions import analyze_nights, ensure_nights
 from ml.images.formats import SUFFIXES
 from ml.images.rejection import TRANSIENT
 from ml.scoring import runs
+from ml.scoring.cameras import Cameras
 from ml.storage import nights
 from ml.storage.object_store import ObjectInfo, object_store
 
@@ -27,10 +28,10 @@ MAX_SHARDS = 500
 
 _LISTING = """
 CREATE TEMPORARY TABLE listing (
-    night date, uri text, etag text, bytes bigint, modified timestamptz, camera_id integer
+    night date, uri text, etag text, bytes bigint, modified timestamptz, camera integer
 ) ON COMMIT DROP
 """
-_COLUMNS = ("night", "uri", "etag", "bytes", "modified", "camera_id")
+_COLUMNS = ("night", "uri", "etag", "bytes", "modified", "camera")
 _NIGHTS = sa.text("SELECT DISTINCT night FROM listing ORDER BY night")
 
 
@@ -44,7 +45,7 @@ def discover(run_id: UUID) -> int:
         The number of images in the manifest.
 
     Raises:
-        DataError: there is no such run.
+        DataError: there is no such run, or the stream has too many cameras.
         ServiceError: Postgres or S3 failed.
     """
     with transaction() as session:
@@ -53,10 +54,12 @@ def discover(run_id: UUID) -> int:
         nights_of_run = runs.nights(run)
     # The listing may take minutes; until its end this transaction locks a temporary table only.
     with transaction() as session:
-        listed = _store_listing(session, configuration().stream(stream), night)
+        cameras = Cameras(stream, configuration().stream(stream))
+        listed = _store_listing(session, configuration().stream(stream), night, cameras)
         ensure_nights(listed)
         session.execute(
-            statement("scoring/sql/discover_images"), {"stream": stream, "nights": listed}
+            statement("scoring/sql/discover_images"),
+            {"stream": stream, "nights": listed, "camera_ids": cameras.ids()},
         )
         session.execute(
             statement("scoring/sql/discover_manifest"),
@@ -90,23 +93,28 @@ def plan_shards(run_id: UUID) -> list[int]:
         return list(session.scalars(statement("scoring/sql/unfinished_shards"), {"run_id": run_id}))
 
 
-def _store_listing(session: Session, stream: Stream, last_night: date) -> list[date]:
+def _store_listing(
+    session: Session, stream: Stream, last_night: date, cameras: Cameras
+) -> list[date]:
     """Copy what is listed into the temporary table `listing`; returns the nights with images."""
     session.execute(sa.text(_LISTING))
-    copy(session, "listing", _COLUMNS, _list_images(stream, last_night))
+    copy(session, "listing", _COLUMNS, _list_images(stream, last_night, cameras))
     # Without statistics the planner expects a few rows where there may be a million.
     session.execute(sa.text("ANALYZE listing"))
     return list(session.scalars(_NIGHTS))
 
 
-def _list_images(stream: Stream, last_night: date) -> Iterator[tuple[Any, ...]]:
+def _list_images(stream: Stream, last_night: date, cameras: Cameras) -> Iterator[tuple[Any, ...]]:
     """The rows of `listing`."""
     for night in nights.lookback(last_night, stream.lookback_nights):
         for page in object_store().list_pages(nights.folder(stream.prefix, night)):
-            yield from _image_rows(night, page)
+            yield from _image_rows(night, page, cameras)
 
 
-def _image_rows(night: date, page: Iterable[ObjectInfo]) -> Iterator[tuple[Any, ...]]:
-    for image in page:
-        if image.uri.lower().endswith(SUFFIXES):
-            yield night, image.uri, image.etag, image.size, image.modified, None
+def _image_rows(
+    night: date, page: Iterable[ObjectInfo], cameras: Cameras
+) -> Iterator[tuple[Any, ...]]:
+    images = [image for image in page if image.uri.lower().endswith(SUFFIXES)]
+    numbers = cameras.assign([image.uri for image in images])
+    for image, number in zip(images, numbers, strict=True):
+        yield night, image.uri, image.etag, image.size, image.modified, number

@@ -1,8 +1,9 @@
--- Adds the listed images that the table does not have yet. `listing` is a temporary table.
+-- Adds the listed images that the table does not have yet. `listing` is a temporary table, in which
+-- a camera is a place in :camera_ids, from 1, or null.
 INSERT INTO nightscore.image (night, stream, uri, etag, bytes, modified, camera_id)
 SELECT
     listing.night, :stream, listing.uri, listing.etag, listing.bytes, listing.modified,
-    listing.camera_id
+    (CAST(:camera_ids AS integer[]))[listing.camera]
 FROM listing
 WHERE NOT EXISTS (
     SELECT FROM nightscore.image

@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date, timedelta
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from ml.config.loading import configuration
 from ml.database.connection import engine, rows, transaction
 from ml.errors import ConfigurationError, DataError
 from ml.report import nightly
-from ml.scoring import camera_backfill
+from ml.scoring import camera_backfill, discovery
 from ml.scoring.cameras import MAX_CAMERAS, Cameras
 from ml.storage.object_store import object_store
 
@@ -397,6 +398,42 @@ def test_results_that_are_stored_meanwhile_are_counted_by_the_new_cameras(hall, 
     thread.join()
     assert _is_done(hall, run_id, night)
     assert 0 not in {row[0] for row in _sums(run_id)[0]}
+
+
+def _put(hall, night: date, keys: list[str]) -> None:
+    for key in keys:
+        object_store().put(f"{hall.prefix}/dt={night}/{key}", b"x")
+
+
+def _discover_at_once(run_ids: list[uuid.UUID]) -> list[int]:
+    with ThreadPoolExecutor(len(run_ids)) as executor:
+        return list(executor.map(discovery.discover, run_ids))
+
+
+def test_two_discoveries_at_once_give_each_image_its_camera(hall, night):
+    _put(hall, night, [*_keys(6, 24), "without/1.jpg"])
+    run_ids = [_insert_run(hall, night) for _ in range(2)]
+    for run_id in run_ids:
+        _pin_version(run_id)
+    assert _discover_at_once(run_ids) == [25, 25]
+    assert _right(hall, night)
+    assert len(_stored(hall)) == 6
+    assert [each.changed for each in _backfill(hall, night, night)] == [0]
+
+
+def test_a_discovery_that_finds_too_many_cameras_stores_nothing(hall, night, monkeypatch):
+    monkeypatch.setattr("ml.scoring.cameras.MAX_CAMERAS", 5)
+    _put(hall, night, _keys(6, 12))
+    run_id = _insert_run(hall, night)
+    with pytest.raises(DataError, match="more than 5 cameras"):
+        discovery.discover(run_id)
+    assert _stored(hall) == set()
+    assert _query("SELECT count(*) FROM nightscore.image WHERE stream = :s", s=hall.name) == [(0,)]
+    # The corrected pattern is not held up by what the wrong one found.
+    hall.use(r"line-(?P<camera>\d+)/")
+    _pin_version(run_id)
+    assert discovery.discover(run_id) == 12
+    assert _stored(hall) == {("0", "", ""), ("1", "", "")}
 
 
 def test_a_stream_without_a_pattern_is_refused(hall):
