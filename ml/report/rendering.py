@@ -55,7 +55,7 @@ def _score(score: float | None) -> str:
 
 def _camera(row: Mapping[str, Any]) -> str:
     """The camera of an image with its line and product; empty if the image has none."""
-    groups = [(group, row.get(group)) for group in GROUPS]
+    groups = [(group, row[group]) for group in GROUPS]
     return ", ".join(f"{group} {name}" for group, name in groups if name)
 
 

@@ -517,7 +517,10 @@ def test_a_report_shows_the_cameras_the_worst_first(hall, night):
     assert [row["rows"] for row in _report_rows(run_id, night, most=2)] == [7, 7]
 
     page = nightly.render(run_id)
-    assert "<h2>Cameras" in page and "cam-03" in page
+    assert "<h2>Cameras" in page
+    table, _, gallery = page.partition("<h2>Anomalies")
+    assert "<td>1</td>" in table and "cam-03" in table
+    assert "camera cam-02, line 0" in gallery
 
 
 def test_the_drift_of_a_stream_with_one_camera_is_that_of_the_stream(hall, night):
