@@ -60,6 +60,15 @@ PARAMETERS: dict[str, Any] = {
     "pid": 1,
     "index": "nightscore.prediction_flagged",
     "trigger": "manual",
+    "first_night": ASKED[-1],
+    "last_night": ASKED[0],
+    "uri": "s3://images/line/a.png",
+    "etag": "e",
+    "image_ids": [1],
+    "camera_ids": [1],
+    "cameras": ["a"],
+    "lines": [""],
+    "products": [""],
 }
 # Statements whose parameter of this name is a number of nights.
 COUNTS_NIGHTS = {"monitoring/sql/newest_runs", "monitoring/sql/streams"}
