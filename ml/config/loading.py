@@ -18,6 +18,7 @@ from ml.config.resources import (
     TaskResources,
     Toleration,
 )
+from ml.config.retention import ModelRetention, Retention, StreamRetention
 from ml.config.schema import (
     FOLDER_URI,
     SCHEMES,
@@ -187,9 +188,17 @@ def _line_number(document: Any, location: list[Any]) -> int:
 def _allowed_keys(document: Any, location: list[Any]) -> list[str]:
     """Return the keys that are allowed in place of the unknown one at the end of `location`."""
     sections: dict[str, dict[str, type[Section]]] = {
-        "streams": {"": Stream, "limits": Limits},
-        "models": {"": Model, "training": Training, "gate": Gate, "threshold": Threshold},
+        "streams": {"": Stream, "limits": Limits, "retention": StreamRetention},
+        "models": {
+            "": Model,
+            "training": Training,
+            "gate": Gate,
+            "threshold": Threshold,
+            "retention": ModelRetention,
+        },
     }
+    if location[0] == "retention" and len(location) > 1:
+        return sorted(Retention.model_fields)
     at = 0 if location[0] == "resources" else 2
     if location[at : at + 1] == ["resources"] and len(location) > at + 1:
         return _allowed_resources(location[0], location[at + 1 :])

@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 from ml.config.architectures import architectures, options_model
 from ml.config.key_pattern import key_pattern
 from ml.config.resources import ModelResources, Resources, StreamResources
+from ml.config.retention import ModelRetention, Retention, StreamRetention, overridden
 from ml.config.section import Section
 from ml.errors import ConfigurationError
 
@@ -100,6 +101,7 @@ class Stream(Section):
     rescore_nights: int = Field(0, ge=0, le=366)
     limits: Limits = Limits()
     resources: StreamResources = StreamResources()
+    retention: StreamRetention = StreamRetention()
 
 
 class Training(Section):
@@ -163,6 +165,7 @@ class Model(Section):
     gate: Gate = Gate()
     threshold: Threshold = Threshold()
     resources: ModelResources = ModelResources()
+    retention: ModelRetention = ModelRetention()
 
     @field_validator("options")
     @classmethod
@@ -196,6 +199,7 @@ class Configuration(Section):
     streams: dict[Name, Stream]
     models: dict[Name, Model]
     resources: Resources = Resources()
+    retention: Retention = Retention()
 
     @model_validator(mode="after")
     def _check_models_of_streams(self) -> "Configuration":
@@ -208,6 +212,41 @@ class Configuration(Section):
                         f"allowed: {', '.join(sorted(self.models)) or 'none'}",
                     )
         return self
+
+    @model_validator(mode="after")
+    def _check_retention(self) -> "Configuration":
+        for name, stream in self.streams.items():
+            limits = overridden(self.retention, stream.retention)
+            for kind in ("results", "manifests"):
+                self._check_nights_are_kept(name, kind, getattr(limits, kind))
+            for kind in ("manifests", "heatmaps"):
+                own = getattr(limits, kind)
+                if own is not None and limits.results is not None and own > limits.results:
+                    raise _error_at(
+                        self._place_of_limit(name, kind),
+                        f"keeps {own} nights, longer than the {limits.results} of results "
+                        f"that they belong to (stream {name!r})",
+                    )
+        return self
+
+    def _check_nights_are_kept(self, name: str, kind: str, limit: int | None) -> None:
+        """Check that no night is deleted in which a run still looks for images.
+
+        They would be found again as new, scored again, and would raise their alarms again.
+        """
+        stream = self.streams[name]
+        for key in ("lookback_nights", "rescore_nights"):
+            if limit is not None and limit <= getattr(stream, key):
+                raise _error_at(
+                    self._place_of_limit(name, kind),
+                    f"keeps {limit} nights and must exceed streams.{name}.{key}, which is "
+                    f"{getattr(stream, key)}: a run looks at these nights again",
+                )
+
+    def _place_of_limit(self, stream: str, kind: str) -> str:
+        """The keys that lead to the limit that is in force for a stream."""
+        is_own = kind in self.streams[stream].retention.model_fields_set
+        return f"streams.{stream}.retention.{kind}" if is_own else f"retention.{kind}"
 
     def stream(self, name: str) -> Stream:
         """Return the stream of a name.

@@ -41,6 +41,7 @@ def test_a_valid_file_gets_defaults(tmp_path):
         "max_rejected_share": 0.5, "rescore_nights": 0,
         "limits": {"max_pixels": 64_000_000, "max_bytes": 64 * 2**20},
         "resources": {"score": None, "other": None},
+        "retention": {"results": None, "manifests": None, "heatmaps": None, "reports": None},
     }  # fmt: skip
     detector = config.model("detector")
     assert detector.input_size == (32, 56)
@@ -112,7 +113,7 @@ def test_the_repository_s_own_file_is_valid():
         ('"0 2 * * *"', '"0 2 * * * 30"', ("yaml:5: streams.line.schedule:", "five fields")),
         ("    dataset: line", "    dataset: line\n    gate: {minimun: 0.5}",
          ("yaml:11: models.detector.gate.minimun: unknown key;", "allowed: confidence, max_drop, metric, minimum, minimum_recall")),
-        ("storage:", "store: s3://bucket\nstorage:", ("yaml:1: store: unknown key; allowed: models, resources, storage, streams",)),
+        ("storage:", "store: s3://bucket\nstorage:", ("yaml:1: store: unknown key; allowed: models, resources, retention, storage, streams",)),
         ("anomaly_segmenter", "vision_transformer",
          ("yaml:11: models.detector.architecture:", "allowed: anomaly_segmenter, attention_autoencoder, residual_network")),
         ("    dataset: line", "    dataset: line\n    gate: {minimum: 0.5, metric: accuracy}",

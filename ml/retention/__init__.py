@@ -1,0 +1,1 @@
+"""What is deleted when its time has passed, and what is made ahead; `nightscore prune`."""
