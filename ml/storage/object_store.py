@@ -10,11 +10,13 @@ segment.
 import hashlib
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
+from itertools import islice
 from typing import Any
 
 import obstore
@@ -28,6 +30,8 @@ from ml.timeouts import client_limits
 
 # A listing in XML has this in place of a control character; boto3 asks for URL-encoded keys.
 _REPLACEMENT_CHARACTER = "\ufffd"
+# The most that S3's DeleteObjects takes.
+_KEYS_PER_DELETION = 1000
 _REFUSED_BY_OBSTORE = re.compile(r"[\x00-\x1f\x7f]|(^|/)\.{0,2}/|/\.{1,2}$")
 
 
@@ -193,17 +197,36 @@ class ObjectStore:
         return True
 
     def delete(self, uris: Iterable[str]) -> None:
-        """Delete objects; it is no error if one does not exist."""
-        for uri in uris:
-            bucket, key = split_uri(uri)
-            with store_errors(uri):
-                try:
-                    if needs_boto(key):
-                        self.boto.delete_object(Bucket=_name(bucket), Key=key)
-                    else:
-                        obstore.delete(self.client(bucket), key)
-                except FileNotFoundError:
-                    continue
+        """Delete objects, a thousand with a request; it is no error if one does not exist.
+
+        What was deleted before an error stays deleted.
+        """
+        for batch in _batches(uris, _KEYS_PER_DELETION):
+            keys: dict[str, list[str]] = defaultdict(list)
+            for uri in batch:
+                bucket, key = split_uri(uri)
+                keys[bucket].append(key)
+            for bucket in keys:
+                with store_errors(bucket):
+                    self._delete_keys(bucket, keys[bucket])
+
+    def _delete_keys(self, bucket: str, keys: list[str]) -> None:
+        for key in filter(needs_boto, keys):
+            self.boto.delete_object(Bucket=_name(bucket), Key=key)
+        plain = [key for key in keys if not needs_boto(key)]
+        try:
+            # S3 takes them in one request, and ignores keys that do not exist.
+            obstore.delete(self.client(bucket), plain)
+        except FileNotFoundError:  # of another service, which may have stopped there
+            for key in plain:
+                with suppress(FileNotFoundError):
+                    obstore.delete(self.client(bucket), key)
+
+
+def _batches(uris: Iterable[str], size: int) -> Iterator[list[str]]:
+    remaining = iter(uris)
+    while batch := list(islice(remaining, size)):
+        yield batch
 
 
 def _name(bucket: str) -> str:
