@@ -107,6 +107,8 @@ def take_snapshot(
 ) -> str:
     """List a data set, decide what each image is used for, and store the list.
 
+    A list that is stored already is written again, so that its age says when it was last taken.
+
     To hold out scenes, it reads the images of train and calibration, unless there is a snapshot of
     the same images already.
 
@@ -132,11 +134,19 @@ def take_snapshot(
     rows = assign(listing, holdout_share)
     digest = _digest(rows, "" if holdout_by == "image" else f"scene {scenes.LIMIT} {holdout_share}")
     uri = f"{storage}/snapshots/{name}/{digest}.parquet"
-    if not object_store().exists(uri):
+    try:
+        content, _ = object_store().get(uri)
+    except FileNotFoundError:
         if holdout_by == "scene":
             rows = assign(listing, holdout_share, find_scenes(rows))
-        object_store().put(uri, _to_parquet(rows))
+        content = _to_parquet(rows)
+    object_store().put(uri, content)
     return uri
+
+
+def dataset_of(uri: str) -> str:
+    """Return the name of the data set that a snapshot lists."""
+    return uri.split("/")[-2]
 
 
 def _digest(rows: Sequence[Row], scene_settings: str) -> str:
@@ -165,7 +175,7 @@ def load_snapshot(uri: str) -> Snapshot:
     columns = parquet.read_table(io.BytesIO(content)).to_pydict()
     columns.setdefault("scene", columns["group"])  # snapshots of older versions have no scenes
     rows = tuple(Row(*values) for values in zip(*(columns[f] for f in Row._fields), strict=True))
-    return Snapshot(uri, uri.split("/")[-2], rows)
+    return Snapshot(uri, dataset_of(uri), rows)
 
 
 def assign(

@@ -229,6 +229,8 @@ class ModelVersion(Base):
       loaded; null for a version that was registered before the column existed.
     - `openvino_sha256`, `openvino_version`: an `ml.program.info.ConvertedInfo`; null if the program
       was not converted.
+    - `deleted_at`: when retention began to delete the version in MLflow; null while it can be
+      loaded.
     """
 
     __tablename__ = "model_version"
@@ -254,6 +256,7 @@ class ModelVersion(Base):
     registered_at: Mapped[datetime] = mapped_column(server_default=func.now())
     openvino_sha256: Mapped[str | None]
     openvino_version: Mapped[str | None]
+    deleted_at: Mapped[datetime | None]
 
 
 class ModelAlias(Base):

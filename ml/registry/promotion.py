@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from ml.database.connection import engine
+from ml.database.connection import engine, transaction
 from ml.database.tables import (
     ABANDONED,
     CHALLENGER,
@@ -30,6 +30,7 @@ from ml.database.tables import (
 )
 from ml.errors import DataError, ServiceError
 from ml.registry import versions
+from ml.registry.registration import check_not_deleted
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +67,14 @@ def promote(model: str, version: int, *, reason: str, by: str) -> PromotionResul
         by: who, for the audit.
 
     Raises:
-        DataError: the model has no such version, or nothing is recorded of it.
+        DataError: the model has no such version, nothing is recorded of it, or retention has
+            deleted it.
         ServiceError: MLflow or Postgres failed. The champion is the old or the new version; the
             next promotion, or the next scoring run, brings the tables in line with MLflow.
     """
     known = versions.list_versions(model)
     if version not in known:
+        _check_not_deleted(model, version)
         numbers = ", ".join(map(str, known)) or "none"
         raise DataError(f"{model} has no version {version}.", f"Registered versions: {numbers}.")
     with _lock(model) as (session, champion_version):
@@ -119,6 +122,34 @@ def champion(model: str) -> int | None:
         return version
 
 
+def _check_not_deleted(model: str, version: int) -> None:
+    with transaction() as session:
+        row = session.get(ModelVersion, (model, version))
+        if row is not None:
+            check_not_deleted(row)
+
+
+@contextmanager
+def exclusive(session: Session, model: str) -> Iterator[None]:
+    """Keep promotions of a model from happening, and change nothing.
+
+    Waits for a promotion in progress. Runs wait in turn when they open, so keep it short.
+
+    Args:
+        session: of any login; transactions that it ends do not release the lock.
+        model: the model's name.
+    """
+    session.execute(_LOCK, {"model": model})
+    try:
+        yield
+    finally:
+        # A connection that goes back to the pool keeps its locks; a broken one has none.
+        with suppress(ServiceError, sa.exc.SQLAlchemyError):
+            session.rollback()
+            session.execute(_UNLOCK, {"model": model})
+            session.commit()
+
+
 @contextmanager
 def _lock(model: str) -> Iterator[tuple[Session, int | None]]:
     """Take the model's lock, which lasts beyond the transactions that are committed under it.
@@ -126,18 +157,13 @@ def _lock(model: str) -> Iterator[tuple[Session, int | None]]:
     Yields:
         A session, and the champion, with which the tables agree.
     """
-    with engine().connect() as connection, Session(connection) as session:
-        parameters = {"model": model}
-        session.execute(_LOCK, parameters)
-        try:
-            yield session, _reconcile(session, model)
-            session.commit()
-        finally:
-            # A connection that goes back to the pool keeps its locks; a broken one has none.
-            with suppress(ServiceError, sa.exc.SQLAlchemyError):
-                session.rollback()
-                session.execute(_UNLOCK, parameters)
-                session.commit()
+    with (
+        engine().connect() as connection,
+        Session(connection) as session,
+        exclusive(session, model),
+    ):
+        yield session, _reconcile(session, model)
+        session.commit()
 
 
 def _reconcile(session: Session, model: str) -> int | None:
@@ -198,11 +224,14 @@ def _change(
     by: str,
 ) -> PromotionResult:
     """Make `version` champion in the place of `replaced`; the caller holds the lock."""
-    if session.get(ModelVersion, (model, version)) is None:
+    # Under the lock: retention marks a version under it before it deletes the version.
+    row = session.get(ModelVersion, (model, version), populate_existing=True)
+    if row is None:
         raise DataError(
             f"{model}/{version} is not registered in nightscore.model_version, so it cannot score.",
             f"Register a version with `nightscore train {model}`.",
         )
+    check_not_deleted(row)
     if replaced == version:
         return PromotionResult(model, version, replaced, changed=False)
     promotion = Promotion(

@@ -59,6 +59,20 @@ class Registration:
                 )
 
 
+def check_not_deleted(row: ModelVersion) -> None:
+    """Check that retention has not deleted a version.
+
+    Raises:
+        DataError: it has; the message says when.
+    """
+    if row.deleted_at is not None:
+        raise DataError(
+            f"{row.model}/{row.version} was deleted from MLflow on {row.deleted_at:%Y-%m-%d}, as "
+            "the limit `versions` of nightscore.yaml had passed. Its results stay.",
+            f"`nightscore models` lists the versions; `nightscore train {row.model}` makes one.",
+        )
+
+
 def program_info_json(info: ProgramInfo) -> dict[str, Any]:
     """Return `info` as JSON represents it: tuples become lists."""
     document: dict[str, Any] = json.loads(json.dumps(asdict(info)))
@@ -69,7 +83,8 @@ def load_registration(model: str, version: int) -> Registration:
     """Read the record of a version.
 
     Raises:
-        DataError: nothing is recorded of the version, or its columns contradict each other.
+        DataError: nothing is recorded of the version, its columns contradict each other, or
+            retention has deleted it.
         ServiceError: Postgres failed.
     """
     with transaction() as session:
@@ -79,6 +94,7 @@ def load_registration(model: str, version: int) -> Registration:
                 f"{model}/{version} is not registered in nightscore.model_version.",
                 f"Register a version with `nightscore train {model}`, which says what it is worth.",
             )
+        check_not_deleted(row)
         # A version from before the column `program` existed has only the other columns.
         fields = (row.program or {}) | {
             "model": model,

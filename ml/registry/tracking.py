@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ml.errors import DataError
 from ml.registry.client import get_run, mlflow_client, mlflow_errors
 
 if TYPE_CHECKING:
@@ -198,9 +199,15 @@ def run_tags(run_id: str) -> dict[str, str]:
     """Return the tags of a run.
 
     Raises:
-        DataError: there is no such run.
+        DataError: there is no such run, or it is deleted.
     """
-    return dict(get_run(run_id).data.tags)
+    run = get_run(run_id)
+    if run.info.lifecycle_stage == "deleted":
+        raise DataError(
+            f"Run {run_id} was deleted from MLflow.",
+            "The limit `versions` of nightscore.yaml says how long runs are kept.",
+        )
+    return dict(run.data.tags)
 
 
 def set_run_tags(run_id: str, tags: Mapping[str, str]) -> None:

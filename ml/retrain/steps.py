@@ -19,6 +19,7 @@ from sqlalchemy.dialects.postgresql import insert
 from ml.config.loading import configuration
 from ml.config.schema import Model
 from ml.data.snapshot import load_snapshot, take_snapshot
+from ml.database.advisory import SNAPSHOTS, TRAINING_RUN, in_use
 from ml.database.connection import transaction
 from ml.database.tables import CHAMPION, ModelVersion
 from ml.evaluation.gate import Decision, decide
@@ -48,12 +49,14 @@ _SYNTHETIC_TAG = "nightscore.synthetic"
 def snapshot(model: str) -> Value:
     """Take a snapshot of the model's data set; returns a `TakenSnapshot`."""
     settings = configuration().model(model)
-    uri = take_snapshot(
-        settings.dataset,
-        configuration().storage,
-        holdout_share=settings.holdout_share,
-        holdout_by=settings.holdout_by,
-    )
+    # A snapshot of before may have passed its limit, and be about to be deleted.
+    with in_use(SNAPSHOTS, settings.dataset):
+        uri = take_snapshot(
+            settings.dataset,
+            configuration().storage,
+            holdout_share=settings.holdout_share,
+            holdout_by=settings.holdout_by,
+        )
     log.info("%s trains on the snapshot %s", model, uri)
     return asdict(TakenSnapshot(model, uri))
 
@@ -149,6 +152,12 @@ def register(value: Value) -> Value:
         A `RegisteredVersion`.
     """
     run = parse(TrainedRun, value)
+    # A run of before may have passed its limit, and be about to be deleted.
+    with in_use(TRAINING_RUN, run.run_id):
+        return asdict(_register(run))
+
+
+def _register(run: TrainedRun) -> RegisteredVersion:
     model, run_id = run.model, run.run_id
     assessment = _read_document(Assessment, run_id, tracking.EVALUATION_FILE)
     decision = _read_document(Decision, run_id, _DECISION)
@@ -191,7 +200,7 @@ def register(value: Value) -> Value:
     )
     promotion.set_challenger(model, version)
     log.info("%s is registered as version %s: %s", model, version, versions.ui_url(model, version))
-    return asdict(RegisteredVersion(model, run_id, version, decision.passed))
+    return RegisteredVersion(model, run_id, version, decision.passed)
 
 
 def promote(value: Value) -> Value:

@@ -35,7 +35,8 @@ SELECT
     version.threshold_detail,
     version.novelty_threshold,
     version.openvino_version,
-    version.openvino_sha256
+    version.openvino_sha256,
+    version.deleted_at
 FROM nightscore.model_version AS version;
 
 COMMENT ON VIEW reporting.model_versions IS 'One row per registered version of a model.';
@@ -65,3 +66,4 @@ COMMENT ON COLUMN reporting.model_versions.threshold_detail IS 'How threshold wa
 COMMENT ON COLUMN reporting.model_versions.novelty_threshold IS 'Images with at least this novelty are marked for review; null for a version that does not measure novelty.';
 COMMENT ON COLUMN reporting.model_versions.openvino_version IS 'The version of OpenVINO that converted the program for CPUs; null when it is not converted, and each machine converts it itself. nightscore models convert converts it again.';
 COMMENT ON COLUMN reporting.model_versions.openvino_sha256 IS 'SHA-256 of the converted program.';
+COMMENT ON COLUMN reporting.model_versions.deleted_at IS 'When retention deleted it from MLflow: it can be neither loaded nor promoted, and its results stay; null for a version that can.';
