@@ -2,8 +2,8 @@
 
 Variables of the process environment come first. The others are read from `stack.env` in the state
 folder, which `nightscore up` writes for the local stack, so that every command works in the
-checkout without an `export`. The URL of the role that owns the tables is in a separate file, which
-only a migration opens.
+checkout without an `export`. The URLs of the role that owns the tables and of the one that deletes
+are in files of their own, which only a migration and `nightscore prune` open.
 """
 
 import os
@@ -20,6 +20,7 @@ from ml.errors import ConfigurationError
 
 STACK_ENV = "stack.env"
 OWNER_ENV = "conf/owner.env"
+MAINTAINER_ENV = "conf/maintainer.env"
 
 
 def state_folder() -> Path:
@@ -92,6 +93,17 @@ class Settings(BaseSettings):
         """
         return _require(self.analyst_url, "NIGHTSCORE_ANALYST_URL")
 
+    def require_maintainer_url(self) -> str:
+        """Return the database URL of the role that deletes what `retention` limits.
+
+        It is read here and not with the other settings, so that only a deletion holds it.
+
+        Raises:
+            ConfigurationError: It is not set.
+        """
+        maintainer = _Maintainer(_env_file=state_folder() / MAINTAINER_ENV)
+        return _require(maintainer.maintainer_url, "NIGHTSCORE_MAINTAINER_URL")
+
     def require_s3_ca_bundle(self) -> str:
         """Return the file of the authorities that may sign S3's certificate; empty for the usual.
 
@@ -122,9 +134,18 @@ class _Owner(BaseSettings):
     owner_url: SecretStr = Field(SecretStr(""), validation_alias="NIGHTSCORE_OWNER_URL")
 
 
+class _Maintainer(BaseSettings):
+    """The login of the role that deletes."""
+
+    model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True)
+
+    maintainer_url: SecretStr = Field(SecretStr(""), validation_alias="NIGHTSCORE_MAINTAINER_URL")
+
+
 def environment_variables() -> set[str]:
     """Return the names of the environment variables that hold addresses and logins."""
-    fields = (*Settings.model_fields.values(), *_Owner.model_fields.values())
+    sections = (Settings, _Owner, _Maintainer)
+    fields = (field for section in sections for field in section.model_fields.values())
     aliases = (field.validation_alias for field in fields)
     return {
         str(name)

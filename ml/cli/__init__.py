@@ -27,6 +27,7 @@ _CONCERNS = (
     "scoring",
     "cameras",
     "database",
+    "maintenance",
     "prepare",
     "metrics",
     "steps",

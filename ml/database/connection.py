@@ -114,6 +114,18 @@ def _require_revision_once(engine: sa.Engine) -> None:
         require_revision(connection)
 
 
+def maintainer_engine() -> sa.Engine:
+    """Return the engine with the login that deletes what `retention` limits.
+
+    Raises:
+        ConfigurationError: The URL is not set, or the tables are older than this release needs.
+        ServiceError: Postgres cannot be reached.
+    """
+    engine = engine_for(settings().require_maintainer_url())
+    _require_revision_once(engine)
+    return engine
+
+
 def analyst_engine() -> sa.Engine:
     """Return the engine with the read-only analyst's login."""
     return engine_for(settings().require_analyst_url())

@@ -1,4 +1,6 @@
-"""Locks that a migration needs: short waits that are repeated, and the name of what blocks.
+"""Locks on whole tables: short waits that are repeated, and the name of what blocks.
+
+Migrations need them, and the deletion of old nights.
 
 A statement that waits for a table makes everybody wait who comes after it. So it gives up after
 `NIGHTSCORE_LOCK_TIMEOUT_S`, lets them pass, and tries again.
@@ -29,12 +31,15 @@ def set_lock_timeout(connection: sa.Connection, timeout_s: float) -> None:
     connection.execute(sa.text("SELECT set_config('lock_timeout', :limit, false)"), milliseconds)
 
 
-def retry_when_locked(connection: sa.Connection, work: Callable[[], object]) -> None:
+def retry_when_locked(
+    connection: sa.Connection, work: Callable[[], object], what: str = "A migration"
+) -> None:
     """Do work whose locks others may hold; again after each timeout, with random waits between.
 
     Args:
         connection: The session that does the work, with a lock timeout.
         work: Is repeated as a whole, so it must leave nothing behind when it fails.
+        what: Names the work in messages.
 
     Raises:
         ServiceError: The locks were not free for `NIGHTSCORE_MIGRATE_FOR_S`. The message names the
@@ -43,16 +48,16 @@ def retry_when_locked(connection: sa.Connection, work: Callable[[], object]) -> 
     limit_s = client_limits().migrate_for_s
     # Asked of the driver, as a statement would begin a transaction.
     pid = connection.connection.dbapi_connection.info.backend_pid  # type: ignore[union-attr]
-    with _watch(connection.engine, pid) as blocking:
+    with _watch(connection.engine, pid, what) as blocking:
         try:
             retrying(_is_locked, timeout_s=limit_s)(work)
         except Exception as error:
             if not _is_locked(error):
                 raise
             raise ServiceError(
-                f"A migration did not get its locks within {limit_s:g} s. "
+                f"{what} did not get its locks within {limit_s:g} s. "
                 f"Last in its way: {_describe(list(blocking))}.",
-                "End these sessions, or migrate when they have ended; nothing is half done.",
+                "End these sessions, or try again when they have ended; nothing is half done.",
             ) from error
 
 
@@ -63,18 +68,18 @@ def _is_locked(error: BaseException) -> bool:
 
 
 @contextmanager
-def _watch(engine: sa.Engine, pid: int) -> Iterator[list[Mapping[str, Any]]]:
+def _watch(engine: sa.Engine, pid: int, what: str) -> Iterator[list[Mapping[str, Any]]]:
     """Give a list that holds the sessions that last blocked a session, asked while it waits."""
     blocking: list[Mapping[str, Any]] = []
     ended = threading.Event()
 
     def ask() -> None:
         while not ended.wait(client_limits().lock_timeout_s / _QUESTIONS_PER_WAIT):
-            # Without an answer the migration goes on, and names less.
+            # Without an answer the work goes on, and names less.
             with suppress(ServiceError, sa.exc.SQLAlchemyError), engine.connect() as connection:
                 sessions = rows(connection, "database/sql/blocking_sessions", pid=pid)
                 if sessions and sessions != blocking:
-                    log.warning("The migration waits for %s", _describe(sessions))
+                    log.warning("%s waits for %s", what, _describe(sessions))
                     blocking[:] = sessions
 
     thread = threading.Thread(target=ask, name="blocking-sessions", daemon=True)

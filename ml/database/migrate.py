@@ -38,6 +38,7 @@ def migrate() -> None:
     with _session() as connection:
         retry_when_locked(connection, lambda: _upgrade(connection))
         retry_when_locked(connection, lambda: _replace_views(connection))
+        retry_when_locked(connection, lambda: _hand_over(connection))
 
 
 @contextmanager
@@ -97,6 +98,13 @@ def _replace_views(connection: sa.Connection) -> None:
     with connection.begin():
         for path in (*views, grants):
             connection.exec_driver_sql(path.read_text(encoding="utf-8").replace("%", "%%"))
+
+
+def _hand_over(connection: sa.Connection) -> None:
+    """Make the tables by night the maintainer's, once; the lock that it takes is short."""
+    file = resources.files("ml.database") / "sql" / "maintainer.sql"
+    with connection.begin():
+        connection.exec_driver_sql(file.read_text(encoding="utf-8").replace("%", "%%"))
 
 
 def is_migrated() -> bool:

@@ -11,14 +11,16 @@ from ml.database.connection import engine_for
 from ml.errors import ConfigurationError, ServiceError
 
 OWNER, WRITER, ANALYST = "nightscore_owner", "nightscore_writer", "nightscore_analyst"
-ROLES = (OWNER, WRITER, ANALYST, "airflow", "mlflow")
+# Whoever deletes what `retention` limits. An installation without it does all but that.
+MAINTAINER = "nightscore_maintainer"
+ROLES = (OWNER, WRITER, ANALYST, MAINTAINER, "airflow", "mlflow")
 # Database → owner, and the privileges of other roles. Airflow, MLflow and MLflow's user store each
 # have a database of their own, because Alembic uses a table of the same name for all of them.
 DATABASES: dict[str, tuple[str, dict[str, str]]] = {
     "nightscore": (
         OWNER,
         # The writer stages rows in temporary tables. An analyst could fill the disk with them.
-        {WRITER: "CONNECT, TEMPORARY", ANALYST: "CONNECT"},
+        {WRITER: "CONNECT, TEMPORARY", ANALYST: "CONNECT", MAINTAINER: "CONNECT"},
     ),
     "airflow": ("airflow", {}),
     "mlflow": ("mlflow", {}),
@@ -45,8 +47,11 @@ def prepare_server(administrator: sa.URL, passwords: Mapping[str, str]) -> None:
     with _cursor(administrator) as cursor:
         for role, password in passwords.items():
             _ensure_role(cursor, role, password)
+        if MAINTAINER in passwords:
+            _ensure_member(cursor, OWNER, MAINTAINER)
         for database, (owner, privileges) in databases.items():
-            _ensure_database(cursor, database, owner, privileges)
+            known = {role: of for role, of in privileges.items() if role in passwords}
+            _ensure_database(cursor, database, owner, known)
         if "airflow" in passwords:
             # When a scheduler is killed, its workers may live on and keep its connections open.
             # Without this timeout, the run that it had locked is blocked for as long as they live.
@@ -63,11 +68,27 @@ def _check_roles(passwords: Mapping[str, str]) -> None:
             f"There is no role {unknown[0]!r}.", f"The roles are {', '.join(ROLES)}."
         )
     for database, (owner, privileges) in DATABASES.items():
-        if owner in passwords and (missing := sorted(privileges.keys() - passwords.keys())):
+        needed = privileges.keys() - {MAINTAINER}
+        if owner in passwords and (missing := sorted(needed - passwords.keys())):
             raise ConfigurationError(
                 f"The database {database} needs the role {missing[0]}, too.",
                 "Name a password for it.",
             )
+
+
+def _ensure_member(cursor: extensions.cursor, member: str, role: str) -> None:
+    """Let a role do what another may.
+
+    The maintainer owns the tables whose partitions it detaches, and the owner migrates them, too.
+    """
+    cursor.execute(
+        "SELECT FROM pg_auth_members WHERE roleid = %s::regrole AND member = %s::regrole",
+        [role, member],
+    )
+    if cursor.fetchone() is None:
+        cursor.execute(
+            sql.SQL("GRANT {} TO {}").format(sql.Identifier(role), sql.Identifier(member))
+        )
 
 
 def _limit_analyst(administrator: sa.URL) -> None:

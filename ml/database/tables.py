@@ -270,6 +270,29 @@ class ModelAlias(Base):
     set_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
+class Maintenance(Base):
+    """A deletion of what had passed its limit, an `ml.retention.candidate.Candidate`.
+
+    `finished_at` is null while it runs, and stays so when the process is killed. `error` says why
+    it failed.
+    """
+
+    __tablename__ = "maintenance"
+
+    maintenance_id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    kind: Mapped[str]
+    name: Mapped[str]
+    stream: Mapped[str | None]
+    night: Mapped[date | None]
+    items: Mapped[int] = mapped_column(BigInteger)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    reason: Mapped[str]
+    deleted_by: Mapped[str]
+    started_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+    finished_at: Mapped[datetime | None]
+    error: Mapped[str | None]
+
+
 class Promotion(Base):
     """A change of champion: `action` is `promote`, `rollback`, or `outside` (of Nightscore).
 

@@ -39,6 +39,11 @@ class Policy:
         """
         return _back(today, self.streams.get(stream, self.default).of(kind))
 
+    def has_passed(self, kind: NightKind, stream: str, night: date, today: date) -> bool:
+        """Return whether a stream's things of a kind may be deleted of a night."""
+        first = self.first_night(kind, stream, today)
+        return first is not None and night < first
+
     def first_snapshot_day(self, today: date) -> date | None:
         """Return the first day whose snapshots are kept even if no version needs them."""
         return _back(today, self.default.snapshots)

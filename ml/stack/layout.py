@@ -96,6 +96,7 @@ _GENERATORS: dict[str, Callable[[], str]] = {
     "owner": _hex,
     "writer": _hex,
     "analyst": _hex,
+    "maintainer": _hex,
     "airflow_database": _hex,
     "mlflow_database": _hex,
     "s3_key": lambda: "NS" + secrets.token_hex(9).upper(),

@@ -11,7 +11,7 @@ from pathlib import Path
 from ml.config.loading import config_path
 from ml.errors import ServiceError
 from ml.program.device import usable_gpus
-from ml.settings import OWNER_ENV, STACK_ENV, settings
+from ml.settings import MAINTAINER_ENV, OWNER_ENV, STACK_ENV, settings
 from ml.stack import airflow_server, mlflow_server, postgres, s3
 from ml.stack.layout import HOST, Layout, choose_ports, known_ports
 from ml.stack.port_conflicts import foreign_server
@@ -300,13 +300,15 @@ class LocalStack:
         return postgres.url(self.layout, ports["postgres"], f"nightscore_{role}", "nightscore")
 
     def _write_environment(self, ports: dict[str, int]) -> None:
-        """Write `stack.env`, which commands read, and apart from it the login for migrations."""
+        """Write `stack.env`, which commands read, and apart from it the two powerful logins."""
         # The state folder and the configuration are chosen by the user, not by these files.
         chosen_by_user = ("NIGHTSCORE_HOME", "NIGHTSCORE_CONFIG")
         variables = self._service_variables(ports) | self._user_variables(ports)
         services = {name: variables[name] for name in variables if name not in chosen_by_user}
         owner = {"NIGHTSCORE_OWNER_URL": self._database_url("owner", ports)}
-        for file, values in ((STACK_ENV, services), (OWNER_ENV, owner)):
+        maintainer = {"NIGHTSCORE_MAINTAINER_URL": self._database_url("maintainer", ports)}
+        files = {STACK_ENV: services, OWNER_ENV: owner, MAINTAINER_ENV: maintainer}
+        for file, values in files.items():
             lines = "".join(f"{name}='{value}'\n" for name, value in values.items())
             self.layout.write(self.layout.home / file, lines)
         settings.cache_clear()

@@ -20,6 +20,7 @@ ROLES = {
     "nightscore_owner": "owner",
     "nightscore_writer": "writer",
     "nightscore_analyst": "analyst",
+    "nightscore_maintainer": "maintainer",
     "airflow": "airflow_database",
     "mlflow": "mlflow_database",
 }

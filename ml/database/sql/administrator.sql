@@ -15,6 +15,9 @@ BEGIN
         EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', function);
         IF function::text LIKE '%advisory%' THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO nightscore_owner, nightscore_writer', function);
+            IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'nightscore_maintainer') THEN
+                EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO nightscore_maintainer', function);
+            END IF;
         END IF;
     END LOOP;
     REVOKE CREATE ON SCHEMA public FROM PUBLIC;

@@ -63,5 +63,23 @@ BEGIN
         GRANT SELECT ON ALL TABLES IN SCHEMA reporting TO nightscore_analyst;
         GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA reporting TO nightscore_analyst;
     END IF;
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'nightscore_maintainer') THEN
+        -- maintainer.sql also makes it the owner of the tables by night.
+        GRANT USAGE ON SCHEMA nightscore, reporting TO nightscore_maintainer;
+        GRANT SELECT ON ALL TABLES IN SCHEMA reporting TO nightscore_maintainer;
+        -- What it has to know to decide.
+        GRANT SELECT ON
+            nightscore.alembic_version,
+            nightscore.scoring_run,
+            nightscore.scoring_run_model,
+            nightscore.model_version,
+            nightscore.model_alias
+            TO nightscore_maintainer;
+        GRANT SELECT, INSERT ON nightscore.maintenance TO nightscore_maintainer;
+        -- What became of a deletion. What was to be deleted, and why, stays as it was written.
+        GRANT UPDATE (finished_at, error) ON nightscore.maintenance TO nightscore_maintainer;
+        GRANT EXECUTE ON FUNCTION nightscore.ensure_night(date), nightscore.drop_detached(text)
+            TO nightscore_maintainer;
+    END IF;
 END
 $$;

@@ -1,13 +1,13 @@
 """Versions that retention has deleted in MLflow.
 
 Revision ID: 0013
-Revises: 0007
+Revises: 0012
 """
 
 from ml.database.migrations import statements
 
 revision = "0013"
-down_revision = "0007"
+down_revision = "0012"
 branch_labels = None
 depends_on = None
 

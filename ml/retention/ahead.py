@@ -1,0 +1,55 @@
+"""The partitions of the nights to come, made before a night needs them, and statistics."""
+
+from datetime import date, timedelta
+from functools import partial
+
+import sqlalchemy as sa
+
+from ml.database.connection import rows
+from ml.retention import session as maintainer
+from ml.retention.guard import open_runs
+from ml.retention.night import TABLES
+
+NIGHTS = 7
+_VERSION_WITH_ONLY = 180_000
+
+
+def make_partitions(today: date, nights: int = NIGHTS) -> list[date]:
+    """Make the partitions of today and of the nights after it; returns those nights.
+
+    Each is a short transaction of its own, and what is there already is left alone.
+
+    Args:
+        today: The first night.
+        nights: How many to make after it.
+    """
+    wanted = [today + timedelta(days=days) for days in range(nights + 1)]
+    with maintainer.autocommit() as connection:
+        for night in wanted:
+            make = sa.select(sa.func.nightscore.ensure_night(night))
+            work = partial(connection.execute, make)
+            maintainer.retry(connection, work, f"The partition of {night}")
+    return wanted
+
+
+def analyse() -> bool:
+    """Gather the statistics of the tables by night, which Postgres does not do by itself.
+
+    Not while a run is open: its first image of a night without a partition would wait for it.
+
+    Returns:
+        Whether it was done.
+    """
+    with maintainer.autocommit() as connection:
+        if open_runs(connection):
+            return False
+        # Before Postgres 18, the partitions are named with the table, and skipped: they are not
+        # the maintainer's, and Postgres looks after them itself.
+        version = connection.scalar(sa.text("SELECT current_setting('server_version_num')::int"))
+        only = "ONLY " if (version or 0) >= _VERSION_WITH_ONLY else ""
+        owned = {row["name"] for row in rows(connection, "retention/sql/partitioned")}
+        for table in TABLES:
+            if table in owned:
+                work = partial(connection.exec_driver_sql, f"ANALYZE {only}nightscore.{table}")
+                maintainer.retry(connection, work, f"The statistics of {table}")
+    return True

@@ -1,0 +1,52 @@
+"""The steps of the DAG `maintain`. They can be repeated, and none deletes what has no limit."""
+
+import getpass
+import logging
+from collections import Counter
+from datetime import UTC, datetime
+
+from ml.config.loading import configuration
+from ml.errors import ServiceError
+from ml.retention import ahead
+from ml.retention import prune as pruning
+from ml.retention.policy import policy_of
+
+log = logging.getLogger(__name__)
+
+
+def make_partitions() -> list[str]:
+    """Make the partitions of the nights to come; returns those nights."""
+    return [night.isoformat() for night in ahead.make_partitions(datetime.now(UTC).date())]
+
+
+def prune(part: str) -> dict[str, int]:
+    """Delete what has passed its limit in one part: `database`, `objects` or `registry`.
+
+    Returns:
+        How many candidates were deleted, and kept since they were in use again.
+
+    Raises:
+        ServiceError: Some could not be deleted; the others were.
+    """
+    limits = policy_of(configuration())
+    if limits.is_empty():
+        log.info("No limit is set in nightscore.yaml")
+        return {"deleted": 0, "kept": 0}
+    planned = pruning.plan(limits, datetime.now(UTC).date(), parts=[part])
+    counts: Counter[str] = Counter()
+    failures = []
+    for outcome in pruning.execute(planned, getpass.getuser()):
+        counts[outcome.state] += 1
+        if outcome.state == "failed":
+            failures.append(f"{outcome.candidate.name}: {outcome.detail}")
+    if failures:
+        raise ServiceError(
+            f"{len(failures)} of {counts.total()} deletions failed, first {failures[0]}",
+            "reporting.maintenance has them all.",
+        )
+    return {"deleted": counts["deleted"], "kept": counts["kept"]}
+
+
+def analyse() -> bool:
+    """Gather the statistics of the tables by night; returns whether no run was in the way."""
+    return ahead.analyse()
