@@ -5,8 +5,9 @@ from datetime import date, timedelta
 
 import sqlalchemy as sa
 
-from ml.database.connection import engine, transaction
+from ml.database.connection import engine, engine_for, transaction
 from ml.database.tables import ScoringRun, ScoringRunModel
+from ml.settings import settings
 
 MODEL = "retention-detector"
 TABLES = ("manifest", "prediction", "rejection", "image")
@@ -86,3 +87,18 @@ def partitions(first: date, last: date) -> set[str]:
             {"first": first, "last": last},
         )
         return set(names)
+
+
+def remove(first: date, last: date) -> None:
+    """Remove all that is left of these nights, and close their runs."""
+    names = partitions(first, last)
+    with engine_for(settings().require_owner_url()).begin() as connection:
+        for name in names:
+            connection.exec_driver_sql(f"DROP TABLE nightscore.{name}")
+        connection.execute(
+            sa.text(
+                "UPDATE nightscore.scoring_run SET status = 'failed'"
+                " WHERE status = 'open' AND night BETWEEN :first AND :last"
+            ),
+            {"first": first, "last": last},
+        )

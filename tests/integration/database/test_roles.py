@@ -30,7 +30,18 @@ WRITER = {
     "model_version": READ_AND_ADD | {"UPDATE"},
     "model_alias": READ_AND_ADD | {"UPDATE"},
     "rejection": READ_AND_ADD | {"UPDATE", "DELETE"},
+    "maintenance": set(),
 }
+
+
+# What the maintainer decides by; the rows that it deletes are in tables of its own.
+MAINTAINER_READS = (
+    "alembic_version",
+    "scoring_run",
+    "scoring_run_model",
+    "model_version",
+    "model_alias",
+)
 
 
 @pytest.fixture
@@ -75,9 +86,10 @@ def test_no_role_is_more_than_a_login(login):
         " AND NOT (rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls)"
     )
     assert {name for (name,) in cursor} == set(postgres.ROLES)
-    cursor.execute("SELECT count(*) FROM pg_auth_members WHERE member::regrole::text = ANY (%s)",
-                   [list(postgres.ROLES)])  # fmt: skip
-    assert cursor.fetchone() == (0,)
+    cursor.execute("SELECT member::regrole::text, roleid::regrole::text FROM pg_auth_members"
+                   " WHERE member::regrole::text = ANY (%s)", [list(postgres.ROLES)])  # fmt: skip
+    # It migrates the tables that the maintainer owns.
+    assert cursor.fetchall() == [("nightscore_owner", "nightscore_maintainer")]
 
 
 def test_every_way_in_asks_for_a_password(login):
@@ -100,7 +112,7 @@ class TestWriter:
             " WHERE relnamespace = 'nightscore'::regnamespace AND relkind IN ('r', 'p')"
             " AND NOT relispartition GROUP BY relname"
         )
-        assert {table: set(privileges) for table, privileges in cursor} == WRITER
+        assert {table: set(privileges or ()) for table, privileges in cursor} == WRITER
 
     def test_of_the_audit_only_the_state_of_a_change_can_be_changed(self, login):
         cursor = login("postgres")
@@ -185,6 +197,70 @@ class TestWriter:
         assert settings
         paths = {setting[0] for setting in settings.values()}
         assert paths == {"search_path=pg_catalog, pg_temp"}
+
+
+class TestMaintainer:
+    def test_it_owns_the_tables_by_night_and_none_of_their_partitions(self, login):
+        login("nightscore_writer").execute("SELECT nightscore.ensure_night('1999-01-04')")
+        cursor = login("postgres")
+        cursor.execute(
+            "SELECT relname, relkind FROM pg_class WHERE relowner = 'nightscore_maintainer'::regrole"
+            " AND relkind IN ('r', 'p', 'v', 'm')"
+        )
+        assert set(cursor) == {(name, "p") for name in (*PARTITIONED, "manifest")}
+
+    def test_it_may_read_what_it_decides_by_and_change_nothing_else(self, login):
+        cursor = login("postgres")
+        cursor.execute(
+            "SELECT relname, array_agg(privilege)"
+            " FROM pg_class, unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER,"
+            "MAINTAIN}'::text[]) AS privilege"
+            " WHERE relnamespace = 'nightscore'::regnamespace AND relkind IN ('r', 'p')"
+            " AND NOT relispartition AND relowner <> 'nightscore_maintainer'::regrole"
+            " AND has_table_privilege('nightscore_maintainer', pg_class.oid, privilege)"
+            " GROUP BY relname"
+        )
+        assert {table: set(privileges) for table, privileges in cursor} == {
+            **{name: {"SELECT"} for name in MAINTAINER_READS},
+            "maintenance": READ_AND_ADD,
+        }
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "SELECT * FROM nightscore.promotion",
+            "DELETE FROM nightscore.promotion",
+            "DELETE FROM nightscore.scoring_run",
+            "DELETE FROM nightscore.model_version",
+            "DELETE FROM nightscore.class_sum",
+            "UPDATE nightscore.class_sum SET images = 0",
+            "DELETE FROM nightscore.maintenance",
+            "UPDATE nightscore.maintenance SET reason = 'another'",
+            "DROP TABLE nightscore.prediction_19990104",
+            "DROP TABLE nightscore.promotion",
+            "CREATE TABLE nightscore.mine (x int)",
+            "CREATE TABLE public.mine (x int)",
+            "CREATE TEMPORARY TABLE mine (x int)",
+            "SET ROLE nightscore_owner",
+            "SELECT nightscore.sum_night('line', '1999-01-04')",
+        ],
+    )
+    def test_it_is_refused(self, login, statement):
+        login("nightscore_writer").execute("SELECT nightscore.ensure_night('1999-01-04')")
+        with pytest.raises(InsufficientPrivilege):
+            login("nightscore_maintainer").execute(statement)
+
+    @pytest.mark.parametrize("name", ["promotion", "prediction_19990104", "x; DROP TABLE y"])
+    def test_it_drops_only_what_was_detached_from_a_table_by_night(self, login, name):
+        login("nightscore_writer").execute("SELECT nightscore.ensure_night('1999-01-04')")
+        with pytest.raises(psycopg2.errors.RaiseException):
+            login("nightscore_maintainer").execute("SELECT nightscore.drop_detached(%s)", [name])
+
+    def test_the_owner_can_still_change_the_tables_by_night(self, login):
+        owner = login("nightscore_owner")
+        owner.execute("ALTER TABLE nightscore.image ADD COLUMN tried int")
+        owner.execute("CREATE INDEX tried ON nightscore.image (tried)")
+        owner.execute("ALTER TABLE nightscore.image DROP COLUMN tried")
 
 
 class TestAnalyst:
