@@ -41,6 +41,17 @@ def nightly(cron: str | None) -> CronTriggerTimetable | None:
     )
 
 
+def at(cron: str | None) -> CronTriggerTimetable | None:
+    """Return a schedule of runs that are for no night.
+
+    Args:
+        cron: when the runs start (UTC); None for no schedule.
+    """
+    if cron is None:
+        return None
+    return CronTriggerTimetable(cron, timezone="UTC", run_immediately=timedelta(0))
+
+
 def champion_asset(model: str) -> Asset:
     """Return the asset that a promotion of the model updates.
 

@@ -28,7 +28,7 @@ secret() { # NAME: writes standard input to a file of secrets/
     mv "secrets/.new" "secrets/$1"
 }
 
-owner=$(draw owner) writer=$(draw writer) analyst=$(draw analyst)
+owner=$(draw owner) writer=$(draw writer) analyst=$(draw analyst) maintainer=$(draw maintainer)
 airflow_database=$(draw airflow_database) mlflow_database=$(draw mlflow_database)
 mlflow=$(draw mlflow) broker=$(draw broker)
 
@@ -36,7 +36,8 @@ mlflow=$(draw mlflow) broker=$(draw broker)
 draw results_administrator | secret results_administrator
 draw metadata_administrator | secret metadata_administrator
 secret results_roles.json <<END
-{"nightscore_owner": "$owner", "nightscore_writer": "$writer", "nightscore_analyst": "$analyst"}
+{"nightscore_owner": "$owner", "nightscore_writer": "$writer", "nightscore_analyst": "$analyst",
+ "nightscore_maintainer": "$maintainer"}
 END
 secret metadata_roles.json <<END
 {"airflow": "$airflow_database", "mlflow": "$mlflow_database"}
@@ -116,6 +117,8 @@ s3_connection() { # NAME
     printf '{\n'
     connection nightscore_postgres postgres postgres 5432 nightscore_writer "$writer" nightscore '{}'
     printf ',\n'
+    connection nightscore_maintainer postgres postgres 5432 nightscore_maintainer "$maintainer" nightscore '{}'
+    printf ',\n'
     connection nightscore_mlflow http mlflow 5000 admin "$mlflow" http '{}'
     printf ',\n'
     s3_connection worker
@@ -146,6 +149,8 @@ printf 'NIGHTSCORE_OWNER_URL=postgresql+psycopg2://nightscore_owner:%s@postgres/
     | secret owner.env
 printf 'NIGHTSCORE_ANALYST_URL=postgresql+psycopg2://nightscore_analyst:%s@postgres/nightscore\n' "$analyst" \
     | secret analyst.env
+printf 'NIGHTSCORE_MAINTAINER_URL=postgresql+psycopg2://nightscore_maintainer:%s@postgres/nightscore\n' "$maintainer" \
+    | secret maintainer.env
 
 if [ ! -e config/nightscore.yaml ]; then
     {

@@ -101,8 +101,11 @@ class Settings(BaseSettings):
         Raises:
             ConfigurationError: It is not set.
         """
-        maintainer = _Maintainer(_env_file=state_folder() / MAINTAINER_ENV)
-        return _require(maintainer.maintainer_url, "NIGHTSCORE_MAINTAINER_URL")
+        return _require(_maintainer_url(), "NIGHTSCORE_MAINTAINER_URL")
+
+    def has_maintainer(self) -> bool:
+        """Return whether there is a login of the role that deletes."""
+        return bool(_maintainer_url().get_secret_value())
 
     def require_s3_ca_bundle(self) -> str:
         """Return the file of the authorities that may sign S3's certificate; empty for the usual.
@@ -140,6 +143,10 @@ class _Maintainer(BaseSettings):
     model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True)
 
     maintainer_url: SecretStr = Field(SecretStr(""), validation_alias="NIGHTSCORE_MAINTAINER_URL")
+
+
+def _maintainer_url() -> SecretStr:
+    return _Maintainer(_env_file=state_folder() / MAINTAINER_ENV).maintainer_url
 
 
 def environment_variables() -> set[str]:

@@ -13,8 +13,9 @@ from urllib.parse import quote, urlencode
 from ml.errors import ConfigurationError, ServiceError
 
 POSTGRES, ANALYST = "nightscore_postgres", "nightscore_analyst"
+MAINTAINER = "nightscore_maintainer"
 S3, MLFLOW = "nightscore_s3", "nightscore_mlflow"
-# What tasks use; the API server uses `ANALYST` and `S3`.
+# What tasks use, those that delete `MAINTAINER`, too; the API server uses `ANALYST` and `S3`.
 OF_TASKS = (POSTGRES, S3, MLFLOW)
 
 # Fields of a connection that libpq also knows as options.
@@ -317,6 +318,11 @@ _SERVICES = {
         "NIGHTSCORE_ANALYST_URL",
         ("NIGHTSCORE_ANALYST_URL",),
         lambda connection: {"NIGHTSCORE_ANALYST_URL": _postgres_url(connection)},
+    ),
+    MAINTAINER: _Service(
+        "NIGHTSCORE_MAINTAINER_URL",
+        ("NIGHTSCORE_MAINTAINER_URL",),
+        lambda connection: {"NIGHTSCORE_MAINTAINER_URL": _postgres_url(connection)},
     ),
     S3: _Service(
         "AWS_ACCESS_KEY_ID",

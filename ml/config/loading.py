@@ -29,9 +29,8 @@ from ml.config.schema import (
     Stream,
     Threshold,
     Training,
-    short_repr,
 )
-from ml.config.section import Section
+from ml.config.section import Section, short_repr
 from ml.errors import ConfigurationError
 
 # Real files have a few kilobytes. YAML is slow to read, and an alias may expand to any size.

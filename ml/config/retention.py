@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
+from ml.config.cron import Cron
 from ml.config.section import Section
 
 # Of a stream's nights. Heat maps and reports lie in S3, the others in Postgres.
@@ -53,9 +54,15 @@ class ModelRetention(Section):
 
 
 class Retention(StreamRetention, ModelRetention):
-    """The limits of all streams and models, and of the snapshots that no version needs, in days."""
+    """The limits of all streams and models, and when the DAG `maintain` runs.
+
+    Attributes:
+        snapshots: Days that snapshots are kept that no version needs.
+        schedule: When `maintain` runs (UTC); None for only by hand.
+    """
 
     snapshots: Limit = None
+    schedule: Cron | None = "0 12 * * *"
 
 
 def overridden(base: RetentionT, own: Section) -> RetentionT:

@@ -6,7 +6,6 @@ The file holds no secrets and no addresses of services; those come from the envi
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from croniter import croniter
 from pydantic import (
     AfterValidator,
     Field,
@@ -17,6 +16,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from ml.config.architectures import architectures, options_model
+from ml.config.cron import Cron
 from ml.config.key_pattern import key_pattern
 from ml.config.resources import ModelResources, Resources, StreamResources
 from ml.config.retention import ModelRetention, Retention, StreamRetention, overridden
@@ -27,7 +27,6 @@ NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 # Of the URIs of objects, as `ml.storage.clients` knows them.
 SCHEMES = ("s3",)
 FOLDER_URI = rf"^({'|'.join(SCHEMES)})://[a-z0-9][a-z0-9.-]{{1,61}}[a-z0-9](/[^/]+)*$"
-_MAX_CRON_LENGTH, _MAX_VALUE_LENGTH = 200, 100
 # The limit for labelled images, and for those of a stream that sets no limit.
 MAX_PIXELS = 64_000_000
 
@@ -40,15 +39,6 @@ GATE_METRICS = {
     "classification": ("accuracy", "macro_f1"),
     "anomaly": ("auroc", "average_precision", "tpr", "tnr"),
 }
-
-
-def _check_cron(expression: str) -> str:
-    is_short = len(expression) <= _MAX_CRON_LENGTH
-    if not is_short or len(expression.split()) != 5 or not croniter.is_valid(expression):
-        raise ValueError(
-            f"{short_repr(expression)} is not a cron expression of five fields, such as '0 2 * * *'"
-        )
-    return expression
 
 
 def _check_key_pattern(pattern: str) -> str:
@@ -66,7 +56,6 @@ def _check_architecture(name: str) -> str:
 
 Name = Annotated[str, Field(pattern=NAME)]
 Prefix = Annotated[str, Field(pattern=FOLDER_URI)]
-Cron = Annotated[str, AfterValidator(_check_cron)]
 Pattern = Annotated[str, AfterValidator(_check_key_pattern)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -272,9 +261,3 @@ def _get(items: dict[str, SectionT], kind: str, name: str) -> SectionT:
             f"Known: {', '.join(sorted(items)) or 'none'}.",
         )
     return items[name]
-
-
-def short_repr(value: Any) -> str:
-    """Return a value of the file as it appears in a message."""
-    text = type(value).__name__ if isinstance(value, dict | list) else repr(value)
-    return text if len(text) <= _MAX_VALUE_LENGTH else f"{text[:_MAX_VALUE_LENGTH]}..."

@@ -5,7 +5,7 @@ from functools import partial
 
 import sqlalchemy as sa
 
-from ml.database.connection import rows
+from ml.database.connection import engine, rows
 from ml.retention import session as maintainer
 from ml.retention.guard import open_runs
 from ml.retention.night import TABLES
@@ -17,14 +17,15 @@ _VERSION_WITH_ONLY = 180_000
 def make_partitions(today: date, nights: int = NIGHTS) -> list[date]:
     """Make the partitions of today and of the nights after it; returns those nights.
 
-    Each is a short transaction of its own, and what is there already is left alone.
+    Each is a short transaction of its own, and what is there already is left alone. The writer may
+    make partitions, too, so an installation needs no maintainer for it.
 
     Args:
         today: The first night.
         nights: How many to make after it.
     """
     wanted = [today + timedelta(days=days) for days in range(nights + 1)]
-    with maintainer.autocommit() as connection:
+    with maintainer.autocommit(engine()) as connection:
         for night in wanted:
             make = sa.select(sa.func.nightscore.ensure_night(night))
             work = partial(connection.execute, make)
@@ -39,6 +40,9 @@ def analyse() -> bool:
 
     Returns:
         Whether it was done.
+
+    Raises:
+        ConfigurationError: There is no login of the maintainer, who alone may.
     """
     with maintainer.autocommit() as connection:
         if open_runs(connection):

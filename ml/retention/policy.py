@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 
 from ml.config.retention import (
+    KINDS,
     ModelRetention,
     NightKind,
     Retention,
@@ -55,7 +56,7 @@ class Policy:
     def is_empty(self) -> bool:
         """Return whether no limit is set, so that nothing is ever deleted."""
         sections = (self.default, *self.streams.values(), *self.models.values())
-        return all(limit is None for section in sections for _, limit in section)
+        return all(getattr(section, kind, None) is None for section in sections for kind in KINDS)
 
 
 def policy_of(configuration: Configuration) -> Policy:

@@ -17,13 +17,16 @@ _ONE_AT_A_TIME = sa.text("SELECT pg_try_advisory_lock(hashtext('nightscore.maint
 
 
 @contextmanager
-def autocommit() -> Iterator[sa.Connection]:
+def autocommit(engine: sa.Engine | None = None) -> Iterator[sa.Connection]:
     """Give a session in which each statement is a transaction, and which waits briefly for locks.
+
+    Args:
+        engine: With another login than the maintainer's.
 
     Yields:
         The connection, which is closed afterwards and not used again.
     """
-    with maintainer_engine().connect() as connection:
+    with (engine or maintainer_engine()).connect() as connection:
         connection = connection.execution_options(isolation_level="AUTOCOMMIT")
         try:
             set_lock_timeout(connection, min(MAX_LOCK_WAIT_S, client_limits().lock_timeout_s))

@@ -10,6 +10,7 @@ from ml.errors import ServiceError
 from ml.retention import ahead
 from ml.retention import prune as pruning
 from ml.retention.policy import policy_of
+from ml.settings import settings
 
 log = logging.getLogger(__name__)
 
@@ -48,5 +49,12 @@ def prune(part: str) -> dict[str, int]:
 
 
 def analyse() -> bool:
-    """Gather the statistics of the tables by night; returns whether no run was in the way."""
+    """Gather the statistics of the tables by night.
+
+    Returns:
+        Whether it was done; not while a run is open, and not without a maintainer.
+    """
+    if not settings().has_maintainer():
+        log.info("NIGHTSCORE_MAINTAINER_URL is not set")
+        return False
     return ahead.analyse()

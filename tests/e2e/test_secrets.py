@@ -7,7 +7,7 @@ import psutil
 import psycopg2
 import pytest
 
-from ml.settings import OWNER_ENV
+from ml.settings import MAINTAINER_ENV, OWNER_ENV
 from ml.stack.layout import known_ports
 from ml.stack.local import LocalStack
 from tests.support.command import PRINTED, nightscore
@@ -24,6 +24,7 @@ UNSEEN = (psutil.NoSuchProcess, psutil.AccessDenied)
 HOLDERS: dict[str, set[str]] = {
     "postgres": set(),
     "owner": set(),
+    "maintainer": set(),
     "analyst": PAGES,
     "writer": WORKERS,
     "s3_key": WORKERS | PAGES | {"s3", "mlflow"},
@@ -92,6 +93,12 @@ def test_the_owner_s_login_is_in_one_file_which_only_a_migration_opens(home, sta
     finally:
         shutil.move(aside, path)
     nightscore("migrate", home=home)
+
+
+def test_the_maintainer_s_login_is_in_a_file_of_its_own(home, stack):
+    maintainer = stack.layout.passwords["maintainer"]
+    assert maintainer in (home / MAINTAINER_ENV).read_text()
+    assert maintainer not in (home / "stack.env").read_text()
 
 
 def test_everything_listens_on_loopback_only(stack):

@@ -96,7 +96,7 @@ def test_manifests_and_heat_maps_go_with_their_results_at_the_latest(tmp_path):
         (
             {"top": "retention: {nights: 7}"},
             20,
-            "allowed: heatmaps, manifests, reports, results, snapshots, versions",
+            "allowed: heatmaps, manifests, reports, results, schedule, snapshots, versions",
         ),
         (
             {"line": "retention: {snapshots: 7}"},

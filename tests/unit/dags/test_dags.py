@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[3]
-FILES = ("retrain.py", "score.py")
+FILES = ("maintain.py", "retrain.py", "score.py")
 
 HEAVY = {"torch", "torchvision", "mlflow", "boto3", "numpy", "obstore", "PIL", "kubernetes"}
 
@@ -86,6 +86,17 @@ def test_the_scoring_steps_follow_the_design_and_the_gpu_is_pooled(parsed):
     assert dag["tasks"]["discover"] == ["plan_shards"]
     assert {"discover", "plan_shards"} <= set(dag["tasks"]["open_run"])
     assert dag["pools"]["score_shards"] == "gpu"
+
+
+def test_maintenance_deletes_in_the_database_first_and_looks_at_every_failure(parsed):
+    assert set(parsed["maintain.py"]) == {"maintain"}
+    assert parsed["maintain.py"]["maintain"]["tasks"] == {
+        "make_partitions": ["prune_database"],
+        "prune_database": ["analyse", "prune_objects"],
+        "prune_objects": ["analyse", "prune_registry"],
+        "prune_registry": ["analyse"],
+        "analyse": [],
+    }
 
 
 def test_a_night_goes_before_training_and_a_trained_version_before_another_training(parsed):
