@@ -71,8 +71,8 @@ def maintain_dag() -> Any:
             return done
 
         made = make_partitions()
-        parts = (prune_database(), prune_objects(), prune_registry())
-        made >> parts[0] >> parts[1] >> parts[2] >> analyse(*parts)
+        database, objects, registry = prune_database(), prune_objects(), prune_registry()
+        made >> database >> objects >> registry >> analyse(database, objects, registry)
 
     return maintain()
 

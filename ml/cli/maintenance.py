@@ -49,11 +49,11 @@ def prune(
 def _delete(planned: "Sequence[Planned]") -> "list[Outcome]":
     import getpass
 
-    from ml.retention.prune import execute
+    from ml.retention.prune import delete_all
 
     outcomes = []
     with show_progress() as progress:
-        for outcome in execute(planned, getpass.getuser()):
+        for outcome in delete_all(planned, getpass.getuser()):
             outcomes.append(outcome)
             done = f"{len(outcomes):,} of {len(planned):,}, last {outcome.candidate.name}"
             progress.update("deleting", done)

@@ -12,6 +12,7 @@ from ml.database.connection import rows, statement
 # In the order in which a night is removed. No view shows a result without its image then, nor an
 # image that a run still has to score.
 TABLES = ("manifest", "prediction", "rejection", "image")
+_STREAMS = {"manifest": "retention/sql/manifest_streams", "image": "retention/sql/image_streams"}
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,10 @@ def partitions(connection: sa.Connection) -> list[Partition]:
     ]
 
 
-def by_night(found: Iterable[Partition]) -> dict[date, dict[str, Partition]]:
+def by_night(all_partitions: Iterable[Partition]) -> dict[date, dict[str, Partition]]:
     """Return night → table → its partition, by night; without those that hold many nights."""
     nights: dict[date, dict[str, Partition]] = defaultdict(dict)
-    for partition in found:
+    for partition in all_partitions:
         if partition.first_night is not None:
             nights[partition.first_night][partition.table] = partition
     return dict(sorted(nights.items()))
@@ -61,5 +62,4 @@ def by_night(found: Iterable[Partition]) -> dict[date, dict[str, Partition]]:
 
 def streams(connection: sa.Connection, table: str, night: date) -> list[str]:
     """Return the streams that have rows of a night in `manifest` or `image`."""
-    query = statement(f"retention/sql/{table}_streams")
-    return list(connection.scalars(query, {"night": night}))
+    return list(connection.scalars(statement(_STREAMS[table]), {"night": night}))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 import sqlalchemy as sa
+from psycopg2 import sql
 from sqlalchemy.orm import Session
 
 from ml.config.retention import NightKind
@@ -19,6 +20,7 @@ from ml.retention.guard import OpenRun, holder, open_runs
 from ml.retention.needed import StillNeededError
 from ml.retention.night import TABLES, Partition, by_night, partitions, streams
 from ml.retention.policy import Policy
+from ml.retention.session import run_composed
 
 # Rows of a transaction. It takes a tenth of a second, and holds no lock that a night waits for.
 _BATCH = 5_000
@@ -27,6 +29,13 @@ _TABLES: dict[NightKind, tuple[str, tuple[str, ...]]] = {
     "manifests": ("manifest", ("manifest",)),
     "results": ("image", TABLES),
 }
+# Results before their images.
+_DELETIONS = (
+    "retention/sql/delete_predictions",
+    "retention/sql/delete_rejections",
+    "retention/sql/delete_images",
+)
+_COUNTS = {"manifests": "retention/sql/count_manifest", "results": "retention/sql/count_images"}
 # A session that says so deletes rejections without changing the sums of their nights.
 _KEEP_SUMS = sa.text("SELECT set_config('nightscore.retention', 'on', true)")
 
@@ -141,8 +150,7 @@ class _Plan:
     def _part(
         self, kind: NightKind, night: date, stream: str, going: list[Partition]
     ) -> PartOfNight:
-        table = "images" if kind == "results" else "manifest"
-        count = statement(f"retention/sql/count_{table}")
+        count = statement(_COUNTS[kind])
         items = self.connection.scalar(count, {"night": night, "stream": stream}) or 0
         total = max(going[-1].rows, items, 1)
         return PartOfNight(
@@ -256,21 +264,25 @@ def _remove(connection: sa.Connection, table: str, partition: str) -> None:
 
     def detach() -> None:
         # Another one that was interrupted would be in the way.
-        parent = {"table_name": f"nightscore.{table}"}
+        parent = {"table_name": table}
         for pending in connection.scalars(statement("retention/sql/pending_partition"), parent):
-            _alter(connection, table, pending, "FINALIZE")
+            _finalize(connection, table, pending)
         state = rows(connection, "retention/sql/partition_state", partition=partition)
         if state and state[0]["is_attached"]:
-            _alter(connection, table, partition, "CONCURRENTLY")
+            _detach(connection, table, partition)
 
     maintainer.retry(connection, detach, f"The detachment of {partition}")
     _drop(connection, partition)
 
 
-def _alter(connection: sa.Connection, table: str, partition: str, how: str) -> None:
-    quote = connection.dialect.identifier_preparer.quote
-    detach = f"DETACH PARTITION nightscore.{quote(partition)} {how}"
-    connection.exec_driver_sql(f"ALTER TABLE nightscore.{quote(table)} {detach}")
+def _detach(connection: sa.Connection, table: str, partition: str) -> None:
+    detach = sql.SQL("ALTER TABLE nightscore.{} DETACH PARTITION nightscore.{} CONCURRENTLY")
+    run_composed(connection, detach.format(sql.Identifier(table), sql.Identifier(partition)))
+
+
+def _finalize(connection: sa.Connection, table: str, partition: str) -> None:
+    finalize = sql.SQL("ALTER TABLE nightscore.{} DETACH PARTITION nightscore.{} FINALIZE")
+    run_composed(connection, finalize.format(sql.Identifier(table), sql.Identifier(partition)))
 
 
 def _drop(connection: sa.Connection, partition: str) -> None:
@@ -297,10 +309,8 @@ def _delete_image_batch(session: Session, night: date, stream: str, after: int) 
     image_ids = list(session.scalars(statement("retention/sql/next_images"), place))
     if not image_ids:
         return None
-    for table in ("prediction", "rejection", "image"):
-        session.execute(
-            statement(f"retention/sql/delete_{table}s"), {"night": night, "image_ids": image_ids}
-        )
+    for name in _DELETIONS:
+        session.execute(statement(name), {"night": night, "image_ids": image_ids})
     return int(image_ids[-1])
 
 

@@ -22,9 +22,9 @@ from ml.retention.record import recorded
 
 log = logging.getLogger(__name__)
 
-# Part → the modules that know its candidates, in the order in which they delete: a version goes
+# Area → the modules that know its candidates, in the order in which they delete: a version goes
 # before the snapshot that nobody needs then.
-PARTS: dict[str, tuple[str, ...]] = {
+AREAS: dict[str, tuple[str, ...]] = {
     "database": ("partitions",),
     "objects": ("objects",),
     "registry": ("versions", "snapshots"),
@@ -44,7 +44,7 @@ class Planned:
     Attributes:
         candidate: What may be deleted.
         delete: Deletes it.
-        error: Why a part could not be looked at; the candidate then stands for all of it.
+        error: Why an area could not be looked at; the candidate then stands for all of it.
     """
 
     candidate: Candidate
@@ -83,7 +83,7 @@ def policy(configuration: Configuration) -> Policy:
 
 
 def plan(
-    limits: Policy, today: date, *, stream: str | None = None, parts: Sequence[str] = tuple(PARTS)
+    limits: Policy, today: date, *, stream: str | None = None, areas: Sequence[str] = tuple(AREAS)
 ) -> Iterator[Planned]:
     """Give what may be deleted, in the order in which it should be.
 
@@ -91,16 +91,16 @@ def plan(
         limits: The limits in force.
         today: The day (UTC) from which they count back.
         stream: Only what belongs to this stream alone.
-        parts: Keys of `PARTS`.
+        areas: Keys of `AREAS`.
     """
-    for module in (module for part in parts for module in PARTS[part]):
+    for module in (module for area in areas for module in AREAS[area]):
         source = cast(_Source, import_module(f"ml.retention.{module}"))
         try:
             for candidate in source.candidates(limits, today):
                 if stream in (None, candidate.stream):
                     yield Planned(candidate, partial(source.delete, candidate, limits, today))
         except ServiceError as error:
-            # The other parts may be reached nevertheless.
+            # The other areas may be reached nevertheless.
             nothing = Candidate(module, module, None, None, 0, 0, "could not be looked at")
             yield Planned(nothing, partial(_raise, error), str(error))
 
@@ -109,7 +109,7 @@ def _raise(error: Exception) -> None:
     raise error
 
 
-def execute(planned: Iterable[Planned], by: str) -> Iterator[Outcome]:
+def delete_all(planned: Iterable[Planned], by: str) -> Iterator[Outcome]:
     """Delete one candidate after the other; gives what became of each when it is done.
 
     Args:

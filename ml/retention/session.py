@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import sqlalchemy as sa
+from psycopg2 import sql
 from sqlalchemy.orm import Session
 
 from ml.database.connection import maintainer_engine, rows
@@ -54,6 +56,16 @@ def retry(connection: sa.Connection, work: Callable[[], object], what: str) -> N
         ServiceError: The locks were not free for `NIGHTSCORE_MIGRATE_FOR_S`.
     """
     retry_when_locked(connection, work, what)
+
+
+def run_composed(connection: sa.Connection, composed: sql.Composed) -> None:
+    """Run a statement that names tables, which psycopg2 has quoted.
+
+    Its errors are SQLAlchemy's, so that `retry` knows them.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    text = composed.as_string(driver)
+    connection.exec_driver_sql(text, execution_options={"no_parameters": True})
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 from ml.config.loading import configuration
 from ml.errors import ServiceError
-from ml.retention import ahead
 from ml.retention import prune as pruning
+from ml.retention import upcoming
 from ml.retention.policy import policy_of
 from ml.settings import settings
 
@@ -17,11 +17,11 @@ log = logging.getLogger(__name__)
 
 def make_partitions() -> list[str]:
     """Make the partitions of the nights to come; returns those nights."""
-    return [night.isoformat() for night in ahead.make_partitions(datetime.now(UTC).date())]
+    return [night.isoformat() for night in upcoming.make_partitions(datetime.now(UTC).date())]
 
 
-def prune(part: str) -> dict[str, int]:
-    """Delete what has passed its limit in one part: `database`, `objects` or `registry`.
+def prune(area: str) -> dict[str, int]:
+    """Delete what has passed its limit in one area: `database`, `objects` or `registry`.
 
     Returns:
         How many candidates were deleted, and kept since they were in use again.
@@ -33,10 +33,10 @@ def prune(part: str) -> dict[str, int]:
     if limits.is_empty():
         log.info("No limit is set in nightscore.yaml")
         return {"deleted": 0, "kept": 0}
-    planned = pruning.plan(limits, datetime.now(UTC).date(), parts=[part])
+    planned = pruning.plan(limits, datetime.now(UTC).date(), areas=[area])
     counts: Counter[str] = Counter()
     failures = []
-    for outcome in pruning.execute(planned, getpass.getuser()):
+    for outcome in pruning.delete_all(planned, getpass.getuser()):
         counts[outcome.state] += 1
         if outcome.state == "failed":
             failures.append(f"{outcome.candidate.name}: {outcome.detail}")
@@ -57,4 +57,4 @@ def analyse() -> bool:
     if not settings().has_maintainer():
         log.info("NIGHTSCORE_MAINTAINER_URL is not set")
         return False
-    return ahead.analyse()
+    return upcoming.analyse()

@@ -4,13 +4,13 @@
 -- can still change these tables. Does nothing where that is done, or where there is no such role.
 DO $$
 DECLARE
-    parent regclass;
+    relation regclass;
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'nightscore_maintainer')
         OR NOT pg_has_role('nightscore_maintainer', 'USAGE') THEN
         RETURN;
     END IF;
-    FOR parent IN
+    FOR relation IN
         SELECT oid FROM pg_class
         WHERE relnamespace = 'nightscore'::regnamespace
             AND relkind = 'p'
@@ -20,7 +20,7 @@ BEGIN
     LOOP
         -- Whoever becomes an owner needs this right at that moment, and not afterwards.
         GRANT CREATE ON SCHEMA nightscore TO nightscore_maintainer;
-        EXECUTE format('ALTER TABLE %s OWNER TO nightscore_maintainer', parent);
+        EXECUTE format('ALTER TABLE %s OWNER TO nightscore_maintainer', relation);
         REVOKE CREATE ON SCHEMA nightscore FROM nightscore_maintainer;
     END LOOP;
 END

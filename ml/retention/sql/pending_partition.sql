@@ -1,6 +1,8 @@
 -- The partition of a table whose detachment was interrupted; Postgres allows one at a time.
 SELECT partition.relname
 FROM pg_inherits
+JOIN pg_class AS parent ON parent.oid = pg_inherits.inhparent
 JOIN pg_class AS partition ON partition.oid = pg_inherits.inhrelid
-WHERE pg_inherits.inhparent = CAST(:table_name AS regclass)
+WHERE parent.relnamespace = 'nightscore'::regnamespace
+    AND parent.relname = :table_name
     AND pg_inherits.inhdetachpending

@@ -16,7 +16,7 @@ from ml.config.retention import Retention, StreamRetention
 from ml.database.connection import engine, engine_for, maintainer_engine
 from ml.database.tables import Maintenance
 from ml.errors import ConfigurationError, ServiceError
-from ml.retention import ahead, partitions, prune, session
+from ml.retention import partitions, prune, session, upcoming
 from ml.retention.needed import StillNeededError
 from ml.retention.policy import Policy
 from ml.settings import settings
@@ -43,7 +43,7 @@ def _results(nights: int, manifests: int | None = None) -> StreamRetention:
 
 
 def _prune(policy: Policy, today: date) -> list[prune.Outcome]:
-    return list(prune.execute(prune.plan(policy, today, parts=["database"]), "test"))
+    return list(prune.delete_all(prune.plan(policy, today, areas=["database"]), "test"))
 
 
 def _nights(first: date, count: int) -> list[date]:
@@ -134,12 +134,12 @@ def test_a_run_that_opens_after_the_plan_keeps_its_nights(first):
     both = _policy(a=_results(1), b=_results(1))
     today = first + timedelta(days=100)
     for policy in (both, _policy(a=_results(1))):
-        planned = list(prune.plan(policy, today, parts=["database"]))
+        planned = list(prune.plan(policy, today, areas=["database"]))
         assert planned
         run_id = kept_nights.add(
             "a", first + timedelta(days=1), images=0, status="open", lookback=2
         )
-        outcomes = list(prune.execute(planned, "test"))
+        outcomes = list(prune.delete_all(planned, "test"))
         assert {outcome.state for outcome in outcomes} == {"kept"}
         assert len(kept_nights.left(first, first)["prediction"]) == 2
         with engine().begin() as connection:
@@ -153,7 +153,7 @@ def test_a_limit_that_a_plan_did_not_know_of_is_asked_for_again(first):
     kept_nights.add("a", first)
     today = first + timedelta(days=100)
     [manifest, results] = [
-        p.candidate for p in prune.plan(_policy(a=_results(1)), today, parts=["database"])
+        p.candidate for p in prune.plan(_policy(a=_results(1)), today, areas=["database"])
     ]
     kept_nights.add("b", first)
     for candidate in (manifest, results):
@@ -254,27 +254,27 @@ def test_each_deletion_is_recorded_and_a_failure_does_not_stop_the_others(first,
 
 def test_two_processes_do_not_delete_at_once(store_and_database):
     with session.alone(), pytest.raises(ServiceError, match="deletes already"):
-        list(prune.execute([], "test"))
+        list(prune.delete_all([], "test"))
 
 
 def test_a_login_that_does_not_own_the_tables_is_told_so(store_and_database, monkeypatch):
     monkeypatch.setenv("NIGHTSCORE_MAINTAINER_URL", settings().require_database_url())
     with pytest.raises(ConfigurationError, match=r"does not own nightscore\.image"):
-        list(prune.execute([], "test"))
+        list(prune.delete_all([], "test"))
 
 
 def test_partitions_are_made_ahead_and_statistics_gathered(first):
-    made = ahead.make_partitions(first, nights=3)
+    made = upcoming.make_partitions(first, nights=3)
     assert made == _nights(first, 4)
     day = [f"{night:%Y%m%d}" for night in made]
     expected = {f"{table}_{name}" for table in ("image", "prediction", "rejection") for name in day}
     assert expected <= kept_nights.partitions(made[0], made[-1])
-    ahead.make_partitions(first, nights=3)
+    upcoming.make_partitions(first, nights=3)
     with engine().connect() as connection:
         is_open = connection.scalar(
             sa.text("SELECT count(*) FROM nightscore.scoring_run WHERE status = 'open'")
         )
-    assert ahead.analyse() == (not is_open)
+    assert upcoming.analyse() == (not is_open)
 
 
 _LIMIT = st.one_of(st.none(), st.integers(1, 8))

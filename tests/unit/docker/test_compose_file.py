@@ -12,7 +12,7 @@ import pytest
 import yaml
 from airflow.sdk import Connection
 from nightscore_connections import _SERVICES as SERVICES_OF_CONNECTIONS
-from nightscore_connections import ANALYST, MLFLOW, POSTGRES, S3
+from nightscore_connections import ANALYST, MAINTAINER, MLFLOW, POSTGRES, S3
 
 from ml.config.loading import load
 from ml.settings import Settings, environment_variables
@@ -80,7 +80,7 @@ def test_the_files_can_be_read_by_what_reads_them(drawn):
 
 @pytest.mark.parametrize(
     ("file", "names"),
-    [("worker", (POSTGRES, S3, MLFLOW)), ("pages", (ANALYST, S3))],
+    [("worker", (POSTGRES, MAINTAINER, S3, MLFLOW)), ("pages", (ANALYST, S3))],
 )
 def test_the_connections_are_such_as_tasks_and_pages_read(drawn, monkeypatch, file, names):
     document = json.loads((drawn / "secrets" / f"{file}_connections.json").read_text())

@@ -4,11 +4,13 @@ from datetime import date, timedelta
 from functools import partial
 
 import sqlalchemy as sa
+from psycopg2 import sql
 
 from ml.database.connection import engine, rows
 from ml.retention import session as maintainer
 from ml.retention.guard import open_runs
 from ml.retention.night import TABLES
+from ml.retention.session import run_composed
 
 NIGHTS = 7
 _VERSION_WITH_ONLY = 180_000
@@ -50,10 +52,12 @@ def analyse() -> bool:
         # Before Postgres 18, the partitions are named with the table, and skipped: they are not
         # the maintainer's, and Postgres looks after them itself.
         version = connection.scalar(sa.text("SELECT current_setting('server_version_num')::int"))
-        only = "ONLY " if (version or 0) >= _VERSION_WITH_ONLY else ""
+        knows_only = (version or 0) >= _VERSION_WITH_ONLY
         owned = {row["name"] for row in rows(connection, "retention/sql/partitioned")}
         for table in TABLES:
             if table in owned:
-                work = partial(connection.exec_driver_sql, f"ANALYZE {only}nightscore.{table}")
+                only = sql.SQL("ONLY " if knows_only else "")
+                query = sql.SQL("ANALYZE {}nightscore.{}").format(only, sql.Identifier(table))
+                work = partial(run_composed, connection, query)
                 maintainer.retry(connection, work, f"The statistics of {table}")
     return True
