@@ -6,6 +6,7 @@ leaves a run that is found again. What remains is the run's row in MLflow's data
 `mlflow gc` removes.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from typing import Any
 from ml.registry.artifacts import SHA256_TAG
 from ml.registry.client import mlflow_client, mlflow_errors
 from ml.registry.tracking import MODEL_TAG, REPEATS_TAG, SNAPSHOT_TAG
+from ml.registry.versions import name_filter
 
 _ACTIVE = ("RUNNING", "SCHEDULED")
 _PER_PAGE = 1000
@@ -71,7 +73,7 @@ def stored_versions(model: str) -> list[StoredVersion]:
             _time(entry.creation_timestamp),
             SHA256_TAG in entry.tags,
         )
-        for entry in _search_versions(f"name = '{model}'")
+        for entry in _search_versions(name_filter(model))
     ]
 
 
@@ -100,11 +102,11 @@ def stored_runs(model: str) -> list[StoredRun]:
     return [_stored_run(run) for run in _search_runs([experiment.experiment_id], "")]
 
 
-def runs_with_snapshot(uri: str = "") -> list[StoredRun]:
+def runs_with_snapshot(digest: str = "") -> list[StoredRun]:
     """Return the runs of all experiments that train, or have trained, from a snapshot.
 
     Args:
-        uri: the snapshot; empty for any.
+        digest: the hash that names the snapshot's file; empty for any snapshot.
 
     Raises:
         ServiceError: MLflow failed.
@@ -112,14 +114,17 @@ def runs_with_snapshot(uri: str = "") -> list[StoredRun]:
     client = mlflow_client()
     with mlflow_errors():
         experiments = [entry.experiment_id for entry in _pages(client.search_experiments)]
-    condition = f"= '{uri}'" if uri else "LIKE '%'"
-    runs = _search_runs(experiments, f"tags.`{SNAPSHOT_TAG}` {condition}") if experiments else ()
+    end = f"/{_hexadecimal(digest)}.parquet" if digest else ""
+    runs = _search_runs(experiments, f"tags.`{SNAPSHOT_TAG}` LIKE '%{end}'") if experiments else ()
     return [_stored_run(run) for run in runs]
 
 
 def models_of_run(run_id: str) -> list[str]:
     """Return the registered versions of any model that came from a run, as MODEL/VERSION."""
-    return [f"{entry.name}/{entry.version}" for entry in _search_versions(f"run_id = '{run_id}'")]
+    return [
+        f"{entry.name}/{entry.version}"
+        for entry in _search_versions(f"run_id = '{_hexadecimal(run_id)}'")
+    ]
 
 
 def artifacts_size(run_id: str) -> tuple[int, int]:
@@ -176,7 +181,7 @@ def _logged_models(run: Any) -> list[Any]:
     client = mlflow_client()
     search = {
         "experiment_ids": [run.info.experiment_id],
-        "filter_string": f"source_run_id = '{run.info.run_id}'",
+        "filter_string": f"source_run_id = '{_hexadecimal(run.info.run_id)}'",
     }
     with mlflow_errors():
         return list(_pages(client.search_logged_models, **search))
@@ -213,6 +218,13 @@ def _pages(search: Any, **arguments: Any) -> Iterator[Any]:
     while page.token:
         page = search(**arguments, page_token=page.token)
         yield from page
+
+
+def _hexadecimal(text: str) -> str:
+    """An id or a hash for a filter of MLflow, which has no parameters."""
+    if not re.fullmatch(r"[0-9a-f]+", text):
+        raise ValueError(f"{text!r} is no id of MLflow and no hash")
+    return text
 
 
 def _stored_run(run: Any) -> StoredRun:

@@ -62,12 +62,16 @@ def register(run_id: str, model: str, tags: Mapping[str, str], model_card: str) 
 
 
 def _version_of_run(model: str, run_id: str) -> int | None:
-    versions = mlflow_client().search_model_versions(_name_filter(model))
+    versions = mlflow_client().search_model_versions(name_filter(model))
     return next((int(v.version) for v in versions if v.run_id == run_id), None)
 
 
-def _name_filter(model: str) -> str:
-    """MLflow's filter for a model's versions. It has no parameters, so the name is checked."""
+def name_filter(model: str) -> str:
+    """Return MLflow's filter for a model's versions; it has no parameters, so the name is checked.
+
+    Raises:
+        DataError: no model can have this name.
+    """
     if not re.fullmatch(NAME, model):
         raise DataError(
             f"{model!r} is not the name of a model.", "`nightscore models` lists the models."
@@ -87,7 +91,7 @@ def list_versions(model: str) -> list[int]:
         DataError: no model can have this name.
         ServiceError: MLflow failed.
     """
-    return mlflow_api().search_versions(_name_filter(model))
+    return mlflow_api().search_versions(name_filter(model))
 
 
 def version_rows(connection: sa.Connection) -> list[Mapping[str, Any]]:

@@ -10,10 +10,11 @@ from datetime import date
 
 from ml.config.loading import configuration
 from ml.config.retention import NightKind
-from ml.database.connection import rows, transaction
 from ml.retention.candidate import Candidate
+from ml.retention.guard import holder, open_runs
 from ml.retention.needed import StillNeededError
 from ml.retention.policy import Policy
+from ml.retention.session import transaction
 from ml.storage.object_store import object_store
 
 KINDS: tuple[NightKind, ...] = ("heatmaps", "reports")
@@ -59,12 +60,13 @@ def delete(
         StillNeededError: the limit keeps it, or an open run reaches the night.
         ServiceError: S3 or Postgres failed; what was deleted stays deleted.
     """
-    kind, stream, night = _parts(candidate)
+    kind, stream, night = _folder_fields(candidate)
     first = policy.first_night(kind, stream, today)
     if first is None or night >= first:
         raise StillNeededError(f"The limit `{kind}` of {stream} keeps the night {night}.")
-    if _is_open(night, _open_nights(stream)):
-        raise StillNeededError(f"A scoring run that is open reaches {stream}, night {night}.")
+    with transaction() as session:
+        if holder(open_runs(session), night, stream):
+            raise StillNeededError(f"A scoring run that is open reaches {stream}, night {night}.")
     deleted = 0
     for page in object_store().list_pages(candidate.name):
         object_store().delete(info.uri for info in page)
@@ -77,17 +79,18 @@ def _has_limit(policy: Policy, kind: NightKind) -> bool:
 
 
 def _of_stream(kind: NightKind, stream: str, folder: str, first: date) -> Iterator[Candidate]:
-    open_nights = _open_nights(stream)
+    with transaction() as session:
+        runs = open_runs(session)
     for uri in object_store().list_folders(folder):
         night = _night_of(uri)
-        if night is None or night >= first or _is_open(night, open_nights):
+        if night is None or night >= first or holder(runs, night, stream):
             continue
         sizes = [info.size for page in object_store().list_pages(uri) for info in page]
         reason = f"the nights of {stream} before {first} have passed the limit `{kind}`"
         yield Candidate(kind, uri, stream, night, len(sizes), sum(sizes), reason)
 
 
-def _parts(candidate: Candidate) -> tuple[NightKind, str, date]:
+def _folder_fields(candidate: Candidate) -> tuple[NightKind, str, date]:
     """The kind, stream and night of a folder, with which its name must agree."""
     for kind in KINDS:
         if (
@@ -108,13 +111,3 @@ def _night_of(uri: str) -> date | None:
         return date.fromisoformat(match[1]) if match else None
     except ValueError:
         return None
-
-
-def _open_nights(stream: str) -> list[tuple[date, date]]:
-    with transaction() as session:
-        found = rows(session, "retention/sql/open_nights", stream=stream)
-    return [(row["first_night"], row["last_night"]) for row in found]
-
-
-def _is_open(night: date, open_nights: list[tuple[date, date]]) -> bool:
-    return any(first <= night <= last for first, last in open_nights)

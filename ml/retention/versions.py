@@ -14,13 +14,14 @@ from sqlalchemy.orm import Session
 
 from ml.config.loading import configuration
 from ml.database.advisory import TRAINING_RUN, try_exclusive
-from ml.database.connection import engine, rows, statement, transaction
+from ml.database.connection import maintainer_engine, rows, statement
 from ml.registry import deletion, promotion
 from ml.registry.deletion import StoredRun, StoredVersion
 from ml.retention.candidate import Candidate
 from ml.retention.model_history import ModelHistory, RecordedPromotion, RecordedVersion
 from ml.retention.needed import StillNeededError
 from ml.retention.policy import Policy
+from ml.retention.session import transaction
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def _delete_version(
 ) -> str | None:
     """Delete a version from the registry; returns its run, or None if it is deleted already."""
     with (
-        engine().connect() as connection,
+        maintainer_engine().connect() as connection,
         Session(connection) as session,
         promotion.exclusive(session, model),
     ):

@@ -103,7 +103,15 @@ class ObjectStore:
                         yield from self._list_pages_with_boto(bucket, folder, after=last)
                         return
                     last = page[-1]["path"]
-                    yield [_object_info(bucket, meta) for meta in page]
+                    yield [
+                        ObjectInfo(
+                            f"{bucket}/{meta['path']}",
+                            (meta["e_tag"] or "").strip('"'),
+                            meta["size"],
+                            meta["last_modified"],
+                        )
+                        for meta in page
+                    ]
             except ObstoreError as error:
                 if "invalid path" not in str(error):
                     raise
@@ -180,17 +188,13 @@ class ObjectStore:
 
     def exists(self, uri: str) -> bool:
         """Return whether there is an object at `uri`."""
-        return self.info(uri) is not None
-
-    def info(self, uri: str) -> ObjectInfo | None:
-        """Return what a listing says of the object at `uri`; None if there is none."""
         bucket, key = split_uri(uri)
         try:
             with store_errors(uri):
-                meta = obstore.head(self.client(bucket), key)
+                obstore.head(self.client(bucket), key)
         except FileNotFoundError:
-            return None
-        return _object_info(bucket, meta)
+            return False
+        return True
 
     def delete(self, uris: Iterable[str]) -> None:
         """Delete objects, a thousand with a request; it is no error if one does not exist.
@@ -217,12 +221,6 @@ class ObjectStore:
             for key in plain:
                 with suppress(FileNotFoundError):
                     obstore.delete(self.client(bucket), key)
-
-
-def _object_info(bucket: str, meta: Any) -> ObjectInfo:
-    """What obstore says of an object."""
-    etag = (meta["e_tag"] or "").strip('"')
-    return ObjectInfo(f"{bucket}/{meta['path']}", etag, meta["size"], meta["last_modified"])
 
 
 def _batches(uris: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -75,6 +75,22 @@ BEGIN
             nightscore.model_version,
             nightscore.model_alias
             TO nightscore_maintainer;
+        -- Which versions the audit names; not why and by whom.
+        IF EXISTS (
+            SELECT FROM pg_attribute
+            WHERE attrelid = 'nightscore.promotion'::regclass AND attname = 'state' AND NOT attisdropped
+        ) THEN
+            GRANT SELECT (model, version, replaced, promoted_at, state)
+                ON nightscore.promotion TO nightscore_maintainer;
+        END IF;
+        -- Of a version, that it is deleted.
+        IF EXISTS (
+            SELECT FROM pg_attribute
+            WHERE attrelid = 'nightscore.model_version'::regclass AND attname = 'deleted_at'
+                AND NOT attisdropped
+        ) THEN
+            GRANT UPDATE (deleted_at) ON nightscore.model_version TO nightscore_maintainer;
+        END IF;
         GRANT SELECT, INSERT ON nightscore.maintenance TO nightscore_maintainer;
         -- What became of a deletion. What was to be deleted, and why, stays as it was written.
         GRANT UPDATE (finished_at, error) ON nightscore.maintenance TO nightscore_maintainer;

@@ -228,7 +228,10 @@ class TestMaintainer:
     @pytest.mark.parametrize(
         "statement",
         [
-            "SELECT * FROM nightscore.promotion",
+            "SELECT reason FROM nightscore.promotion",
+            "UPDATE nightscore.promotion SET state = 'done'",
+            "UPDATE nightscore.model_version SET gate_passed = true",
+            "UPDATE nightscore.model_alias SET version = 1",
             "DELETE FROM nightscore.promotion",
             "DELETE FROM nightscore.scoring_run",
             "DELETE FROM nightscore.model_version",
