@@ -91,13 +91,18 @@ def list_runs(user: Any = _LOGGED_IN) -> HTMLResponse:
 
 @app.get("/{run_id}", response_class=HTMLResponse)
 def show_report(run_id: UUID, user: Any = _LOGGED_IN) -> HTMLResponse:
-    """Show the report of a scoring run; 404 does not say whether a report exists."""
+    """Show the report of a scoring run; 404 does not say whether a report exists.
+
+    A report that retention has deleted is answered with 410 and the date.
+    """
     from ml.report import nightly
 
     _use_connections()
     try:
         page = nightly.read(run_id, lambda stream: bool(_readable_streams({stream}, user)))
         return HTMLResponse(page, headers=_HEADERS)
+    except nightly.DeletedReportError as error:
+        raise HTTPException(410, str(error)) from None
     except FileNotFoundError:
         raise HTTPException(404, f"The scoring run {run_id} has no report.") from None
 

@@ -78,6 +78,7 @@ def _list_versions(json: bool) -> None:
         return
     columns = (
         "model", "version", "alias", "gate_passed", "gate_reason", "synthetic", "registered_at",
+        "deleted_at",
     )  # fmt: skip
     print_table(columns, ([row[column] for column in columns] for row in rows))
     if not rows:

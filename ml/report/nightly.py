@@ -35,6 +35,10 @@ MAX_CAMERAS = 60
 _THUMBNAIL_PX = 160
 
 
+class DeletedReportError(FileNotFoundError):
+    """A report is not there any more, since retention has deleted it."""
+
+
 def write(run_id: UUID) -> str:
     """Render the report of a run from the tables as they are now, and put it into S3.
 
@@ -65,13 +69,29 @@ def read(run_id: UUID, may_read: Callable[[str], bool] = lambda stream: True) ->
 
     Raises:
         FileNotFoundError: the run has no report that the reader may see.
+        DeletedReportError: it had one, and retention has deleted it.
         ServiceError: Postgres or S3 failed.
     """
     with analyst_engine().connect() as connection:
         reports = rows(connection, "report/sql/stored", run_id=run_id)
     if not reports or not may_read(reports[0]["stream"]):
         raise FileNotFoundError(f"The scoring run {run_id} has no report.")
-    return object_store().get(reports[0]["report_uri"])[0].decode()
+    try:
+        return object_store().get(reports[0]["report_uri"])[0].decode()
+    except FileNotFoundError:
+        _raise_if_deleted(reports[0]["stream"], reports[0]["night"])
+        raise
+
+
+def _raise_if_deleted(stream: str, night: date) -> None:
+    with analyst_engine().connect() as connection:
+        (row,) = rows(connection, "report/sql/deleted_report", stream=stream, night=night)
+    if row["deleted_at"] is not None:
+        raise DeletedReportError(
+            f"The report of {stream}, night {night}, was deleted on {row['deleted_at']:%Y-%m-%d}, "
+            "as its limit in nightscore.yaml had passed. `nightscore report` writes it anew from "
+            "the tables, if they have the night still."
+        )
 
 
 def render(run_id: UUID) -> str:
