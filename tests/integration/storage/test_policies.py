@@ -14,6 +14,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+from botocore.validate import ParamValidator
 
 from ml.settings import settings
 from ml.storage.buckets import ensure_bucket
@@ -190,6 +191,60 @@ def test_a_worker_writes_results_only_and_deletes_nothing(work_requests):
         "s3:PutObject",
     }
     assert not any(f":::{IMAGES}" in resource for resource in written)
+
+
+def test_a_policy_of_maintain_is_enough_and_no_more(plant):
+    from ml.config.loading import configuration
+    from ml.config.retention import Retention
+    from ml.retention import objects, snapshots
+    from ml.retention.policy import Policy
+    from tests.support import expiry
+
+    storage = configuration().storage
+    for key in (
+        "heatmaps/policy-old/dt=2020-01-01/policy-moulds/1/1.jpg",
+        "reports/policy-old/dt=2020-01-01/1.html",
+        f"snapshots/policy-old/{0:032}.parquet",
+    ):
+        object_store().put(f"{storage}/{key}", b"old")
+    policy, later = Policy(Retention(heatmaps=1, reports=1, snapshots=1)), expiry.in_days(2)
+    with _record_requests() as requests:
+        for source in (objects, snapshots):
+            for candidate in source.candidates(policy, later):
+                if "policy-old" in candidate.name:
+                    source.delete(candidate, policy, later)
+    assert {request.action for request in requests} == {"s3:ListBucket", "s3:DeleteObject"}
+    assert _forbidden_addresses("maintain", requests) == set()
+    assert _unused_grants("maintain", requests) == set()
+
+
+@pytest.mark.parametrize("name", ["images", "storage", "artifacts"])
+def test_a_lifecycle_is_what_s3_takes_and_expires_nothing_that_must_stay(name):
+    text = (DOCUMENTS / f"lifecycle-{name}.json").read_text(encoding="utf-8")
+    document = json.loads(text)
+    client = boto3.client("s3", region_name="us-east-1")
+    operation = client.meta.service_model.operation_model("PutBucketLifecycleConfiguration")
+    arguments = {"Bucket": "example", "LifecycleConfiguration": document}
+    report = ParamValidator().validate(arguments, operation.input_shape)
+    assert not report.has_errors(), report.generate_report()
+    expiring = {
+        rule["Filter"]["Prefix"]
+        for rule in document["Rules"]
+        if "Days" in rule.get("Expiration", {})
+    }
+    # Data sets, snapshots and artifacts never go by their age alone.
+    assert (
+        expiring
+        == {
+            "images": {"line/"},
+            "storage": {"heatmaps/line/", "reports/line/"},
+            "artifacts": set(),
+        }[name]
+    )
+    assert all(rule["Status"] == "Enabled" for rule in document["Rules"])
+    assert {"abandoned-uploads", "replaced-and-deleted-versions"} <= {
+        rule["ID"] for rule in document["Rules"]
+    }
 
 
 def test_a_camera_may_put_images_and_neither_read_nor_list_them(services, plant):
