@@ -30,7 +30,7 @@ def sql(
 
     The views are in schema reporting: nightly_summary, predictions, anomalies, class_mix,
     review, rejected_images, missing_images, model_versions, score_drift, shards,
-    rejection_reasons, schema_revision.
+    rejection_reasons, maintenance, schema_revision.
     """
     columns, rows = _run_query(query)
     if json:
