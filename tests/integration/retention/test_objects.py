@@ -133,8 +133,8 @@ def test_a_report_that_was_deleted_is_named_as_such_with_the_date(storage):
     assert not isinstance(never_written.value, nightly.DeletedReportError)
     object_store().put(f"{folder}/1.html", b"<html>")
     assert nightly.read(run_id) == "<html>"
-    planned = prune.plan(Policy(Retention(reports=3)), TODAY, stream=stream, parts=["objects"])
-    (outcome,) = prune.execute(planned, "test")
+    planned = prune.plan(Policy(Retention(reports=3)), TODAY, stream=stream, areas=["objects"])
+    (outcome,) = prune.delete_all(planned, "test")
     assert (outcome.state, outcome.candidate.items) == ("deleted", 1)
     with pytest.raises(nightly.DeletedReportError, match=rf"was deleted on {expiry.today()}"):
         nightly.read(run_id)

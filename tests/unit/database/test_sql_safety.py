@@ -31,18 +31,6 @@ ALLOWED = {
         "search_versions",
     ): "handed over by ml/registry/versions.py, whose `name_filter` makes it",
     (
-        "ml/registry/deletion.py",
-        "models_of_run",
-    ): "MLflow binds nothing: the id is checked by a pattern first",
-    (
-        "ml/registry/deletion.py",
-        "_logged_models",
-    ): "MLflow binds nothing: the id is MLflow's own, checked by a pattern first",
-    (
-        "ml/registry/deletion.py",
-        "runs_with_snapshot",
-    ): "MLflow binds nothing: the hash is checked by a pattern first",
-    (
         "ml/registry/tracking.py",
         "_search_runs",
     ): "MLflow binds nothing: quotes are taken out of the value",
