@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from ml.cli import prepare
-from ml.database.roles import ROLES
+from ml.database.roles import MAINTAINER, ROLES
 from ml.errors import ConfigurationError, ServiceError
 from ml.stack import postgres
 from ml.stack.layout import HOST, known_ports
@@ -61,6 +61,14 @@ def test_a_server_for_airflow_alone_needs_no_other_role(url, files):
     after = _hashes(url, administrator)
     # Each password is hashed with a new salt.
     assert {role for role, hashed in after.items() if before[role] != hashed} == {"airflow"}
+
+
+def test_an_installation_without_a_maintainer_is_prepared_as_before(url, files):
+    passwords, administrator = files(*(role for role in ROLES if role != MAINTAINER))
+    before = _hashes(url, administrator)
+    prepare.postgres(passwords, url, administrator)
+    after = _hashes(url, administrator)
+    assert {role for role in ROLES if before[role] == after[role]} == {MAINTAINER}
 
 
 def _hashes(url: str, administrator: Path) -> dict[str, str]:
