@@ -98,12 +98,18 @@ def render(run_id: UUID) -> str:
     """Return the report of a run as HTML; all its figures are from one snapshot of the tables.
 
     Raises:
-        DataError: there is no such run.
+        DataError: there is no such run, or its manifest was deleted.
         ServiceError: Postgres or S3 failed.
     """
     with transaction(repeatable_read=True) as session:
         summary = _summary(session, run_id)
         nights = _nights(session, run_id)
+        if summary["discovered"] and not nights:
+            raise DataError(
+                f"The list of the images of run {run_id} was deleted, as its limit in "
+                "nightscore.yaml had passed, so its report cannot be written again.",
+                "reporting.predictions and reporting.anomalies may still have its results.",
+            )
 
         def read(name: str, **limit: int) -> list[Mapping[str, Any]]:
             return rows(session, name, run_id=run_id, nights=nights, **limit)

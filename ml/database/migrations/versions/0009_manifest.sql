@@ -60,10 +60,17 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     parent text;
     part text;
+    is_attached boolean;
 BEGIN
     FOREACH parent IN ARRAY ARRAY['image', 'manifest', 'prediction', 'rejection'] LOOP
         part := format('%s_%s', parent, to_char(night, 'YYYYMMDD'));
-        CONTINUE WHEN to_regclass(format('nightscore.%I', part)) IS NOT NULL;
+        -- Asked of the catalogue itself: to_regclass may answer from a cache that has not
+        -- heard of what another session made while this one waited.
+        SELECT relispartition AND NOT coalesce(inhdetachpending, false) INTO is_attached
+        FROM pg_class
+        LEFT JOIN pg_inherits ON inhrelid = oid
+        WHERE relname = part AND relnamespace = 'nightscore'::regnamespace;
+        CONTINUE WHEN is_attached;
         -- A database of an earlier release has the rows of its nights in one partition.
         CONTINUE WHEN EXISTS (
             SELECT FROM pg_class
@@ -73,18 +80,21 @@ BEGIN
                 AND night < to_date(right(relname, 8), 'YYYYMMDD')
         );
         PERFORM pg_advisory_xact_lock(hashtext('nightscore.ensure_night'));
-        -- Asked of the catalogue itself: to_regclass may answer from a cache that has not
-        -- heard of what another session made while this one waited.
-        IF NOT EXISTS (
-            SELECT FROM pg_class WHERE relname = part AND relnamespace = 'nightscore'::regnamespace
-        ) THEN
-            EXECUTE format(
-                'CREATE TABLE nightscore.%I (LIKE nightscore.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS)',
-                part, parent);
-            EXECUTE format(
-                'ALTER TABLE nightscore.%I ATTACH PARTITION nightscore.%I FOR VALUES FROM (%L) TO (%L)',
-                parent, part, night, night + 1);
+        SELECT relispartition AND NOT coalesce(inhdetachpending, false) INTO is_attached
+        FROM pg_class
+        LEFT JOIN pg_inherits ON inhrelid = oid
+        WHERE relname = part AND relnamespace = 'nightscore'::regnamespace;
+        CONTINUE WHEN is_attached;
+        IF NOT is_attached THEN
+            RAISE EXCEPTION 'The partition nightscore.% is being deleted.', part
+                USING HINT = 'The next run of the DAG maintain, or `nightscore prune --delete`, ends that.';
         END IF;
+        EXECUTE format(
+            'CREATE TABLE nightscore.%I (LIKE nightscore.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS)',
+            part, parent);
+        EXECUTE format(
+            'ALTER TABLE nightscore.%I ATTACH PARTITION nightscore.%I FOR VALUES FROM (%L) TO (%L)',
+            parent, part, night, night + 1);
     END LOOP;
 END
 $$;

@@ -215,8 +215,14 @@ BEGIN
         GROUP BY 2, 3, 4, 5, 6
     ) AS row;
     SELECT array_agg(run_id) INTO runs FROM nightscore.scoring_run WHERE stream = of_stream;
-    IF (SELECT coalesce(sum(images), 0) FROM unnest(classes))
-        < (SELECT coalesce(sum(images), 0) FROM nightscore.class_sum WHERE night = of_night AND run_id = ANY (runs))
+    IF (SELECT coalesce(sum(images), 0) FROM unnest(classes)) < (
+            SELECT coalesce(sum(images), 0) FROM nightscore.class_sum
+            WHERE night = of_night AND run_id = ANY (runs)
+        )
+        OR (SELECT coalesce(sum(images), 0) FROM unnest(rejections)) < (
+            SELECT coalesce(sum(images), 0) FROM nightscore.rejection_sum
+            WHERE night = of_night AND run_id = ANY (runs)
+        )
     THEN
         RETURN false;
     END IF;
