@@ -1,10 +1,10 @@
 """A bucket of any size that takes no room.
 
-    python -m benchmarks.scoring.synthetic_bucket PORT IMAGES
+    python -m benchmarks.scoring.synthetic_bucket PORT IMAGES [any-night]
 
 Speaks as much of S3 as a scoring run asks for: pages of a listing, objects, and writes, which it
-forgets. Every key of the night is there, with the content of one of a thousand drawn JPEGs. It
-checks no signature and listens on 127.0.0.1 only.
+forgets. Every key of the night is there, or of any night of any stream, with the content of one of
+a thousand drawn JPEGs. It checks no signature and listens on 127.0.0.1 only.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ HOST = "127.0.0.1"
 DISTINCT = 1000
 _PAGE = 1000
 _FOLDER = split_uri(WORKLOADS["spill"].prefix)[1] + "/"
+ANY_NIGHT = "any-night"
 _ENTRY = (
     "<Contents><Key>%s%08d.jpg</Key><LastModified>2026-01-01T12:00:00.000Z</LastModified>"
     "<ETag>&quot;%s&quot;</ETag><Size>%d</Size><StorageClass>STANDARD</StorageClass></Contents>"
@@ -27,10 +28,11 @@ _ENTRY = (
 
 
 class Bucket:
-    """What is in it: `count` keys below the night's folder."""
+    """What is in it: `count` keys below the night's folder, or below that of any night."""
 
-    def __init__(self, count: int, contents: Sequence[bytes]) -> None:
+    def __init__(self, count: int, contents: Sequence[bytes], *, any_night: bool = False) -> None:
         self.count = count
+        self.any_night = any_night
         self.etags = [
             hashlib.md5(content, usedforsecurity=False).hexdigest() for content in contents
         ]
@@ -52,17 +54,18 @@ class Bucket:
 
     def _page(self, query: dict[str, str]) -> bytes:
         first = int(query.get("continuation-token", 0))
-        count = self.count if query.get("prefix") == _FOLDER else 0
+        folder = query.get("prefix", "")
+        count = self.count if folder == _FOLDER or (self.any_night and "/dt=" in folder) else 0
         last = min(first + _PAGE, count)
         kinds = len(self.etags)
         entries = "".join(
-            _ENTRY % (_FOLDER, n, self.etags[n % kinds], self.sizes[n % kinds])
+            _ENTRY % (folder, n, self.etags[n % kinds], self.sizes[n % kinds])
             for n in range(first, last)
         )
         more = f"<NextContinuationToken>{last}</NextContinuationToken>" if last < count else ""
         body = (
             '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult>'
-            f"<Name>nightscore</Name><Prefix>{query.get('prefix', '')}</Prefix>"
+            f"<Name>nightscore</Name><Prefix>{folder}</Prefix>"
             f"<KeyCount>{last - first}</KeyCount><MaxKeys>{_PAGE}</MaxKeys>"
             f"<IsTruncated>{str(last < count).lower()}</IsTruncated>{more}{entries}"
             "</ListBucketResult>"
@@ -115,4 +118,9 @@ async def serve(port: int, bucket: Bucket) -> None:
 
 if __name__ == "__main__":
     contents = draw_images("spill", DISTINCT)
-    asyncio.run(serve(int(sys.argv[1]), Bucket(int(sys.argv[2]), contents)))
+    asyncio.run(
+        serve(
+            int(sys.argv[1]),
+            Bucket(int(sys.argv[2]), contents, any_night=ANY_NIGHT in sys.argv[3:]),
+        )
+    )

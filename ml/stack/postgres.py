@@ -33,6 +33,8 @@ def process(layout: Layout, port: int) -> Process:
         "listen_addresses": HOST,
         "unix_socket_directories": "",
         "max_connections": "200",
+        # A backup locks each partition: four a night.
+        "max_locks_per_transaction": "256",
         "log_min_messages": "warning",
     }
     arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
