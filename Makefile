@@ -60,7 +60,7 @@ bench: $(INSTALLED)  ## measure scoring against other ways and stage by stage (A
 	@$(BIN)/python -c 'import daft, ray, tqdm' 2>/dev/null || $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/bench.txt
 	@$(BIN)/python -m benchmarks.scoring.score $(ARGS)
 
-growth: $(INSTALLED)  ## measure nights of 10 thousand to 1 million images (ten minutes)
+growth: $(INSTALLED)  ## measure nights of 10 thousand to 1 million images, ten minutes (ARGS="--history 1000": behind a history)
 	@$(BIN)/python -m benchmarks.scoring.growth $(ARGS)
 
 models: $(INSTALLED)  ## compare models on labelled images (ARGS="--task anomaly --data spill.tar")

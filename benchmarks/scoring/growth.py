@@ -3,6 +3,8 @@
 For each number of images it starts a new Postgres and a bucket that holds so many keys and takes
 no room (`benchmarks.scoring.synthetic_bucket`; on the same cores), and runs the steps of a night,
 each in a process of its own: discover, score all shards, and discover again with nothing new.
+With --history it measures instead what so many nights of history cost a night
+(`benchmarks.scoring.history`).
 """
 
 import argparse
@@ -16,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import date
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ from benchmarks.scoring.contender import Job
 from benchmarks.scoring.growth_steps import STEPS
 from benchmarks.scoring.nightscore import load_program
 from benchmarks.scoring.runner import Pass, run_pass
-from benchmarks.scoring.synthetic_bucket import DISTINCT, HOST
+from benchmarks.scoring.synthetic_bucket import ANY_NIGHT, DISTINCT, HOST
 from benchmarks.scoring.workloads import NIGHT, WORKLOADS
 from ml.program.program_file import export
 from ml.settings import settings
@@ -40,13 +43,15 @@ _WORKLOAD = WORKLOADS["spill"]
 
 
 @contextmanager
-def bucket(count: int) -> Iterator[str]:
-    """A synthetic bucket; yields its endpoint."""
+def bucket(count: int, *, any_night: bool = False, core: int | None = None) -> Iterator[str]:
+    """A synthetic bucket, on one core if it is given; yields its endpoint."""
     with socket.socket() as free:
         free.bind((HOST, 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "benchmarks.scoring.synthetic_bucket", str(port), str(count)]
-    server = subprocess.Popen(command, cwd=REPOSITORY)
+    server = subprocess.Popen([*command, *([ANY_NIGHT] if any_night else [])], cwd=REPOSITORY)
+    if core is not None:
+        os.sched_setaffinity(server.pid, {core})
     try:
         _wait_for(port, server)
         yield f"http://{HOST}:{port}"
@@ -77,12 +82,13 @@ def _night(count: int, folder: Path) -> Iterator[tuple[Job, list[psutil.Process]
             stack.up(("postgres",))
             settings.cache_clear()
             servers = [psutil.Process(found.pid) for found in stack.status() if found.pid]
-            yield _job(folder), servers
+            yield make_job(folder), servers
         finally:
             stack.down()
 
 
-def _job(folder: Path) -> Job:
+def make_job(folder: Path) -> Job:
+    """What the steps are told of the stack that the environment names."""
     current = settings()
     network = workloads.network(_WORKLOAD)
     contents = workloads.draw_images("spill", DISTINCT)
@@ -160,6 +166,25 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _measure_history(arguments: argparse.Namespace) -> bool:
+    """What --history, --prune and --migrate ask for; returns whether any of them was given."""
+    if arguments.history:
+        from benchmarks.scoring import history
+
+        history.main(
+            arguments.history,
+            arguments.night_images,
+            arguments.history_images,
+            arguments.repeat,
+            arguments.streams,
+            arguments.json,
+        )
+    for option, module in (("prune", "prune_while_scoring"), ("migrate", "migration")):
+        if nights := getattr(arguments, option):
+            import_module(f"benchmarks.scoring.{module}").main(nights)
+    return bool(arguments.history or arguments.prune or arguments.migrate)
+
+
 def main() -> None:
     """Measure a night of each size and print the table."""
     parser = argparse.ArgumentParser(
@@ -169,10 +194,22 @@ def main() -> None:
     )
     parser.add_argument("--images", type=int, nargs="+", default=SIZES, help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    history = parser.add_argument_group("with a history")
+    history.add_argument("--history", type=int, metavar="NIGHTS", help="measure so many nights")
+    history.add_argument("--history-images", type=int, default=2000, help="of a night and stream")
+    history.add_argument("--night-images", type=int, default=5000, help="of a night that is scored")
+    history.add_argument("--repeat", type=int, default=5, help="nights that are timed")
+    history.add_argument(
+        "--streams", type=int, choices=(1, 2), default=1, help="2: two discoveries at once, too"
+    )
+    history.add_argument("--prune", type=int, metavar="NIGHTS", help="prune so many while scoring")
+    history.add_argument("--migrate", type=int, metavar="NIGHTS", help="migrate so many")
     arguments = parser.parse_args()
     for name in list(os.environ):
         if name.startswith(("AWS_", "NIGHTSCORE_")):
             del os.environ[name]
+    if _measure_history(arguments):
+        return
     rows = []
     for count in arguments.images:
         print(f"{count:,} images", file=sys.stderr, flush=True)
