@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg2
 import sqlalchemy as sa
+from psycopg2.errors import OutOfMemory
 from sqlalchemy.orm import Session
 
 from ml.database.schema import require_revision
@@ -68,16 +69,29 @@ def _explain_connection_error(context: sa.engine.ExceptionContext) -> ServiceErr
 
 
 def connection_error(engine: sa.Engine, error: BaseException) -> ServiceError:
-    """Return the error to raise when a connection is refused or lost.
+    """Return the error to raise when a connection is refused or lost, or the lock table is full.
 
     Its message has the server's address and the user name, and no password.
     """
     url = engine.url
     reason = " ".join(str(error).split())
+    if _is_lock_table_full(error):
+        return ServiceError(
+            f"The lock table of Postgres is full at {describe_address(url)}, for {url.username}: "
+            "the sessions hold more locks than max_locks_per_transaction has room for.",
+            "Set max_locks_per_transaction in postgresql.conf higher and restart Postgres; "
+            "`nightscore doctor` says how many this installation needs. A statement locks each "
+            "partition whose night it does not exclude: name the nights.",
+        )
     return ServiceError(
         f"Postgres failed at {describe_address(url)} as {url.username}: {reason}",
         "Run `nightscore up` for the local stack, or `nightscore doctor` to see what is wrong.",
     )
+
+
+def _is_lock_table_full(error: BaseException) -> bool:
+    """Whether shared memory had no room for a lock; the server says so in the hint only."""
+    return isinstance(error, OutOfMemory) and "max_locks_per_transaction" in str(error)
 
 
 def describe_address(url: sa.URL) -> str:

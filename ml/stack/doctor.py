@@ -122,11 +122,31 @@ def _check_postgres(config: Settings) -> str:
 
     if not is_migrated():
         raise _CheckFailedError(f"{place}: the tables are missing or old: run `nightscore migrate`")
-    return place
+    return f"{place}; {_check_locks(config)}"
 
 
 def _check_analyst(config: Settings) -> str:
     return _connect(config.require_analyst_url())
+
+
+def _check_locks(config: Settings) -> str:
+    """Whether the server has room for the locks of a backup and of the widest statement."""
+    from ml.database import lock_table
+    from ml.database.connection import engine_for
+
+    with engine_for(config.require_database_url()).connect() as connection:
+        table = lock_table.read(connection)
+    if not table.is_enough:
+        raise _CheckFailedError(
+            f"room for {table.slots:,} locks, but a backup locks {table.tables:,} tables and a "
+            f"statement that names no night {table.relations:,} relations: set "
+            f"max_locks_per_transaction = {table.advised} (now {table.per_transaction}) and "
+            "restart Postgres, or remove old nights"
+        )
+    return (
+        f"room for {table.slots:,}, {table.needed:,} needed with {table.nights:,} nights; "
+        f"enough for about {table.lasts_nights:,}"
+    )
 
 
 def _connect(url: str) -> str:
