@@ -30,6 +30,7 @@ _CONCERNS = (
     "maintenance",
     "prepare",
     "metrics",
+    "capacity",
     "steps",
 )
 

@@ -1,0 +1,1 @@
+"""What so many images a night need."""
