@@ -61,7 +61,9 @@ INSERT INTO nightscore.scoring_run (
 )
 VALUES (
     %(run)s, %(run)s, %(stream)s, %(night)s, %(status)s, %(night)s::date - %(lookback)s, 0.5,
-    %(shard_size)s, %(night)s, CASE WHEN %(status)s <> 'open' THEN %(night)s END,
+    %(shard_size)s,
+    CASE WHEN %(status)s = 'open' THEN now() ELSE %(night)s::timestamptz END,
+    CASE WHEN %(status)s <> 'open' THEN %(night)s::timestamptz END,
     %(images)s, %(images)s, 0, 0
 );
 INSERT INTO nightscore.scoring_run_model (run_id, model, version) VALUES (%(run)s, %(model)s, 1)
