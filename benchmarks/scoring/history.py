@@ -164,8 +164,8 @@ def finish(process: "subprocess.Popen[str]") -> dict[str, Any]:
     answer, _ = process.communicate(timeout=3600)
     if process.returncode:
         raise SystemExit("A step failed: see above.")
-    found: dict[str, Any] = json.loads(answer.splitlines()[-1])
-    return found
+    document: dict[str, Any] = json.loads(answer.splitlines()[-1])
+    return document
 
 
 def _values(stream: str, night: date, images: int) -> dict[str, Any]:
@@ -233,7 +233,7 @@ def sites(
     os.environ["AWS_ENDPOINT_URL"] = endpoint
     etags = _etags()
     with ExitStack() as stacks:
-        found = []
+        servers = []
         for nights in histories:
             home = folder / f"stack-{nights}"
             os.environ["NIGHTSCORE_HOME"] = str(home)
@@ -243,10 +243,10 @@ def sites(
             stack.up(("postgres",))
             settings.cache_clear()
             job = replace(make_job(folder), night=FIRST.isoformat(), version=_VERSION)
-            found.append(Site(nights, home, job))
-        for site in found:
+            servers.append(Site(nights, home, job))
+        for site in servers:
             fill(site, images, history_images, etags)
-        yield found
+        yield servers
 
 
 def _etags() -> list[str]:
@@ -257,15 +257,15 @@ def _etags() -> list[str]:
 
 
 def measure(
-    found: Sequence[Site], images: int, repeat: int
+    servers: Sequence[Site], images: int, repeat: int
 ) -> dict[int, dict[str, dict[str, Any]]]:
     """Nights of history → step → `seconds` of each night, `locks`, `partitions`."""
     figures: dict[int, dict[str, dict[str, Any]]] = {
-        site.nights: {step: {"seconds": []} for step in STEPS} for site in found
+        site.nights: {step: {"seconds": []} for step in STEPS} for site in servers
     }
     for turn in range(repeat + 1):
         night = FIRST + timedelta(days=turn)
-        in_turn = found if turn % 2 else list(reversed(found))
+        in_turn = servers if turn % 2 else list(reversed(servers))
         for site in in_turn:
             run_id = site.open_run("spill", night, images)
             for step in STEPS:
@@ -391,12 +391,12 @@ def main(
         ]
         folder = Path(name)
         histories = (0, nights)
-        with sites(histories, images, history_images, endpoints[0], folder) as found:
-            figures = measure(found, images, repeat)
+        with sites(histories, images, history_images, endpoints[0], folder) as servers:
+            figures = measure(servers, images, repeat)
             print(table(figures), flush=True)
             at_once = []
             if streams > 1:
-                at_once = discover_at_once(found[-1], images, repeat, endpoints[1:])
+                at_once = discover_at_once(servers[-1], images, repeat, endpoints[1:])
                 print(streams_table(at_once), flush=True)
     if json_path:
         document = {

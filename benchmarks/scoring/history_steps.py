@@ -145,10 +145,10 @@ def main() -> None:
     run = (STEPS | {"night": _night})[step](Job.read(Path(path)), UUID(run_id))
     started = time.perf_counter()
     parts = run()
-    found: dict[str, Any] = {"seconds": time.perf_counter() - started, "parts": parts}
+    figures: dict[str, Any] = {"seconds": time.perf_counter() - started, "parts": parts}
     if inspection:
-        found |= {"locks": inspection.locks, "partitions": len(inspection.partitions)}
-    print(json.dumps(found))
+        figures |= {"locks": inspection.locks, "partitions": len(inspection.partitions)}
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

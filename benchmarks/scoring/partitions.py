@@ -291,11 +291,11 @@ def in_turns(
     databases: Sequence[Database], repeat: int, cost: Callable[[Database, int], dict[str, float]]
 ) -> list[dict[str, str]]:
     """Each database's medians, with the least and the most, of measurements taken in turns."""
-    found: list[list[dict[str, float]]] = [[] for _ in databases]
+    turns: list[list[dict[str, float]]] = [[] for _ in databases]
     for turn in range(repeat):
         for at, database in enumerate(databases):
-            found[at].append(cost(database, turn))
-    return [{key: _spread([one[key] for one in costs]) for key in costs[0]} for costs in found]
+            turns[at].append(cost(database, turn))
+    return [{key: _spread([one[key] for one in costs]) for key in costs[0]} for costs in turns]
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.scoring.prediction", description=__doc__
     )
-    parser.add_argument("--images", type=int, default=20_000, help="of the first night")
+    parser.add_argument("--images", type=int, default=20_000, help="of a night's folder")
     parser.add_argument("--others", type=int, nargs="+", default=(20_000, 60_000))
     arguments = parser.parse_args()
     for name in list(os.environ):
@@ -45,21 +45,22 @@ def main() -> None:
             known = None
             for at, (count, endpoint) in enumerate(zip(counts, endpoints, strict=True)):
                 # Nights far apart: none looks back on another.
+                # The images of those that it looks back on are late ones, and scored as well.
+                images = (LOOKBACK + 1) * count
                 night = FIRST + timedelta(days=at * (LOOKBACK + 2) + 30)
                 run_id = site.open_run("spill", night, count)
                 seconds = site.step("night", run_id, endpoint=endpoint)["seconds"]
                 if known is None:
                     settings.cache_clear()
                     known = costs.read("spill", _BYTES)
-                    print(f"{count:,} images took {seconds:.1f} s: {known}", flush=True)
+                    print(f"{images:,} images took {seconds:.1f} s: {known}", flush=True)
                     continue
-                listed = (LOOKBACK + 1) * count
-                predicted = count * known.outside_seconds_per_image + scoring_seconds(
-                    count, SHARDS, known.cpu_images_per_second, known
+                predicted = images * known.outside_seconds_per_image + scoring_seconds(
+                    images, (LOOKBACK + 1) * SHARDS, known.cpu_images_per_second, known
                 )
                 error = predicted / seconds - 1
                 print(
-                    f"{count:,} images ({listed:,} listed) took {seconds:.1f} s, "
+                    f"{images:,} images took {seconds:.1f} s, "
                     f"predicted {predicted:.1f} s: {error:+.0%}",
                     flush=True,
                 )

@@ -79,28 +79,28 @@ def read(stream: str, bytes_per_image: int) -> Costs:
         sizes = rows(
             session, "capacity/sql/row_sizes", least_rows=_LEAST_ROWS, most=_MOST_PARTITIONS
         )
-    found: dict[str, Any] = {"models": models, **_of_engine(engine), **_of_night(night)}
-    found |= {f"{row['name']}_row_bytes": row["bytes_per_row"] for row in sizes}
-    return replace(_with_sources(found, bytes_per_image), runs=night["runs"])
+    measured: dict[str, Any] = {"models": models, **_of_engine(engine), **_of_night(night)}
+    measured |= {f"{row['name']}_row_bytes": row["bytes_per_row"] for row in sizes}
+    return replace(_with_sources(measured, bytes_per_image), runs=night["runs"])
 
 
-def _with_sources(found: Mapping[str, Any], bytes_per_image: int) -> Costs:
+def _with_sources(measured: Mapping[str, Any], bytes_per_image: int) -> Costs:
     names = [name for name in Costs.__dataclass_fields__ if name not in ("sources", "runs")]
-    sources = {name: MEASURED if name in found else DEFAULT for name in names}
+    sources = {name: MEASURED if name in measured else DEFAULT for name in names}
     rate = {"cpu_images_per_second": default_rate(bytes_per_image)}
-    return Costs(**{**rate, **found}, sources=sources)
+    return Costs(**{**rate, **measured}, sources=sources)
 
 
 def _of_engine(engine: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    found = {
+    measured = {
         f"{kind}_images_per_second": float(row["images"]) / row["engine_seconds"]
         for kind, row in engine.items()
     }
     shards = sum(row["shards"] for row in engine.values())
     if shards:
         overhead = sum(row["overhead_seconds"] for row in engine.values())
-        found["shard_seconds"] = max(overhead, 0.0) / shards
-    return found
+        measured["shard_seconds"] = max(overhead, 0.0) / shards
+    return measured
 
 
 def _of_night(night: Mapping[str, Any]) -> dict[str, float]:

@@ -7,7 +7,7 @@ The assumptions, each a line of docs/capacity.md:
 - The listing, the manifest and the reconciliation run once per night, on one worker, and their time
   grows with the images.
 - The time of a shard outside of the engine does not depend on its size.
-- All sums are linear; nothing is rounded before the end.
+- All sums are linear in the images, except for numbers of shards and workers, which are whole.
 """
 
 import math
@@ -68,14 +68,14 @@ class Plan:
         shard_size: suggested.
         shards: of that size.
         shards_per_task: suggested.
-        gets_per_second: on average over the hours.
+        gets_per_second: on average over the hours that are left for scoring.
         prefixes: that S3's limit for a prefix asks for.
         list_requests: per night, as the next four.
         get_requests: the same.
         put_requests: the same.
         delete_requests: the same, once nights are removed.
         bytes_read: from S3.
-        network_mbit_per_second: on average over the hours, all workers together.
+        network_mbit_per_second: on average over the same time, all workers together.
         rows_per_night: in all tables of Postgres.
         postgres_bytes_per_night: with indexes.
         postgres_bytes_per_year: the same.
@@ -125,7 +125,8 @@ def make_plan(demand: Demand, costs: Costs) -> Plan:
         on_gpu = scoring_seconds(demand.images, shards, costs.gpu_images_per_second, costs)
         gpus = workers_needed(on_gpu, serial, demand.hours)
     heatmaps = math.ceil(demand.images * costs.heatmap_share)
-    window = demand.hours * 3600
+    # Images are fetched while shards are scored, not while they are listed.
+    window = max(demand.hours * 3600 - serial, 1.0)
     per_night = postgres_bytes(demand.images, costs)
     return Plan(
         serial_s=serial,
