@@ -25,7 +25,7 @@ from tests.support import synthetic_images
 
 REPOSITORY = Path(__file__).parents[3]
 # Scripts of an administrator or of a migration, which have no plan.
-SCRIPTS = {"database/sql/administrator", "database/sql/grants"}
+SCRIPTS = {"database/sql/administrator", "database/sql/grants", "database/sql/maintainer"}
 STATEMENTS = sorted(
     {
         str(path.relative_to(REPOSITORY / "ml").with_suffix(""))
@@ -58,6 +58,15 @@ PARAMETERS: dict[str, Any] = {
     "error": "",
     "needed": "0001",
     "pid": 1,
+    "after": 0,
+    "least_rows": 1,
+    "batch": 10,
+    "image_ids": [1],
+    "next_night": HISTORY[-1],
+    "partition": "image_20261126",
+    "table_name": "image",
+    "uri": None,
+    "version": 1,
     "index": "nightscore.prediction_flagged",
     "trigger": "manual",
     "first_night": ASKED[-1],
