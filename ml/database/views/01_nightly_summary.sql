@@ -53,7 +53,7 @@ COMMENT ON COLUMN reporting.nightly_summary.finished_at IS 'When the run was rec
 COMMENT ON COLUMN reporting.nightly_summary.versions IS 'The model versions pinned when the run was opened, as MODEL/VERSION.';
 COMMENT ON COLUMN reporting.nightly_summary.synthetic IS 'True when an image or a model of the run comes from the built-in synthetic sample data.';
 COMMENT ON COLUMN reporting.nightly_summary.error IS 'Why the run failed; null otherwise.';
-COMMENT ON COLUMN reporting.nightly_summary.report_uri IS 'The HTML report in S3; Airflow shows it under Nightscore > Reports.';
+COMMENT ON COLUMN reporting.nightly_summary.report_uri IS 'The HTML report in S3; Airflow shows it under Nightscore > Reports. reporting.maintenance says of which nights the reports were deleted.';
 COMMENT ON COLUMN reporting.nightly_summary.to_review IS 'Images marked for review by at least one model of the run; null for an open run, and for runs from before there were such marks.';
 COMMENT ON COLUMN reporting.nightly_summary.seconds IS 'Seconds from when the run was opened until it was reconciled; null while it is open.';
 COMMENT ON COLUMN reporting.nightly_summary.engine_images_per_second IS 'Throughput of one worker''s engine: images per second from the request of a shard''s first image to the result of its last image, without the time to load programs and to store results. Null when nothing was scored, and for older runs.';

@@ -26,7 +26,7 @@ COMMENT ON COLUMN reporting.anomalies.model IS 'The registered model.';
 COMMENT ON COLUMN reporting.anomalies.version IS 'The version of the model.';
 COMMENT ON COLUMN reporting.anomalies.score IS 'Anomaly score, larger is more anomalous.';
 COMMENT ON COLUMN reporting.anomalies.threshold IS 'The version''s threshold that score reached.';
-COMMENT ON COLUMN reporting.anomalies.heatmap_uri IS 'A JPEG in S3: the image at the model''s input size, with the heat map drawn over it.';
+COMMENT ON COLUMN reporting.anomalies.heatmap_uri IS 'A JPEG in S3: the image at the model''s input size, with the heat map drawn over it. reporting.maintenance says of which nights the heat maps were deleted.';
 COMMENT ON COLUMN reporting.anomalies.scored_at IS 'When the result was stored.';
 COMMENT ON COLUMN reporting.anomalies.camera IS 'The camera, which the stream''s pattern takes out of the key; null without a pattern, or when the key does not match.';
 COMMENT ON COLUMN reporting.anomalies.line IS 'The line, as the pattern gives it; null if it gives none.';
