@@ -61,7 +61,8 @@ PARAMETERS: dict[str, Any] = {
     "after": 0,
     "least_rows": 1,
     "batch": 10,
-    "next_night": HISTORY[-1],
+    # Of the partition with all nights of an old release; no other test has nights as old.
+    "next_night": date(1990, 1, 1),
     "partition": "image_20261126",
     "table_name": "image",
     "version": 1,
