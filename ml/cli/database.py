@@ -30,7 +30,8 @@ def sql(
 
     The views are in schema reporting: nightly_summary, predictions, anomalies, class_mix,
     review, rejected_images, missing_images, model_versions, score_drift, shards,
-    rejection_reasons, maintenance, schema_revision.
+    rejection_reasons, camera_summary, camera_class_mix, camera_rejection_reasons, maintenance,
+    schema_revision. Of a long history, name the nights: docs/sql.md says how.
     """
     columns, rows = _run_query(query)
     if json:
