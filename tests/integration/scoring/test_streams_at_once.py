@@ -8,9 +8,8 @@ import sqlalchemy as sa
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
 from ml.config.loading import configuration
-from ml.database.connection import engine, engine_for
+from ml.database.connection import engine
 from ml.scoring import discovery, runs
-from ml.settings import settings
 from ml.storage.object_store import object_store
 from tests.support import synthetic_images
 
@@ -37,25 +36,20 @@ def _image_being_stored(stream: str, uri: str):
             ),
             {"night": FIRST, "stream": stream, "uri": uri, "etag": etag},
         )
-        yield
+        yield connection.scalar(sa.text("SELECT pg_backend_pid()"))
         connection.rollback()
 
 
 @retry(
     retry=retry_if_result(lambda seen: not seen), stop=stop_after_delay(30), wait=wait_fixed(0.02)
 )
-def _is_waiting() -> bool:
-    """Wait until a session that stores images waits for another one."""
-    with engine_for(settings().require_owner_url()).connect() as connection:
-        return bool(
-            connection.scalar(
-                sa.text(
-                    "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE query LIKE"
-                    " '%INSERT INTO nightscore.image%' AND pid <> pg_backend_pid()"
-                    " AND cardinality(pg_blocking_pids(pid)) > 0)"
-                )
-            )
-        )
+def _is_waited_for(pid: int) -> bool:
+    """Wait until a session waits for another one."""
+    waiting = sa.text(
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE :pid = ANY (pg_blocking_pids(pid)))"
+    )
+    with engine().connect() as connection:
+        return bool(connection.scalar(waiting, {"pid": pid}))
 
 
 def test_a_stream_that_is_held_up_after_it_began_a_night_holds_up_no_other(trained):
@@ -66,9 +60,9 @@ def test_a_stream_that_is_held_up_after_it_began_a_night_holds_up_no_other(train
         _put(stream, SECOND, "new")
     held_up, free = (runs.open_run(stream, SECOND) for stream in ("line", "both"))
     with ThreadPoolExecutor(1) as pool:
-        with _image_being_stored("line", uri):
+        with _image_being_stored("line", uri) as holder:
             waiting = pool.submit(discovery.discover, held_up)
-            _is_waiting()
+            _is_waited_for(holder)
             # It has the night's partitions made, and its transaction is still open.
             assert discovery.discover(free) == 1
             assert not waiting.done()
