@@ -197,7 +197,9 @@ def main() -> None:
     history = parser.add_argument_group("with a history")
     history.add_argument("--history", type=int, metavar="NIGHTS", help="measure so many nights")
     history.add_argument("--history-images", type=int, default=2000, help="of a night and stream")
-    history.add_argument("--night-images", type=int, default=5000, help="of a night that is scored")
+    history.add_argument(
+        "--night-images", type=int, default=20_000, help="of a night that is scored"
+    )
     history.add_argument("--repeat", type=int, default=5, help="nights that are timed")
     history.add_argument(
         "--streams", type=int, choices=(1, 2), default=1, help="2: two discoveries at once, too"

@@ -127,6 +127,14 @@ class Site:
         session.autocommit = True
         return session
 
+    def make_partitions(self, night: date) -> None:
+        """Make the partitions of the nights of a run ahead, as the DAG `maintain` does."""
+        session = self.connect()
+        for days in range(LOOKBACK + 1):
+            made_ahead = {"night": night - timedelta(days=days)}
+            session.cursor().execute("SELECT nightscore.ensure_night(%(night)s)", made_ahead)
+        session.close()
+
     def open_run(self, stream: str, night: date, images: int) -> UUID:
         """A run of a night that has no row yet."""
         run_id = uuid4()
@@ -320,7 +328,7 @@ def discover_at_once(
 ) -> list[dict[str, Any]]:
     """Discovery of each stream alone and beside the other, each on a core of its own.
 
-    Step, sessions at the server and bucket of a stream share its core.
+    Step, sessions at the server and bucket of a stream share its core. The partitions are there.
     """
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < len(STREAMS):
@@ -331,6 +339,7 @@ def discover_at_once(
     # After those that `measure` has scored, with a gap: the nights before are in no way special.
     night = FIRST + timedelta(days=400)
     for _ in range(repeat):
+        site.make_partitions(night)
         for at, stream in enumerate(STREAMS):
             done = site.step(
                 "discover", site.open_run(stream, night, images), str(cores[at]),
@@ -338,6 +347,7 @@ def discover_at_once(
             )  # fmt: skip
             figures[at]["alone"].append(done["seconds"])
         night += timedelta(days=LOOKBACK + 1)
+        site.make_partitions(night)
         running = [
             site.start(
                 "discover", site.open_run(stream, night, images), str(cores[at]),

@@ -54,7 +54,8 @@ def with_one_snapshot(
     """Run a statement that sums a night, again after results came in between.
 
     On a night that is being scored, results may come in between each time. So after a few tries the
-    stream's merges have to wait until the statement has ended: a second per half a million images.
+    stream's merges have to wait until the statement has ended: two seconds per half a million
+    images.
 
     Args:
         connection: A session with autocommit and REPEATABLE READ.
