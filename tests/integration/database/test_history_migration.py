@@ -3,11 +3,14 @@
 `make growth ARGS="--migrate 400"` does the same at full size and prints times and locks.
 """
 
+from pathlib import Path
+
 import psycopg2
 import pytest
 
 from benchmarks.scoring import migration
 
+VERSIONS = Path(__file__).parents[3] / "ml" / "database" / "migrations" / "versions"
 NIGHTS, IMAGES = 12, 200
 COUNTS = """
 SELECT
@@ -51,6 +54,15 @@ def test_it_goes_on_where_it_was_killed_and_loses_nothing(database):
         " AND relispartition",
     )
     assert _query(database, f"SELECT count(*) FROM nightscore.{partition[0]}")[0][0] >= 2400
+
+
+@pytest.mark.parametrize("path", sorted(VERSIONS.glob("0009_*.sql")), ids=lambda path: path.stem)
+def test_a_step_that_is_its_own_transaction_can_be_repeated(database, path):
+    """The process may be killed after it, before the revision is recorded."""
+    before = _query(database, COUNTS)
+    with psycopg2.connect(database.owner) as connection, connection.cursor() as cursor:
+        cursor.execute(path.read_text(encoding="utf-8"))
+    assert _query(database, COUNTS) == before
 
 
 def test_repeated_it_changes_nothing(database):

@@ -101,7 +101,7 @@ $$;
 
 -- Gathers statistics of a night's rows, right after many of them have been stored. Until autovacuum
 -- comes round, Postgres knows nothing of them and plans joins that take a thousand times as long.
-CREATE FUNCTION nightscore.analyze_night(night date, parents text[]) RETURNS void
+CREATE OR REPLACE FUNCTION nightscore.analyze_night(night date, parents text[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     part name;
