@@ -34,9 +34,9 @@ def cameras(
 ) -> None:
     """Give stored images the cameras that the stream's key_pattern finds in their keys.
 
-    New images get theirs when they are discovered. This is for those of before, or of before a
-    change of the pattern. It works in small batches, also while a night is scored, and can be
-    interrupted and repeated.
+    New images get theirs when they are discovered. This is for those of
+    before, or of before a change of the pattern. It works in small batches,
+    also while a night is scored, and can be interrupted and repeated.
     """
     if check:
         if first or last:
