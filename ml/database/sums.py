@@ -21,8 +21,10 @@ Value = TypeVar("Value")
 _FREE_ATTEMPTS = 3
 _MAX_ATTEMPTS = 20
 _ISOLATION = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ"
-# The lock of `ml.scoring.results`, held by the session: a transaction that waits for it would have
-# taken its snapshot before.
+# Taken by whoever merges the results of a stream's shard, until its transaction ends.
+MERGE_LOCK = sa.text("SELECT pg_advisory_xact_lock(hashtext('merge'), hashtext(:stream))")
+# The same lock, held by the session: a transaction that waits for it would have taken its snapshot
+# before.
 _LOCK = sa.text("SELECT pg_advisory_lock(hashtext('merge'), hashtext(:stream))")
 _UNLOCK = sa.text("SELECT pg_advisory_unlock(hashtext('merge'), hashtext(:stream))")
 

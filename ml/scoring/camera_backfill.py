@@ -13,7 +13,7 @@ from ml.config.key_pattern import CameraName
 from ml.config.loading import configuration
 from ml.config.schema import Stream
 from ml.database.connection import rows, statement, transaction
-from ml.database.sums import sum_night
+from ml.database.sums import MERGE_LOCK, sum_night
 from ml.errors import ConfigurationError
 from ml.images.formats import SUFFIXES
 from ml.scoring.cameras import Cameras
@@ -25,7 +25,6 @@ from ml.storage.object_store import object_store
 BATCH = 10_000
 _EXAMPLES = 5
 _LOCK = sa.text("SELECT pg_advisory_xact_lock(hashtext('camera backfill'), hashtext(:stream))")
-_MERGE_LOCK = sa.text("SELECT pg_advisory_xact_lock(hashtext('merge'), hashtext(:stream))")
 _NO_CAMERA = -1
 
 
@@ -217,4 +216,4 @@ def _wait_for_merges(stream: str) -> None:
     camera would stay. Later merges count images by the new ones.
     """
     with transaction() as session:
-        session.execute(_MERGE_LOCK, {"stream": stream})
+        session.execute(MERGE_LOCK, {"stream": stream})

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from ml.database.connection import engine, statement
 from ml.database.copying import copy
+from ml.database.sums import MERGE_LOCK
 from ml.images import heatmap
 from ml.parallel import parallel_map
 from ml.scoring.engine import BatchResult, Prediction, Rejection
@@ -121,10 +122,7 @@ class Results:
         with self._connection.begin():
             # One merge of a stream at a time: no deadlock between two runs of one night, and no
             # image scored by one and rejected by the other.
-            self._connection.execute(
-                sa.text("SELECT pg_advisory_xact_lock(hashtext('merge'), hashtext(:stream))"),
-                {"stream": self.stream},
-            )
+            self._connection.execute(MERGE_LOCK, {"stream": self.stream})
             self._connection.execute(statement("scoring/sql/merge_predictions"), run)
             self._connection.execute(statement("scoring/sql/delete_rejections"), nights)
             self._connection.execute(statement("scoring/sql/merge_rejections"), run | nights)

@@ -263,7 +263,11 @@ class TestMaintainer:
         owner = login("nightscore_owner")
         owner.execute("ALTER TABLE nightscore.image ADD COLUMN tried int")
         owner.execute("CREATE INDEX tried ON nightscore.image (tried)")
+        owner.execute("SELECT to_regclass('nightscore.tried') IS NOT NULL")
+        assert owner.fetchone() == (True,)
         owner.execute("ALTER TABLE nightscore.image DROP COLUMN tried")
+        owner.execute("SELECT to_regclass('nightscore.tried') IS NOT NULL")
+        assert owner.fetchone() == (False,)
 
 
 class TestAnalyst:

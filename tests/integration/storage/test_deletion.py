@@ -30,6 +30,11 @@ def test_a_thousand_objects_go_with_one_request_and_those_that_are_gone_are_no_e
     assert kept and _left(f"{bucket}/ab") == [f"{bucket}/ab/kept.jpg"]
 
 
-def test_nothing_to_delete_asks_nothing(bucket):
-    object_store().delete([])
-    object_store().delete([f"{bucket}/none.jpg"])
+def test_nothing_to_delete_asks_nothing(bucket, at_endpoint):
+    asked: list[HttpRequest] = []
+    with Proxy(settings().s3_endpoint, asked.append) as proxy:
+        at_endpoint(proxy.url)
+        object_store().delete([])
+        assert asked == []
+        object_store().delete([f"{bucket}/none.jpg"])
+        assert len(asked) == 1
