@@ -46,6 +46,9 @@ class Cameras:
         self._numbers: dict[tuple[bytes, bytes, bytes], int | None] = {}
         # The camera with the number n is names[n - 1].
         self.names: list[CameraName] = []
+        self._images = 0
+        # Images whose keys name no camera, and the first of them.
+        self._unnamed, self._example = 0, ""
         self._ids: dict[CameraName, int] = {}
         if stream.key_pattern:
             self._pattern = key_pattern(stream.key_pattern)
@@ -68,7 +71,23 @@ class Cameras:
         if self._pattern is None:
             return [None] * len(uris)
         search, start = self._pattern.search, self._folder_length
-        return [self._number(search(uri[start:])) for uri in uris]
+        numbers = [self._number(search(uri[start:])) for uri in uris]
+        self._images += len(numbers)
+        if None in numbers:
+            self._unnamed += numbers.count(None)
+            self._example = self._example or uris[numbers.index(None)]
+        return numbers
+
+    def warn_of_unnamed(self) -> None:
+        """Log how many of the images have no camera although there is a pattern, if any."""
+        if self._unnamed:
+            log.warning(
+                "The keys of %s of %s images of the stream %s name no camera, such as %s",
+                self._unnamed,
+                self._images,
+                self._stream,
+                self._example,
+            )
 
     def _number(self, match: tuple[bytes, bytes, bytes] | None) -> int | None:
         if match is None or match in self._numbers:

@@ -79,6 +79,7 @@ def discover(run_id: UUID) -> int:
         discovered = int(count or 0)
         runs.get_run(session, run_id).discovered = discovered
     analyze_nights(listed, ("image", "manifest"))
+    cameras.warn_of_unnamed()
     log.info("%s new images in the night %s of %s", discovered, night, stream)
     return discovered
 

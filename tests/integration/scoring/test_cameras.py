@@ -89,6 +89,18 @@ def _keys(cameras: int, images: int) -> list[str]:
     return [f"line-{n % 2}/cam-{n % cameras:02}/{n:05}.jpg" for n in range(images)]
 
 
+def test_images_without_a_camera_are_counted_in_one_line_of_the_log(hall, night, caplog):
+    cameras = _cameras(hall)
+    cameras.assign(_uris(hall, night, ["line-1/a/1.jpg"]))
+    cameras.warn_of_unnamed()
+    assert not caplog.records
+    cameras.assign(_uris(hall, night, ["line-1/a/2.jpg", "x.jpg"]))
+    cameras.assign(_uris(hall, night, ["y.jpg"]))
+    cameras.warn_of_unnamed()
+    (record,) = caplog.records
+    assert "2 of 4 images" in record.getMessage() and record.getMessage().endswith("/x.jpg")
+
+
 def test_a_camera_keeps_its_id_and_a_key_that_names_none_has_none(hall, night):
     uris = _uris(hall, night, ["line-1/a/1.jpg", "line-1/b/1.jpg", "x.jpg", "line-2/a/1.jpg"])
     cameras = _cameras(hall)
