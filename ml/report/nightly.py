@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from ml.config.loading import configuration
 from ml.config.schema import MAX_PIXELS
 from ml.database.connection import analyst_engine, rows, transaction
-from ml.database.tables import ScoringRun
+from ml.database.tables import FINISHED, ScoringRun
 from ml.errors import DataError, NightscoreError
 from ml.images.rejection import RejectedError
 from ml.parallel import parallel_map
@@ -120,10 +120,7 @@ def render(run_id: UUID) -> str:
             "review": read("report/sql/review", most=MAX_REVIEWED),
             "uncertain": read("report/sql/uncertain", most=MAX_UNCERTAIN),
             "classes": read("report/sql/classes"),
-            "reasons": read("report/sql/reasons"),
-            "rejections": read("report/sql/rejections", most=MAX_REJECTIONS),
             "cameras": read("report/sql/cameras", most=MAX_CAMERAS),
-            "missing": read("report/sql/missing_images", most=MAX_MISSING),
             "drift": rows(
                 session,
                 "report/sql/drift",
@@ -131,7 +128,17 @@ def render(run_id: UUID) -> str:
                 stream=summary["stream"],
                 night=summary["night"],
             ),
+            "reasons": [],
+            "rejections": [],
+            "missing": [],
         }
+        # The counts of a finished run are complete, so it is known where there is nothing to find.
+        is_finished = summary["status"] == FINISHED
+        if summary["rejected"] or not is_finished:
+            sections["reasons"] = read("report/sql/reasons")
+            sections["rejections"] = read("report/sql/rejections", most=MAX_REJECTIONS)
+        if not is_finished:
+            sections["missing"] = read("report/sql/missing_images", most=MAX_MISSING)
     for gallery in ("anomalies", "review", "uncertain"):
         sections[gallery] = list(
             parallel_map(_add_pictures, sections[gallery], threads=8, buffer_size=16)

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from ml.config.loading import configuration
 from ml.config.schema import Stream
-from ml.database.connection import statement, transaction
+from ml.database.connection import rows, statement, transaction
 from ml.database.copying import copy
 from ml.database.partitions import analyze_nights, ensure_nights
 from ml.images.formats import SUFFIXES
@@ -73,11 +73,12 @@ def discover(run_id: UUID) -> int:
                 "max_shards": MAX_SHARDS,
             },
         )
-        count = session.scalar(
-            statement("scoring/sql/count_manifest"), {"run_id": run_id, "nights": nights_of_run}
+        (manifest,) = rows(
+            session, "scoring/sql/count_manifest", run_id=run_id, nights=nights_of_run
         )
-        discovered = int(count or 0)
-        runs.get_run(session, run_id).discovered = discovered
+        discovered: int = manifest["discovered"]
+        run = runs.get_run(session, run_id)
+        run.discovered, run.synthetic = discovered, manifest["synthetic"]
     analyze_nights(listed, ("image", "manifest"))
     cameras.warn_of_unnamed()
     log.info("%s new images in the night %s of %s", discovered, night, stream)

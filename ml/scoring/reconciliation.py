@@ -59,8 +59,8 @@ def reconcile(run_id: UUID) -> dict[str, Any]:
         run.discovered = counts["discovered"] if is_listed else None
         run.scored, run.rejected = counts["scored"], counts["rejected"]
         run.anomalies, run.to_review = counts["anomalies"], counts["to_review"]
-        synthetic = counts["synthetic"] or _has_synthetic_model(session, run_id)
-        run.synthetic = synthetic
+        # Discovery has looked at the images.
+        run.synthetic = synthetic = run.synthetic or _has_synthetic_model(session, run_id)
         run.status, run.error = (FAILED, error) if error else (FINISHED, None)
         run.finished_at = session.scalar(sa.select(sa.func.clock_timestamp()))
         session.flush()  # the views below read the tables

@@ -14,10 +14,8 @@ WITH outcome AS (
             )
         ) AS settled,
         bool_or(coalesce(prediction.flagged, false)) AS flagged,
-        bool_or(coalesce(prediction.review, false)) AS review,
-        bool_or(image.uri LIKE '%/synthetic-%') AS synthetic
+        bool_or(coalesce(prediction.review, false)) AS review
     FROM nightscore.manifest
-    JOIN nightscore.image USING (night, image_id)
     JOIN nightscore.scoring_run_model AS pinned USING (run_id)
     LEFT JOIN nightscore.shard ON shard.run_id = manifest.run_id AND shard.number = manifest.shard
     LEFT JOIN nightscore.prediction
@@ -34,7 +32,6 @@ WITH outcome AS (
         AND rejection.version = pinned.version
     WHERE manifest.run_id = :run_id
         AND manifest.night = ANY (:nights)
-        AND image.night = ANY (:nights)
     GROUP BY manifest.night, manifest.image_id, manifest.shard
 )
 SELECT
@@ -44,6 +41,5 @@ SELECT
     count(*) FILTER (WHERE flagged) AS anomalies,
     count(*) FILTER (WHERE review) AS to_review,
     count(*) FILTER (WHERE NOT settled) AS missing,
-    array_agg(DISTINCT shard) FILTER (WHERE NOT settled) AS missing_shards,
-    coalesce(bool_or(synthetic), false) AS synthetic
+    array_agg(DISTINCT shard) FILTER (WHERE NOT settled) AS missing_shards
 FROM outcome
